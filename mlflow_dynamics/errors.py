@@ -1,0 +1,50 @@
+"""The exceptions this package raises on purpose.
+
+    DynamicsError
+    ├── ConfigError (ValueError)     a parameter, path or argument is not usable: what was given, what is accepted
+    ├── DataError (ValueError)       a data set, image file or stored record is not what it should be
+    ├── RecordingError               activations cannot be recorded from this model or loop
+    ├── TrackingError                the tracking store refused, failed or does not hold what was asked for
+    └── MissingDependencyError (ImportError)   an optional package is absent: names the pip command
+
+A measure that is undefined on valid input is no error: it is NaN with a reason (see `records.Measures`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DynamicsError(Exception):
+    """Base of every exception that mlflow_dynamics raises on purpose."""
+
+
+class ConfigError(DynamicsError, ValueError):
+    """A parameter or argument is not usable; the message names it, its value and what is accepted."""
+
+
+class DataError(DynamicsError, ValueError):
+    """A data set or a stored record is not what it should be."""
+
+
+class RecordingError(DynamicsError):
+    """Activations cannot be recorded from this model or training loop."""
+
+
+class TrackingError(DynamicsError):
+    """The tracking store failed, refused, or does not hold what was asked for."""
+
+
+class MissingDependencyError(DynamicsError, ImportError):
+    """An optional package is absent; the message names the pip command that installs it."""
+
+
+def unknown_choice(parameter: str, value: object, accepted: Iterable[str]) -> ConfigError:
+    """The error for a value outside a fixed set of names: what was given, what is accepted, the nearest match."""
+    names = list(accepted)
+    message = f"{parameter}={value!r} is not known; accepted: {', '.join(names)}."
+    nearest = difflib.get_close_matches(str(value), names, n=1)
+    if nearest:
+        message += f" Did you mean {nearest[0]!r}?"
+    return ConfigError(message)

@@ -1,0 +1,1 @@
+"""One thin module per training framework, imported only when that framework is used."""

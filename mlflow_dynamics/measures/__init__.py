@@ -1,0 +1,1 @@
+"""The dynamical measures: arrays in, numbers out."""

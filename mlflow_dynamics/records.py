@@ -1,0 +1,73 @@
+"""What the layers of the code hand each other: recorded layers, an epoch's activations, an epoch's measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One recorded layer: a row of `dynamics/layers.parquet`.
+
+    Attributes:
+        index: its row, in forward order, from 0.
+        name: the module's qualified name in the model.
+        type: the module's class name.
+        output_shape: of one sample, without the batch dimension.
+        parameters: the number of its own parameters.
+    """
+
+    index: int
+    name: str
+    type: str
+    output_shape: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochActivations:
+    """The record of one epoch: each layer's mean and standard deviation at each recorded training step.
+
+    Attributes:
+        epoch: from 0.
+        step: (steps,) int32, the global number of each recorded training step, ascending.
+        mean: (layers, steps) float32, over batch, channels and positions of the layer's output.
+        std: (layers, steps) float32, likewise.
+        layers: what the rows of `mean` and `std` are.
+    """
+
+    epoch: int
+    step: NDArray[np.int32]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """All measures of one window. Undefined ones are NaN, and `reason` says why.
+
+    Attributes:
+        integration: mean over layers of the scaling exponent, about 0 to 2.
+        synchrony: mean order parameter, 0 to 1.
+        metastability: standard deviation of the order parameter, 0 to 0.5.
+        metastability_ratio: metastability over the floor of incoherent layers, comparable across depths.
+        stability: the combined index, 0 to 1.
+        layers_dropped: layers left out because they were constant or not finite in the window.
+        exponents: (layers,) each layer's own exponent, NaN where dropped.
+        phase_coherence: (layers,) each layer's mean phase agreement with the others, -1 to 1, NaN where dropped.
+        reason: why something is NaN, or None.
+    """
+
+    integration: float
+    synchrony: float
+    metastability: float
+    metastability_ratio: float
+    stability: float
+    layers_dropped: int
+    exponents: NDArray[np.float64]
+    phase_coherence: NDArray[np.float64]
+    reason: str | None = None

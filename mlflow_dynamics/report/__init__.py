@@ -1,0 +1,1 @@
+"""Figures and pages about one run or many."""

@@ -1,0 +1,1 @@
+"""The MLproject's models, data sets and training loop."""

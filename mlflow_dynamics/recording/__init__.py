@@ -1,1 +1,5 @@
-"""Recording (torch): which layers, the reduction, hooks and buffers, where epochs begin and end."""
+"""Recording with torch: which layers, the reduction inside the forward pass, where epochs begin and end."""
+
+from mlflow_dynamics.recording.recorder import PendingEpoch, Recorder
+
+__all__ = ["PendingEpoch", "Recorder"]

@@ -1,0 +1,80 @@
+"""Device memory of the steps of one epoch, of constant size, emptied into host memory without waiting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from mlflow_dynamics.recording.hooks import MOMENTS
+
+CHUNK_STEPS: Final = 1024
+"""Steps held on the device at once: one copy per epoch below it, 21 layers take 0.3 MB."""
+
+
+@dataclass(frozen=True)
+class HostCopy:
+    """A (steps, layers, moments) copy on its way to host memory, complete once `ready` has passed."""
+
+    values: Tensor
+    ready: torch.cuda.Event | None
+
+    def wait(self) -> Tensor:
+        """The values; called by the background thread."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.values
+
+
+class StepHistory:
+    """The moments of every layer at every recorded step of the running epoch."""
+
+    def __init__(self) -> None:
+        self._chunk: Tensor | None = None
+        self._filled = 0
+        self._copies: list[HostCopy] = []
+        self.steps: list[int] = []
+
+    def append(self, step: int, slots: list[Tensor]) -> None:
+        """Take the slots' values as those of `step`; no synchronisation, two small kernels."""
+        device = slots[0].device
+        if self._chunk is None or self._chunk.device != device:
+            self._flush()
+            self._chunk = torch.empty((CHUNK_STEPS, len(slots), MOMENTS), device=device)
+        if any(slot.device != device for slot in slots):
+            slots = [slot.to(device, non_blocking=True) for slot in slots]
+        torch.stack(slots, out=self._chunk[self._filled])
+        self._filled += 1
+        self.steps.append(step)
+        if self._filled == CHUNK_STEPS:
+            self._flush()
+
+    def take(self) -> tuple[list[int], list[HostCopy]]:
+        """Hand over the steps so far and start anew."""
+        self._flush()
+        steps, copies = self.steps, self._copies
+        self.steps, self._copies = [], []
+        return steps, copies
+
+    def clear(self) -> None:
+        """Forget the steps so far."""
+        self._filled = 0
+        self._copies = []
+        self.steps = []
+
+    def _flush(self) -> None:
+        if self._chunk is None or self._filled == 0:
+            return
+        part = self._chunk[: self._filled]
+        if part.is_cuda:
+            # Later writes to the chunk are queued on the same stream behind this copy.
+            values = torch.empty(part.shape, pin_memory=True)
+            values.copy_(part, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+            self._copies.append(HostCopy(values, ready))
+        else:
+            self._copies.append(HostCopy(part.to("cpu", copy=True), None))
+        self._filled = 0

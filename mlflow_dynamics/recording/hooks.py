@@ -1,0 +1,178 @@
+"""What runs inside a forward pass: one reduction per layer into a preallocated device tensor.
+
+Compiled code contains these hooks, so they follow dynamo's rules: no Python number that changes from step to
+step is read, nothing grows, and the only effect is an in-place addition to a tensor whose address never
+changes.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.comptime import comptime
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from mlflow_dynamics.recording.boundary import Boundary
+
+MOMENTS: Final = 4
+"""A slot sums over the calls of its layer: 1, mean, variance, mean squared."""
+
+
+def moments(output: Tensor, one: Tensor, samples: int) -> Tensor:
+    """(1, mean, population variance, squared mean) of the first `samples` entries of `output`.
+
+    Half precision is widened to float32 first: `var_mean` would round its results to 3 digits.
+    """
+    values = output.detach()
+    if values.dim() > 0:
+        values = values[:samples]
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    variance, mean = torch.var_mean(values, dim=None, correction=0)
+    return torch.stack((one, mean, variance, mean * mean))
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor a module returned, the first one of a tuple, list or mapping, or None."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if isinstance(output, tuple | list):
+        for item in output:
+            found = first_tensor(item)
+            if found is not None:
+                return found
+    return None
+
+
+class _Traceless:
+    """A hook of which a pickled or deep-copied model carries only a no-op of the standard library."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+class ForwardPass(_Traceless):
+    """The state of the current forward pass, and the hook before the model that begins one.
+
+    Attributes:
+        fresh: a training forward has run since the last optimizer step.
+        inside: the model's own training forward is running, with gradients.
+        wanted: the coming step is recorded (eager only; compiled code always records).
+        seen: positions of the layers in the order in which they first ran.
+    """
+
+    def __init__(self, model: nn.Module, samples: int, boundary: Boundary) -> None:
+        self.model = model
+        self.samples = samples
+        self.boundary = boundary
+        self.slots: list[Tensor] = []
+        self.fresh = False
+        self.inside = False
+        self.wanted = True
+        self.seen: list[int] = []
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Forget what an earlier training forward left: the last one before the step counts."""
+        if torch.compiler.is_compiling():
+            self._begin()
+        elif not torch.jit.is_tracing():
+            self.boundary.run(self._begin)
+
+    def _begin(self) -> None:
+        self.inside = self.model.training and torch.is_grad_enabled()
+        if self.inside and (torch.compiler.is_compiling() or not _in_backward()):
+            torch._foreach_zero_(self.slots)
+
+
+class ForwardPassEnd(_Traceless):
+    """The hook after the model: what runs without gradients from here on is no part of a training forward."""
+
+    def __init__(self, forward: ForwardPass) -> None:
+        self.forward = forward
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.forward.inside = False
+
+
+class LayerHook(_Traceless):
+    """The forward hook of one layer: adds the moments of its output to the layer's slot."""
+
+    def __init__(self, position: int, forward: ForwardPass, device: torch.device) -> None:
+        self.position = position
+        self.forward = forward
+        self.shape: tuple[int, ...] = ()
+        self.known = False
+        self.place(device)
+
+    def place(self, device: torch.device) -> None:
+        """Allocate the slot on the device on which the layer's output lives."""
+        self.slot = torch.zeros(MOMENTS, device=device)
+        self.one = torch.ones((), device=device)
+        for tensor in (self.slot, self.one):  # without it CUDA graphs are given up: an input would be mutated
+            torch._dynamo.mark_static_address(tensor)
+        if self.position < len(self.forward.slots):
+            self.forward.slots[self.position] = self.slot
+        else:
+            self.forward.slots.append(self.slot)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not (module.training or self.forward.model.training):
+            return
+        if not torch.is_grad_enabled() and not self.forward.inside:
+            return
+        if torch.compiler.is_compiling():
+            tensor = first_tensor(output)
+            if tensor is not None and tensor.is_floating_point() and tensor.numel() > 0:
+                comptime(self._trace)
+                self._add(tensor)
+        else:
+            self.forward.boundary.run(self._record, output)
+
+    def _record(self, output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+            return
+        if _in_backward() or isinstance(tensor, FakeTensor) or torch.jit.is_tracing() or _in_functorch():
+            return
+        self.forward.fresh = True
+        if not self.known or self.slot.device != tensor.device:
+            self._meet(tensor)
+        if not self.forward.wanted:
+            return
+        if torch._C._len_torch_dispatch_stack() > 0:
+            # Selective checkpointing and FLOP counters see every operation; ours are none of theirs.
+            with _disable_current_modes():
+                self._add(tensor)
+        else:
+            self._add(tensor)
+
+    def _add(self, tensor: Tensor) -> None:
+        self.forward.fresh = True
+        self.slot.add_(moments(tensor, self.one, self.forward.samples))
+
+    def _trace(self, context: Any) -> None:
+        """Runs once, while dynamo traces the layer, in place of `_record`'s first call."""
+        self._meet(context.get_local("tensor").as_fake())
+
+    def _meet(self, tensor: Tensor) -> None:
+        if not self.known:
+            self.known = True
+            self.shape = tuple(int(size) for size in tensor.shape[1:])
+            self.forward.seen.append(self.position)
+        if self.slot.device != tensor.device:
+            self.place(tensor.device)
+
+
+def _in_backward() -> bool:
+    """True while autograd runs: activation checkpointing calls forwards a second time there."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _in_functorch() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -1,0 +1,119 @@
+"""Which modules of a model are recorded."""
+
+from __future__ import annotations
+
+import logging
+from fnmatch import fnmatchcase
+from typing import Final
+
+import torch
+from torch import nn
+
+from mlflow_dynamics.config import RecordingConfig
+from mlflow_dynamics.errors import ConfigError, RecordingError
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_LAYERS: Final = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own model inside torch.compile's, DataParallel's or DistributedDataParallel's wrapper."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def choose_layers(model: nn.Module, config: RecordingConfig) -> list[tuple[str, nn.Module]]:
+    """The modules to record as (name, module), in the order in which the model registers them.
+
+    Without `include` these are the weight layers: convolutions, linear layers, attention and recurrent
+    modules, and leaf modules with a weight of two or more dimensions of their own that are no norm and no
+    embedding. A shared module appears once. More than `max_layers` are thinned evenly, first and last kept.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left.
+        RecordingError: the model has no weight layer at all.
+    """
+    modules = [(_clean(name), module) for name, module in model.named_modules() if name]
+    modules = [
+        (name, module) for name, module in modules if name and "parametrizations" not in name.split(".")
+    ]
+    if not modules:  # a bare nn.Linear as the whole model
+        modules = [(type(model).__name__, model)]
+    for pattern in (*config.include, *config.exclude):
+        if not any(_matches(name, module, (pattern,)) for name, module in modules):
+            raise ConfigError(
+                f"The layer pattern {pattern!r} matches no module name or type of {type(model).__name__}; "
+                f"its modules are for example {', '.join(name for name, _ in modules[:3])}."
+            )
+    if config.include:
+        chosen = [(name, module) for name, module in modules if _matches(name, module, config.include)]
+    else:
+        inner = _inner_projections(model)
+        chosen = [
+            (name, module) for name, module in modules if _is_weight_layer(module) and id(module) not in inner
+        ]
+        if not chosen:
+            raise RecordingError(
+                f"{type(model).__name__} has no convolution, linear, attention or recurrent layer to record; "
+                f"name the modules to record with include=(...)."
+            )
+    chosen = [(name, module) for name, module in chosen if not _matches(name, module, config.exclude)]
+    if not chosen:
+        raise ConfigError(
+            f"exclude={config.exclude!r} leaves no layer of {type(model).__name__} to record; exclude fewer."
+        )
+    return _thin(chosen, config.max_layers)
+
+
+def _clean(name: str) -> str:
+    """The name without the parts that torch.compile puts into it, so that it is the same compiled or not."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _matches(name: str, module: nn.Module, patterns: tuple[str, ...]) -> bool:
+    return any(
+        fnmatchcase(name, pattern) or fnmatchcase(type(module).__name__, pattern) for pattern in patterns
+    )
+
+
+def _is_weight_layer(module: nn.Module) -> bool:
+    if isinstance(module, WEIGHT_LAYERS):
+        return True
+    if any(name != "parametrizations" for name, _ in module.named_children()):
+        return False
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) or "Norm" in type(module).__name__:
+        return False
+    return any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+
+
+def _inner_projections(model: nn.Module) -> set[int]:
+    """Modules inside nn.MultiheadAttention: it uses their weights without ever calling them."""
+    return {
+        id(child)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.modules()
+        if child is not module
+    }
+
+
+def _thin(chosen: list[tuple[str, nn.Module]], most: int) -> list[tuple[str, nn.Module]]:
+    count = len(chosen)
+    if count <= most:
+        return chosen
+    logger.info("Recording %d of %d layers, evenly spaced (max_layers=%d).", most, count, most)
+    if most == 1:
+        return [chosen[count // 2]]
+    return [chosen[round(k * (count - 1) / (most - 1))] for k in range(most)]

@@ -1,0 +1,243 @@
+"""The recorder: attaches to a model, counts its training steps, hands over each epoch's activations."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from mlflow_dynamics.config import RecordingConfig
+from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.history import HostCopy, StepHistory
+from mlflow_dynamics.recording.hooks import MOMENTS, ForwardPass, ForwardPassEnd, LayerHook
+from mlflow_dynamics.recording.layers import choose_layers, unwrap
+from mlflow_dynamics.records import EpochActivations, Layer
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Records mean and standard deviation of each chosen layer's output at every training step.
+
+    A training step is one `step()` of an optimizer that owns parameters of the model, after a training
+    forward; what is recorded are the activations of the last training forward before it (the last micro-batch
+    under gradient accumulation). Several calls of a layer within one forward are pooled as if their outputs
+    were one tensor, each call with equal weight. Forwards in eval mode, without gradients or inside backward
+    do not count, nor does a step that `GradScaler` skips.
+
+    Nothing is attached to parameters, buffers or the optimizer object. Use as a context manager, or call
+    `remove()`.
+
+    Args:
+        model: the model being trained, also wrapped by torch.compile or (Distributed)DataParallel.
+        config: which layers, and how much of each batch.
+        optimizer: count only this one's steps; None counts those of any that owns parameters of the model.
+        start_step: the number of the first step, for a resumed training.
+
+    Raises:
+        ConfigError: a layer pattern matches nothing.
+        RecordingError: the model has no layer to record.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RecordingConfig,
+        *,
+        optimizer: Optimizer | None = None,
+        start_step: int = 0,
+    ) -> None:
+        self.model = unwrap(model)
+        self.config = config
+        self.step = start_step
+        self._epoch_start = start_step
+        self._boundary = Boundary(self.remove)
+        self._history = StepHistory()
+        self._optimizer = optimizer
+        self._owners: WeakKeyDictionary[Optimizer, tuple[int, bool]] = WeakKeyDictionary()
+        self._layers: tuple[Layer, ...] | None = None
+        self._order: list[int] = []
+        self._dead_reported = False
+
+        self._chosen = choose_layers(self.model, config)
+        self._forward = ForwardPass(self.model, config.batch_samples, self._boundary)
+        self._hooks = [
+            LayerHook(position, self._forward, _device_of(module, self.model))
+            for position, (_, module) in enumerate(self._chosen)
+        ]
+        self._handles: list[Any] = [
+            self.model.register_forward_pre_hook(self._forward),
+            *(
+                module.register_forward_hook(hook)
+                for (_, module), hook in zip(self._chosen, self._hooks, strict=True)
+            ),
+            self.model.register_forward_hook(ForwardPassEnd(self._forward)),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+        _forget_compiled_graphs()
+
+    @property
+    def failure(self) -> Exception | None:
+        """What stopped the recording, or None; training is never told."""
+        return self._boundary.failure
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The recorded layers in forward order; final from the first `end_epoch` on, empty before that."""
+        if self._layers is not None:
+            return self._layers
+        return self._describe(self._forward.seen)
+
+    def end_epoch(self, epoch: int) -> PendingEpoch:
+        """Hand over what was recorded since the last call as epoch `epoch`; cheap, waits for nothing."""
+        if self._layers is None:
+            unseen = [hook.position for hook in self._hooks if not hook.known]
+            self._order = [*self._forward.seen, *unseen]
+            self._layers = self._describe(self._order)
+        steps, copies = self._history.take()
+        self._epoch_start = self.step
+        return PendingEpoch(self, epoch, steps, copies)
+
+    def discard(self) -> None:
+        """Forget what was recorded since the last epoch ended, and its step numbers too."""
+        self._history.clear()
+        self._forward.fresh = False
+        self.step = self._epoch_start
+
+    def remove(self) -> None:
+        """Detach from the model and from torch; what was handed over stays usable."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._boundary.run(self._count_step, optimizer)
+
+    def _count_step(self, optimizer: Optimizer) -> None:
+        # `fresh`: of two optimizers that share one backward pass, only the first makes a step.
+        if not self._forward.fresh or not self._owns(optimizer):
+            return
+        self._forward.fresh = False
+        if self.step % self.config.record_every == 0:
+            self._history.append(self.step, self._forward.slots)
+        self.step += 1
+        self._forward.wanted = self.step % self.config.record_every == 0
+        torch._foreach_zero_(self._forward.slots)
+
+    def _owns(self, optimizer: Optimizer) -> bool:
+        if self._optimizer is not None:
+            return optimizer is self._optimizer
+        size = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._owners.get(optimizer)
+        if known is None or known[0] != size:
+            mine = {id(parameter) for parameter in self.model.parameters()}
+            owns = any(
+                id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]
+            )
+            self._owners[optimizer] = known = (size, owns)
+        return known[1]
+
+    def _describe(self, order: list[int]) -> tuple[Layer, ...]:
+        return tuple(
+            Layer(
+                index=index,
+                name=self._chosen[position][0],
+                type=type(self._chosen[position][1]).__name__,
+                output_shape=self._hooks[position].shape,
+                parameters=sum(p.numel() for p in self._chosen[position][1].parameters()),
+            )
+            for index, position in enumerate(order)
+        )
+
+    def _report_dead(self, counts: np.ndarray) -> None:
+        """Say once, loudly, which layers recorded nothing in a whole epoch."""
+        dead = [self.layers[index].name for index in np.flatnonzero(~counts.any(axis=0))]
+        if dead and not self._dead_reported:
+            self._dead_reported = True
+            logger.warning(
+                "%d of %d layers recorded nothing in this epoch: %s. They were not called as modules in "
+                "training mode; leave them out with exclude=(...), or name others with include=(...).",
+                len(dead),
+                len(self.layers),
+                ", ".join(dead),
+            )
+
+
+class PendingEpoch:
+    """An epoch's activations, perhaps still on their way from the device."""
+
+    def __init__(self, recorder: Recorder, epoch: int, steps: list[int], copies: list[HostCopy]) -> None:
+        self.epoch = epoch
+        self._recorder = recorder
+        self._order = recorder._order
+        self._steps = steps
+        self._copies = copies
+
+    def result(self) -> EpochActivations:
+        """Wait for the copy and return the activations; may be called from any thread.
+
+        A layer that did not run at a step is NaN there.
+        """
+        layers = self._recorder.layers
+        parts = [copy.wait().numpy() for copy in self._copies]
+        sums = np.concatenate(parts) if parts else np.empty((0, len(layers), MOMENTS), np.float32)
+        sums = sums[:, self._order]
+        count = sums[..., 0]
+        if self._steps:
+            self._recorder._report_dead(count > 0)
+        mean, std = pooled(sums)
+        return EpochActivations(
+            epoch=self.epoch,
+            step=np.asarray(self._steps, dtype=np.int32),
+            mean=np.ascontiguousarray(mean.T),
+            std=np.ascontiguousarray(std.T),
+            layers=layers,
+        )
+
+
+def pooled(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population standard deviation of a union of equally weighted parts, NaN of none.
+
+    `sums` is (..., 4): number of parts and their summed means, variances and squared means. The variance of a
+    union is the mean of the variances plus the variance of the means; for one part the second term is exactly
+    0.
+    """
+    count = sums[..., 0].astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean, variance, square = (sums[..., k] / count for k in (1, 2, 3))
+        between = np.where(count > 1, np.maximum(square - mean * mean, 0.0), 0.0)
+        std = np.sqrt(variance + between)
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _device_of(module: nn.Module, model: nn.Module) -> torch.device:
+    for owner in (module, model):
+        for parameter in owner.parameters():
+            if not parameter.is_meta:
+                return parameter.device
+    return torch.device("cpu")
+
+
+def _forget_compiled_graphs() -> None:
+    """Have code compiled again that does not contain our hooks: dynamo does not guard on them."""
+    if "torch._dynamo" in sys.modules and torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0:
+        logger.info(
+            "The model may have been compiled before it was recorded: compiled graphs are built once more."
+        )
+        torch._dynamo.reset()

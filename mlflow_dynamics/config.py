@@ -10,10 +10,12 @@ from mlflow_dynamics.errors import ConfigError, unknown_choice
 Signal = Literal["rms", "mean", "std"]
 ProtocolName = Literal["steps", "epochs", "depth"]
 Estimator = Literal["dfa", "hk"]
+EarlyStopping = Literal["off", "warn", "stop"]
 
 SIGNALS: Final = get_args(Signal)
 PROTOCOLS: Final = get_args(ProtocolName)
 ESTIMATORS: Final = get_args(Estimator)
+EARLY_STOPPING: Final = get_args(EarlyStopping)
 
 MIN_STEPS: Final = 64
 """Below this many steps in the window the measures of the `steps` and `depth` protocols are undefined."""

@@ -1,0 +1,88 @@
+"""The console script `mlflow-dynamics`: arguments in, one clear sentence out when they are wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_dynamics import __version__
+from mlflow_dynamics.errors import DynamicsError
+from mlflow_dynamics.training.config import TrainingConfig
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Optional(click.ParamType):
+    """A value of another type, or the one word that stands for its absence."""
+
+    def __init__(self, kind: type, word: str) -> None:
+        self.inner = click.types.convert_type(kind)
+        self.word = word
+        self.name = f"{kind.__name__}|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value is None or value == self.word:
+            return None
+        return self.inner.convert(value, param, ctx)
+
+
+def _training_options(command: Any) -> Any:
+    """One option for every field of TrainingConfig, so that the two cannot differ."""
+    for option in reversed(dataclasses.fields(TrainingConfig)):
+        kind = option.metadata.get("kind")
+        command = click.option(
+            f"--{option.name.replace('_', '-')}",
+            type=type(option.default) if kind is None else _Optional(kind, option.metadata["word"]),
+            default=option.default if kind is None else option.metadata["word"],
+            show_default=True,
+            help=option.metadata["help"],
+        )(command)
+    return command
+
+
+# MLflow passes `-P batch_size=64` on as `--batch_size 64`; with dashes and underscores alike, both spellings are
+# taken and a misspelt parameter is answered with its nearest match.
+_CONTEXT = {"token_normalize_func": lambda token: token.replace("_", "-"), "max_content_width": 110}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__)
+def commands() -> None:
+    """See how a network's layers move together while it trains."""
+
+
+@commands.command()
+@_training_options
+def train(**parameters: Any) -> None:
+    """Train one model, its dynamics recorded in an MLflow run."""
+    config = TrainingConfig(**parameters)
+    from mlflow_dynamics.training.run import train_in_run
+
+    train_in_run(config)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what the user got wrong ends in one sentence and exit status 2."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("mlflow_dynamics").setLevel(logging.INFO)
+    try:
+        commands.main(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except DynamicsError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

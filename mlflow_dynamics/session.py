@@ -1,0 +1,269 @@
+"""One epoch, on one screen: record, measure, warn, write."""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
+from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
+from mlflow_dynamics.measures import SignalWindow, volatility
+from mlflow_dynamics.recording import PendingEpoch, Recorder
+from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.records import Measures
+from mlflow_dynamics.tracking import RunWriter, end_run, names, open_run
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+logger = logging.getLogger(__name__)
+
+MAX_PENDING_EPOCHS: Final = 64
+"""Epochs waiting to be measured; beyond it an epoch goes unrecorded, because training must not wait."""
+
+VERDICT_TIMEOUT_S: Final = 5.0
+"""`should_stop` waits at most this long for the last epoch's verdict."""
+
+CLOSE_TIMEOUT_S: Final = 30.0
+"""At the end of training, wait at most this long for what is unsent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSummary:
+    """What one epoch came to: its measures, the volatility of stability so far, the detector's verdict."""
+
+    epoch: int
+    measures: Measures
+    volatility: float
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class _EndedEpoch:
+    """An epoch that training has left behind and that is still to be measured."""
+
+    pending: PendingEpoch
+    metrics: dict[str, float]
+    timestamp_ms: int
+
+
+def track(
+    model: nn.Module,
+    *,
+    optimizer: Optimizer | None = None,
+    recording: RecordingConfig | None = None,
+    measures: MeasureConfig | None = None,
+    early_stopping: EarlyStopping = "warn",
+    schedule: Schedule | None = None,
+    log_every_n_epoch: int = 1,
+) -> Tracker:
+    """Record the dynamics of a training of `model` in an MLflow run: the active one, else one of its own.
+
+    ```python
+    with mlflow_dynamics.track(model) as tracker:
+        for epoch in range(epochs):
+            train_one_epoch(model)
+            tracker.end_epoch()
+    ```
+
+    Args:
+        model: the model, before or after torch.compile and DistributedDataParallel.
+        optimizer: count only its steps; None counts those of any optimizer that owns parameters of the model.
+        recording: which activations; None takes the defaults.
+        measures: how they are measured; None takes the defaults.
+        early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
+        schedule: what is known of the learning rate ahead; without it a stop is never held back for a coming drop.
+        log_every_n_epoch: write every n-th epoch's metrics (activations are always kept).
+
+    Raises:
+        ConfigError: an argument is not usable.
+        RecordingError: the model has no layer that could be recorded.
+    """
+    recording = recording or RecordingConfig()
+    measures = measures or MeasureConfig()
+    monitor = None if early_stopping == "off" else ConvergenceMonitor(mode=early_stopping, schedule=schedule)
+    recorder = Recorder(model, recording, optimizer=optimizer)
+    run_id, owned = open_run()
+    return Tracker(recorder, RunWriter(run_id), measures=measures, monitor=monitor)
+
+
+class Tracker:
+    """Follows one training. Made by `track`; ended by `close()` or by leaving its `with` block.
+
+    No method raises because of a failure of ours: it is logged once, recording stops, training goes on.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        writer: RunWriter,
+        *,
+        measures: MeasureConfig,
+        monitor: ConvergenceMonitor | None,
+        owns_run: bool,
+        log_every_n_epoch: int = 1,
+    ) -> None:
+        self.run_id = writer.run_id
+        self._recorder = recorder
+        self._writer = writer
+        self._config = measures
+        self._monitor = monitor
+        self._owns_run = owns_run
+        self._log_every_n_epoch = log_every_n_epoch
+        self._window = SignalWindow(measures)
+        self._stability: list[float] = []
+        self._next_epoch = 0
+        self._reason_told = False
+        self._boundary = Boundary(recorder.remove)
+        self._measured = threading.Condition()
+        self._summary: EpochSummary | None = None
+        self._ended: queue.Queue[_EndedEpoch | None] = queue.Queue(MAX_PENDING_EPOCHS)
+        self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
+        self._worker.start()
+
+    # ---- called by the training ----
+
+    def end_epoch(self, epoch: int | None = None, /, **metrics: float) -> None:
+        """End an epoch: hand its activations to the background, to be measured and logged with `metrics`.
+
+        Args:
+            epoch: its number, from 0; None is the one after the last.
+            metrics: logged beside the dynamics with step = epoch, under their own names.
+        """
+        self._boundary.run(self._end_epoch, epoch, metrics)
+
+    @contextmanager
+    def epoch(self, number: int) -> Iterator[None]:
+        """`with tracker.epoch(n):` around one epoch; left by an exception, the epoch is not recorded."""
+        try:
+            yield
+        except BaseException:
+            self._recorder.discard()
+            raise
+        self.end_epoch(number)
+
+    def wait(self, epoch: int, *, timeout: float = VERDICT_TIMEOUT_S) -> EpochSummary | None:
+        """The summary of `epoch` once it is measured; None if that takes longer than `timeout` seconds."""
+        with self._measured:
+            self._measured.wait_for(
+                lambda: self._boundary.failure or (self._summary is not None and self._summary.epoch >= epoch),
+                timeout,
+            )
+            return self._summary
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the convergence signal asks to stop after the last ended epoch (only with "stop")."""
+        if self._monitor is None or self._next_epoch == 0:
+            return False
+        summary = self.wait(self._next_epoch - 1)
+        stop = summary is not None and summary.verdict is not None and summary.verdict.should_stop
+        if stop:
+            self._boundary.run(self._writer.set_tags, {names.TAG_STOPPED_EARLY: "true"})
+        return stop
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Measure and send what is left, detach from the model, and end the run if it is ours."""
+        self._recorder.remove()
+        if self._worker.is_alive():
+            self._ended.put(None)
+            self._worker.join()
+        self._boundary.run(self._close, status)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def _end_epoch(self, epoch: int | None, metrics: dict[str, float]) -> None:
+        number = self._next_epoch if epoch is None else epoch
+        self._next_epoch = number + 1
+        ended = _EndedEpoch(self._recorder.end_epoch(number), metrics, time.time_ns() // 1_000_000)
+        try:
+            self._ended.put_nowait(ended)
+        except queue.Full:
+            logger.warning(
+                "Epoch %d is not recorded: %d epochs wait to be measured and training must not.",
+                number,
+                MAX_PENDING_EPOCHS,
+            )
+
+    # ---- in the background: measure, warn, write ----
+
+    def _work(self) -> None:
+        while (ended := self._ended.get()) is not None:
+            self._boundary.run(self._measure, ended)
+            with self._measured:
+                self._measured.notify_all()
+
+    def _measure(self, ended: _EndedEpoch) -> None:
+        activations = ended.pending.result()
+        if self._summary is None:
+            self._writer.write_layers(activations.layers)
+        self._window.append(activations)
+        measures = self._window.measure()
+        self._stability.append(measures.stability)
+        spread = volatility(np.array(self._stability), window=self._config.volatility_window)
+        summary = EpochSummary(
+            epoch=activations.epoch,
+            measures=measures,
+            volatility=float(spread),
+            verdict=self._judge(activations.epoch, measures.stability, ended.metrics),
+        )
+        metrics = ended.metrics | self._dynamics(summary)
+        logged = activations.epoch % self._log_every_n_epoch == 0
+        self._writer.write_epoch(
+            activations.epoch, activations, metrics if logged else {}, measures, ended.timestamp_ms
+        )
+        with self._measured:
+            self._summary = summary
+
+    def _judge(self, epoch: int, stability: float, metrics: dict[str, float]) -> Verdict | None:
+        if self._monitor is None:
+            return None
+        already = self._monitor.converged_epoch
+        verdict = self._monitor.update(
+            epoch,
+            stability,
+            loss=metrics.get(names.TRAIN_LOSS),
+            learning_rate=metrics.get(names.LEARNING_RATE),
+        )
+        if already is None and self._monitor.converged_epoch is not None:
+            logger.info("%s", verdict.message)
+            self._writer.set_tags({names.TAG_CONVERGED_EPOCH: str(self._monitor.converged_epoch)})
+        return verdict
+
+    def _dynamics(self, summary: EpochSummary) -> dict[str, float]:
+        if summary.measures.reason is not None and not self._reason_told:
+            self._reason_told = True
+            logger.info("Epoch %d: %s", summary.epoch, summary.measures.reason)
+        metrics = names.measure_metrics(summary.measures)
+        if math.isfinite(summary.volatility):
+            metrics[names.VOLATILITY] = summary.volatility
+        if summary.verdict is not None:
+            metrics[names.CONVERGENCE_SIGNAL] = float(summary.verdict.signal)
+            if math.isfinite(summary.verdict.score):
+                metrics[names.CONVERGENCE_SCORE] = summary.verdict.score
+        return metrics
+
+    def _close(self, status: str) -> None:
+        self._writer.close(CLOSE_TIMEOUT_S)
+        if self._owns_run:
+            end_run(status)

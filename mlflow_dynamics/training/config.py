@@ -1,0 +1,124 @@
+"""The parameters of one training: each with its default, what it accepts, and a clear refusal of anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow_dynamics.config import EARLY_STOPPING, MeasureConfig, RecordingConfig
+from mlflow_dynamics.errors import ConfigError, unknown_choice
+
+OPTIMIZERS: Final = ("sgd", "adam", "adamw")
+SCHEDULES: Final = ("constant", "step", "cosine", "onecycle")
+PRECISIONS: Final = ("fp32", "bf16")
+
+
+def _parameter(default: Any, description: str) -> Any:
+    return field(default=default, metadata={"help": description})
+
+
+def _optional(kind: type, word: str, description: str) -> Any:
+    """A parameter that may be absent; `word` says so on the command line and in MLflow."""
+    return field(default=None, metadata={"help": description, "kind": kind, "word": word})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One training of one model on one data set; the MLproject's entry point `main` has the same parameters."""
+
+    model: str = _parameter("resnet20", "a model of this project or any timm model's name")
+    dataset: str = _parameter(
+        "digits", "digits, cifar10, cifar100, another torchvision set, parquet:PATH or imagefolder:PATH"
+    )
+    data_dir: Path = _parameter(Path("data"), "where torchvision sets are downloaded to")
+    epochs: int = _parameter(30, "passes over the training images")
+    batch_size: int = _parameter(32, "images per training step")
+    learning_rate: float = _parameter(0.1, "the schedule's highest rate")
+    optimizer: str = _parameter("sgd", f"one of {', '.join(OPTIMIZERS)}")
+    schedule: str = _parameter("onecycle", f"of the learning rate: one of {', '.join(SCHEDULES)}")
+    weight_decay: float = _parameter(5e-4, "L2 penalty (decoupled for adamw)")
+    augment: bool = _parameter(True, "standard augmentation of the training images")
+    limit_train: int | None = _optional(int, "all", "use only the first so many training images")
+    limit_test: int | None = _optional(int, "all", "use only the first so many validation images")
+    pretrained: bool = _parameter(False, "start from the library's pretrained weights (downloaded)")
+    checkpoint: Path | None = _optional(Path, "none", "start from this local weights file")
+    image_size: int | None = _optional(int, "auto", "resize images to this side in pixels")
+    precision: str = _parameter("fp32", f"one of {', '.join(PRECISIONS)}")
+    compile: bool = _parameter(False, "train the model through torch.compile")
+    device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
+    seed: int = _parameter(0, "of weights, order and augmentation; the same seed gives the same losses")
+    workers: int = _parameter(0, "processes that load data")
+    early_stopping: str = _parameter("warn", f"on the convergence signal: one of {', '.join(EARLY_STOPPING)}")
+    record_every: int = _parameter(1, "record activations at every n-th training step")
+    batch_samples: int = _parameter(8, "samples of each batch that enter a layer's statistics")
+    signal: str = _parameter("rms", "what stands for a layer at a step: rms, mean or std")
+    protocol: str = _parameter("steps", "what plays the part of time: steps, epochs or depth")
+    window: int = _parameter(512, "training steps that enter the measures of an epoch")
+    estimator: str | None = _optional(str, "auto", "of the integration exponent: dfa, hk, or the protocol's own")
+    resume: str | None = _optional(str, "none", "carry on from the checkpoint of this interrupted run (its id)")
+
+    def __post_init__(self) -> None:
+        for name, accepted in _CHOICES.items():
+            if getattr(self, name) not in accepted:
+                raise unknown_choice(name, getattr(self, name), accepted)
+        for name in ("epochs", "batch_size", "limit_train", "limit_test", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1.")
+        if self.workers < 0:
+            raise ConfigError(f"workers={self.workers} must be 0 (load in the training process) or more.")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} must be 0 or more.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(f"learning_rate={self.learning_rate} must be a finite number above 0.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay={self.weight_decay} must be a finite number of at least 0.")
+        if self.checkpoint is not None and not self.checkpoint.is_file():
+            raise ConfigError(f"checkpoint={str(self.checkpoint)!r} is not a file; give a local weights file or none.")
+        if self.checkpoint is not None and self.pretrained:
+            raise ConfigError("pretrained=True and checkpoint exclude each other; give one of them.")
+        # Raises for the values it owns, before any work starts.
+        _ = self.recording, self.measures
+
+    @property
+    def recording(self) -> RecordingConfig:
+        """Which activations are recorded."""
+        return RecordingConfig(record_every=self.record_every, batch_samples=self.batch_samples)
+
+    @property
+    def measures(self) -> MeasureConfig:
+        """How they are measured."""
+        return MeasureConfig(
+            signal=self.signal,  # type: ignore[arg-type]  # checked in its own __post_init__
+            protocol=self.protocol,  # type: ignore[arg-type]
+            window=self.window,
+            estimator=self.estimator,  # type: ignore[arg-type]
+        )
+
+    @property
+    def title(self) -> str:
+        """What the run is called."""
+        return f"{self.model} on {self.dataset}, seed {self.seed}"
+
+    def digest(self) -> str:
+        """Identifies what is trained: the same for every start of the same training, resumed or not."""
+        text = repr(sorted((k, v) for k, v in self.as_parameters().items() if k != "resume"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def as_parameters(self) -> dict[str, str]:
+        """Every parameter as MLflow stores it, in the words the command line accepts."""
+        return {
+            f.name: f.metadata["word"] if (value := getattr(self, f.name)) is None else str(value)
+            for f in fields(self)
+        }
+
+
+_CHOICES: Final = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "early_stopping": EARLY_STOPPING,
+}

@@ -1,0 +1,214 @@
+"""The training loop: epochs of one model on one data set, reproducible and resumable."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from mlflow_dynamics.errors import ConfigError
+from mlflow_dynamics.training.data import ImageData
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one epoch of training came to; loss is the mean cross-entropy, accuracy a fraction."""
+
+    number: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+    def as_metrics(self) -> dict[str, float]:
+        """The epoch's metrics under the names they have in MLflow."""
+        return {
+            "train/loss": self.train_loss,
+            "train/accuracy": self.train_accuracy,
+            "validation/loss": self.validation_loss,
+            "validation/accuracy": self.validation_accuracy,
+            "train/learning_rate": self.learning_rate,
+            "train/epoch_seconds": self.seconds,
+            "train/images_per_second": self.images_per_second,
+        }
+
+
+def seed_everything(seed: int) -> None:
+    """Make weights, order and augmentation a function of `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries underneath still use the global generator
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes an accelerator where there is one.
+
+    Raises:
+        ConfigError: torch does not know the device or this machine lacks it.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device={name!r} cannot be used on this machine; give auto, cpu, or an accelerator that is here "
+            f"(such as cuda or cuda:1)."
+        ) from error
+    return device
+
+
+class Trainer:
+    """A training under way: everything that changes from step to step, and so everything a checkpoint holds."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        data: ImageData,
+        batch_size: int,
+        device: torch.device,
+        precision: str,
+        seed: int,
+        workers: int,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.device = device
+        self.precision = precision
+        self.seed = seed
+        self.next_epoch = 0
+        self._forward = forward if forward is not None else model
+        self._order = torch.Generator()
+        common: dict[str, Any] = {
+            "batch_size": batch_size,
+            "num_workers": workers,
+            "pin_memory": device.type == "cuda",
+            "persistent_workers": workers > 0,
+        }
+        self.train_loader = DataLoader(data.train, shuffle=True, generator=self._order, **common)
+        # Its own generator: a loader without one draws from the global one, and validation would then
+        # shift the random numbers of training.
+        self.test_loader = DataLoader(data.test, shuffle=False, generator=torch.Generator(), **common)
+
+    def epochs(self, last: int, *, after_step: Callable[[], object] = lambda: None) -> Iterator[Epoch]:
+        """Train up to epoch `last` (exclusive), one epoch for each item taken; `after_step` follows each step."""
+        while self.next_epoch < last:
+            number = self.next_epoch
+            start = time.perf_counter()
+            learning_rate = self.optimizer.param_groups[0]["lr"]
+            train_loss, train_accuracy, images = self._train(number, after_step)
+            train_seconds = time.perf_counter() - start
+            validation_loss, validation_accuracy = self._validate()
+            self.next_epoch += 1
+            yield Epoch(
+                number=number,
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                validation_loss=validation_loss,
+                validation_accuracy=validation_accuracy,
+                learning_rate=learning_rate,
+                seconds=time.perf_counter() - start,
+                images_per_second=images / train_seconds,
+            )
+
+    def _train(self, number: int, after_step: Callable[[], object]) -> tuple[float, float, int]:
+        # The order depends on seed and epoch alone, so a resumed training sees what the whole one would have.
+        self._order.manual_seed(self.seed * 1_000_003 + number)
+        self.model.train()
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device)
+        images = 0
+        for batch, target in self.train_loader:
+            batch = batch.to(self.device, non_blocking=True)
+            target = target.to(self.device, non_blocking=True)
+            with self._autocast():
+                output = self._forward(batch)
+                loss = functional.cross_entropy(output, target)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            loss_sum += loss.detach() * len(target)
+            correct += (output.detach().argmax(1) == target).sum()
+            images += len(target)
+            after_step()
+        return loss_sum.item() / images, correct.item() / images, images
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
+        self.model.eval()
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device)
+        images = 0
+        for batch, target in self.test_loader:
+            batch = batch.to(self.device, non_blocking=True)
+            target = target.to(self.device, non_blocking=True)
+            with self._autocast():
+                output = self._forward(batch)
+                loss = functional.cross_entropy(output, target, reduction="sum")
+            loss_sum += loss
+            correct += (output.argmax(1) == target).sum()
+            images += len(target)
+        return loss_sum.item() / images, correct.item() / images
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to carry on after the last whole epoch, atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "next_epoch": self.next_epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Carry on from what `save` wrote.
+
+        Raises:
+            ConfigError: the checkpoint is of another model or optimizer.
+        """
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"The checkpoint {str(path)!r} is of another model or optimizer; resume with the parameters that "
+                f"the interrupted run had."
+            ) from error
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["torch_rng"].cpu())
+        self.next_epoch = state["next_epoch"]

@@ -1,0 +1,235 @@
+"""One training as one MLflow run: parameters, data set, epochs with their dynamics, the trained model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import mlflow
+import torch
+from mlflow.models import infer_signature
+from torch import nn
+from tqdm import tqdm
+
+from mlflow_dynamics.errors import ConfigError
+from mlflow_dynamics.session import EpochSummary, Tracker, track
+from mlflow_dynamics.training.config import TrainingConfig
+from mlflow_dynamics.training.data import ImageData, load_dataset
+from mlflow_dynamics.training.loop import Epoch, Trainer, resolve_device, seed_everything
+from mlflow_dynamics.training.models import build_model, input_size
+from mlflow_dynamics.training.optimisation import build_optimizer, build_schedule, drop_epochs
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS: Final = Path(".mlflow_dynamics") / "checkpoints"
+VERSIONS_LOGGED: Final = ("mlflow-dynamics", "mlflow", "torch", "torchvision", "timm", "numpy", "scipy", "pyarrow")
+
+
+def train_in_run(config: TrainingConfig, *, nested: bool = False, tags: Mapping[str, str] | None = None) -> str:
+    """Train as `config` says inside an MLflow run (the one `mlflow run` made, else a new one); returns its id.
+
+    Raises:
+        ConfigError: a parameter does not fit the data, the model or this machine; no epoch was trained then.
+        DataError: the data set is not what it should be; likewise.
+        KeyboardInterrupt: interrupted (Ctrl-C or SIGTERM); the run is KILLED and keeps what it has recorded.
+    """
+    with managed_run(config.title, nested=nested, tags=tags) as run_id:
+        _log_new_parameters(run_id, config.as_parameters() | _versions())
+        checkpoint = _checkpoint(config.resume) if config.resume is not None else None
+        device = resolve_device(config.device)
+        seed_everything(config.seed)
+        data = load_dataset(
+            config.dataset,
+            data_dir=config.data_dir,
+            limit_train=config.limit_train,
+            limit_test=config.limit_test,
+            image_size=config.image_size or input_size(config.model),
+            augment=config.augment,
+            seed=config.seed,
+        )
+        model = build_model(
+            config.model,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            channels=data.channels,
+            pretrained=config.pretrained,
+            checkpoint=config.checkpoint,
+        ).to(device)
+        trainer = _trainer(config, model=model, data=data, device=device)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        _log_dataset(data)
+        _train(config, trainer, run_id=run_id)
+        _log_model(model, data, device)
+        _checkpoint_path(run_id).unlink(missing_ok=True)
+    return run_id
+
+
+@contextmanager
+def managed_run(
+    name: str, *, nested: bool = False, tags: Mapping[str, str] | None = None, system_metrics: bool = True
+) -> Iterator[str]:
+    """An active run's id; the run ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
+    with _terminate_as_interrupt():
+        run = mlflow.start_run(run_name=name, nested=nested, tags=tags, log_system_metrics=system_metrics)
+        run_id: str = run.info.run_id
+        try:
+            yield run_id
+        except KeyboardInterrupt:
+            # `mlflow run` answers Ctrl-C with a SIGTERM to this process; the status must be sent before that ends it.
+            _ignore_interrupts()
+            mlflow.end_run("KILLED")
+            raise
+        except BaseException:
+            mlflow.end_run("FAILED")
+            raise
+        mlflow.end_run("FINISHED")
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM (a scheduler's or `mlflow run`'s request to stop) as Ctrl-C, where signals can be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _ignore_interrupts() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _trainer(config: TrainingConfig, *, model: nn.Module, data: ImageData, device: torch.device) -> Trainer:
+    optimizer = build_optimizer(
+        config.optimizer,
+        model.parameters(),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    scheduler = build_schedule(
+        config.schedule,
+        optimizer,
+        learning_rate=config.learning_rate,
+        epochs=config.epochs,
+        steps_per_epoch=-(-len(data.train) // config.batch_size),
+    )
+    return Trainer(
+        model=model,
+        forward=torch.compile(model) if config.compile else None,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        data=data,
+        batch_size=config.batch_size,
+        device=device,
+        precision=config.precision,
+        seed=config.seed,
+        workers=config.workers,
+    )
+
+
+def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
+    first = trainer.next_epoch
+    with (
+        track(
+            trainer.model,
+            optimizer=trainer.optimizer,
+            recording=config.recording,
+            measures=config.measures,
+            early_stopping=config.early_stopping,
+            schedule=_schedule(config),
+            resume=config.resume,
+        ) as tracker,
+        tqdm(total=(config.epochs - first) * len(trainer.train_loader), unit="step", dynamic_ncols=True) as bar,
+    ):
+        bar.set_description(f"epoch {first}")
+        for epoch in trainer.epochs(config.epochs, after_step=bar.update):
+            tracker.end_epoch(epoch.number, **epoch.as_metrics())
+            trainer.save(_checkpoint_path(run_id))
+            bar.write(_epoch_line(epoch, tracker.wait(epoch.number)))
+            bar.set_description(f"epoch {epoch.number + 1}")
+            if tracker.should_stop:
+                break
+
+
+def _epoch_line(epoch: Epoch, summary: EpochSummary | None) -> str:
+    line = (
+        f"epoch {epoch.number:3d}  train loss {epoch.train_loss:.3f} accuracy {epoch.train_accuracy:.3f}"
+        f"  validation loss {epoch.validation_loss:.3f} accuracy {epoch.validation_accuracy:.3f}"
+    )
+    if summary is None:
+        return line
+    measures = summary.measures
+    if measures.reason is not None:
+        return f"{line}  | {measures.reason}"
+    return (
+        f"{line}  | integration {measures.integration:.3f} metastability {measures.metastability:.3f}"
+        f" stability {measures.stability:.3f} volatility {summary.volatility:.4f}"
+    )
+
+
+def has_checkpoint(run_id: str) -> bool:
+    """Whether a training of this run can be carried on from here."""
+    return _checkpoint_path(run_id).is_file()
+
+
+def _checkpoint_path(run_id: str) -> Path:
+    return CHECKPOINTS / f"{run_id}.pt"
+
+
+def _checkpoint(run_id: str) -> Path:
+    path = _checkpoint_path(run_id)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CHECKPOINTS.glob("*.pt"))) or "none"
+        raise ConfigError(
+            f"resume={run_id!r} has no checkpoint in {str(CHECKPOINTS)!r} (it finished, never ended an epoch, or "
+            f"trained elsewhere); runs that can be resumed here: {known}."
+        )
+    return path
+
+
+def _versions() -> dict[str, str]:
+    versions = {"version/python": platform.python_version()}
+    for package in VERSIONS_LOGGED:
+        try:
+            versions[f"version/{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            # Run from a source folder (mlflow run with its own environment): the git commit says more.
+            continue
+    return versions
+
+
+def _log_new_parameters(run_id: str, parameters: dict[str, str]) -> None:
+    """Log what `mlflow run` has not logged already: a parameter of a run cannot be written twice."""
+    present = mlflow.get_run(run_id).data.params
+    mlflow.log_params({key: value for key, value in parameters.items() if key not in present})
+
+
+def _log_model(model: nn.Module, data: ImageData, device: torch.device) -> None:
+    model.eval()
+    images = torch.stack([data.test[i][0] for i in range(min(2, len(data.test)))])
+    with torch.no_grad():
+        output = model(images.to(device)).float().cpu()
+    mlflow.pytorch.log_model(
+        model,
+        name="model",
+        signature=infer_signature(images.numpy(), output.numpy()),
+        pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in ("mlflow", "torch", "torchvision", "timm")],
+    )

@@ -1,0 +1,170 @@
+"""Image data sets by name, ready to train on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from mlflow_dynamics.errors import ConfigError, DataError, unknown_choice
+from mlflow_dynamics.training.data.files import image_folder, parquet_folder
+from mlflow_dynamics.training.data.images import DecodedImages, ImageDataset, Images, statistics
+from mlflow_dynamics.training.data.sources import TORCHVISION_SETS, Source, digits, torchvision_set
+
+__all__ = ["DATASETS", "ImageData", "ImageDataset", "load_dataset"]
+
+DATASETS: Final = ("digits", *TORCHVISION_SETS, "parquet:PATH", "imagefolder:PATH")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """A data set ready to train on.
+
+    Attributes:
+        train, test: samples (float image (channels, image_size, image_size), int label); only `train` is
+            augmented.
+        class_names: the label is the index.
+        image_size: side of every image in pixels, after resizing.
+        channels: 1 (gray) or 3 (RGB).
+        mean, std: of each channel of the training images, in [0, 1], before normalisation.
+        name: the name it was asked for by.
+        source: the path or library it came from.
+        digest: 8 hexadecimal digits that change with the images or labels in use.
+    """
+
+    train: ImageDataset
+    test: ImageDataset
+    class_names: tuple[str, ...]
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+    source: str
+    digest: str
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of this epoch from now on; call it before each pass over `train`."""
+        self.train.set_epoch(epoch)
+
+    def summary(self) -> dict[str, Any]:
+        """Sizes and shape, as JSON-ready values: what the tracking store keeps of the data set."""
+        return {
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "classes": self.num_classes,
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def load_dataset(
+    dataset: str,
+    *,
+    data_dir: Path,
+    limit_train: int | None,
+    limit_test: int | None,
+    image_size: int | None,
+    augment: bool,
+    seed: int,
+) -> ImageData:
+    """The data set called `dataset`, normalised by its own training images.
+
+    Args:
+        dataset: one of `DATASETS`; the PATH of `parquet:` and `imagefolder:` may be relative to the current
+            folder.
+        data_dir: where torchvision's sets are, or are downloaded to.
+        limit_train, limit_test: use only the first so many images; None uses all.
+        image_size: resize to this side in pixels; None keeps the images' own.
+        augment: random crops, and horizontal flips where a mirrored image is as good.
+        seed: of the augmentation.
+
+    Raises:
+        ConfigError: an argument is not usable.
+        DataError: the set is missing, cannot be downloaded, or is not what it should be.
+    """
+    for name, value in (("limit_train", limit_train), ("limit_test", limit_test), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1.")
+    source = _find(
+        dataset, data_dir=data_dir, limit_train=limit_train, limit_test=limit_test, image_size=image_size
+    )
+    if len(source.class_names) < 2:
+        raise DataError(
+            f"dataset={dataset!r} has {len(source.class_names)} class; a classifier needs at least 2."
+        )
+    mean, std = statistics(source.train[0])
+    side = image_size if image_size is not None else source.train[0].side
+
+    def part(images: Images, labels: Tensor, augmented: bool) -> ImageDataset:
+        return ImageDataset(
+            images,
+            labels,
+            mean=mean,
+            std=std,
+            image_size=side,
+            augment=augmented,
+            flip=source.flip,
+            seed=seed,
+        )
+
+    return ImageData(
+        train=part(*source.train, augmented=augment),
+        test=part(*source.test, augmented=False),
+        class_names=source.class_names,
+        image_size=side,
+        channels=source.train[0].channels,
+        mean=mean,
+        std=std,
+        name=dataset,
+        source=source.location,
+        digest=_digest(source),
+    )
+
+
+def _find(
+    dataset: str,
+    *,
+    data_dir: Path,
+    limit_train: int | None,
+    limit_test: int | None,
+    image_size: int | None,
+) -> Source:
+    kind, colon, path = dataset.partition(":")
+    if colon and kind in ("parquet", "imagefolder"):
+        if not path:
+            raise ConfigError(f"dataset={dataset!r} lacks the folder; give {kind}:PATH.")
+        load = parquet_folder if kind == "parquet" else image_folder
+        return load(
+            Path(path).expanduser(), limit_train=limit_train, limit_test=limit_test, image_size=image_size
+        )
+    if dataset == "digits":
+        return digits(limit_train, limit_test)
+    if dataset in TORCHVISION_SETS:
+        return torchvision_set(dataset, data_dir=data_dir, limit_train=limit_train, limit_test=limit_test)
+    raise unknown_choice("dataset", dataset, DATASETS)
+
+
+def _digest(source: Source) -> str:
+    digest = hashlib.sha256()
+    for images, labels in (source.train, source.test):
+        digest.update(labels.numpy().tobytes())
+        # A set too large to be held decoded is told by its first images; the labels are always hashed whole.
+        pixels = (
+            images.pixels
+            if isinstance(images, DecodedImages)
+            else images.take(torch.arange(min(64, len(images))))
+        )
+        digest.update(pixels.numpy().tobytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,159 @@
+"""Where labelled images come from, by name: the embedded digits and torchvision's downloadable sets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torchvision
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from mlflow_dynamics.errors import DataError
+from mlflow_dynamics.training.data.images import DecodedImages, Images
+
+DOWNLOAD_TIMEOUT_SECONDS: Final = 30.0
+"""torchvision itself waits for ever on a server that does not answer."""
+
+DIGITS_TEST_FRACTION: Final = 0.2
+DIGITS_SPLIT_SEED: Final = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set as it was found: images and labels of both parts, before augmentation and normalisation.
+
+    Attributes:
+        train, test: images with their labels, int64 (images,).
+        class_names: the label is the index.
+        flip: whether a mirrored image is as good as the original (not so for digits and letters).
+        location: where it came from: a path, or the library that provided it.
+    """
+
+    train: tuple[Images, Tensor]
+    test: tuple[Images, Tensor]
+    class_names: tuple[str, ...]
+    flip: bool
+    location: str
+
+
+def digits(limit_train: int | None, limit_test: int | None) -> Source:
+    """The 1,797 handwritten digits of scikit-learn, 8x8 gray: a fixed stratified split of 1,437 and 360.
+
+    Source: E. Alpaydin, C. Kaynak, UCI Machine Learning Repository, doi 10.24432/C50P49 (its test part).
+    """
+    bunch = load_digits()
+    # 17 gray levels, 0 to 16, stretched to a byte.
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    train, test = train_test_split(
+        np.arange(len(pixels)),
+        test_size=DIGITS_TEST_FRACTION,
+        stratify=bunch.target,
+        random_state=DIGITS_SPLIT_SEED,
+    )
+    labels = bunch.target.astype(np.int64)
+    return Source(
+        train=_first(pixels[train], labels[train], limit_train),
+        test=_first(pixels[test], labels[test], limit_test),
+        class_names=tuple(str(name) for name in bunch.target_names),
+        flip=False,
+        location="sklearn.datasets.load_digits",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TorchvisionSet:
+    create: Callable[..., Any]
+    train: dict[str, Any]
+    test: dict[str, Any]
+    flip: bool
+
+
+def _torchvision_set(name: str, *, flip: bool, **arguments: Any) -> _TorchvisionSet:
+    """A set of torchvision whose two parts are told apart by `train=True` or by `split="train"`."""
+    by_split = name in ("SVHN", "STL10")
+    return _TorchvisionSet(
+        create=getattr(torchvision.datasets, name),
+        train={"split": "train"} if by_split else {"train": True, **arguments},
+        test={"split": "test"} if by_split else {"train": False, **arguments},
+        flip=flip,
+    )
+
+
+TORCHVISION_SETS: Final = {
+    "cifar10": _torchvision_set("CIFAR10", flip=True),
+    "cifar100": _torchvision_set("CIFAR100", flip=True),
+    "mnist": _torchvision_set("MNIST", flip=False),
+    "fashionmnist": _torchvision_set("FashionMNIST", flip=True),
+    "kmnist": _torchvision_set("KMNIST", flip=False),
+    "emnist": _torchvision_set("EMNIST", flip=False, split="balanced"),
+    "svhn": _torchvision_set("SVHN", flip=False),
+    "stl10": _torchvision_set("STL10", flip=True),
+}
+
+
+def torchvision_set(name: str, *, data_dir: Path, limit_train: int | None, limit_test: int | None) -> Source:
+    """A set of `TORCHVISION_SETS`, from `data_dir`, downloaded into it first where it is absent.
+
+    Raises:
+        DataError: it is absent and cannot be downloaded, or its files are damaged.
+    """
+    kind = TORCHVISION_SETS[name]
+    try:
+        with _socket_timeout(DOWNLOAD_TIMEOUT_SECONDS):
+            train = kind.create(data_dir, download=True, **kind.train)
+            test = kind.create(data_dir, download=True, **kind.test)
+    except (OSError, RuntimeError) as error:
+        # The library's own message may run over many lines, two for each mirror; the last one says why.
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"dataset={name!r} is not whole in data_dir={str(data_dir)!r} and could not be downloaded there "
+            f"({reason}); connect to the internet, put torchvision's files for it there, or give "
+            f"dataset=parquet:PATH with a folder that holds train.parquet and test.parquet."
+        ) from error
+    class_names = getattr(train, "classes", None)
+    labels = _labels(train)
+    return Source(
+        train=_first(_pixels(train), labels, limit_train),
+        test=_first(_pixels(test), _labels(test), limit_test),
+        class_names=tuple(class_names or (str(label) for label in range(int(labels.max()) + 1))),
+        flip=kind.flip,
+        location=f"torchvision.datasets.{kind.create.__name__} in {data_dir}",
+    )
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(previous)
+
+
+def _pixels(dataset: Any) -> np.ndarray:
+    """(images, channels, side, side) uint8, from any of the three layouts torchvision uses."""
+    data = np.asarray(dataset.data)
+    if data.ndim == 3:
+        return data[:, None]
+    return data if data.shape[1] == 3 else data.transpose(0, 3, 1, 2)
+
+
+def _labels(dataset: Any) -> np.ndarray:
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _first(pixels: np.ndarray, labels: np.ndarray, limit: int | None) -> tuple[Images, Tensor]:
+    return (
+        DecodedImages(torch.from_numpy(np.ascontiguousarray(pixels[:limit]))),
+        torch.from_numpy(labels[:limit].copy()),
+    )

@@ -1,1 +1,13 @@
-"""Tracking (MLflow and pyarrow): metric and artifact names, writing, sending later, reading back."""
+"""Tracking (MLflow and pyarrow): metric and artifact names, writing, sending later, reading back.
+
+run_id, owned = open_run()                 # on the user's thread: MLflow's active run belongs to a thread
+writer = RunWriter(run_id)
+writer.write_layers(layers); writer.write_epoch(...)       # from any thread
+end_run(writer, status, timeout_s) if owned else writer.close(timeout_s)       # on the user's thread
+"""
+
+from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.runs import OpenedRun, end_run, open_run
+from mlflow_dynamics.tracking.writer import RunWriter
+
+__all__ = ["OpenedRun", "RunWriter", "end_run", "names", "open_run"]

@@ -1,0 +1,135 @@
+"""Every metric key, tag, environment variable and artifact path of this project, in one place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Final
+
+from mlflow_dynamics.errors import ConfigError, DataError
+from mlflow_dynamics.records import Measures
+
+SCHEMA_VERSION: Final = 1
+"""Of the Parquet files and of the spool. A reader refuses what is newer than itself."""
+
+MAX_KEY_LENGTH: Final = 250
+"""MLflow's limit on metric, parameter and tag keys (mlflow.utils.validation.MAX_ENTITY_KEY_LENGTH)."""
+
+TRAIN_LOSS: Final = "train/loss"
+TRAIN_ACCURACY: Final = "train/accuracy"
+LEARNING_RATE: Final = "train/learning_rate"
+EPOCH_SECONDS: Final = "train/epoch_seconds"
+IMAGES_PER_SECOND: Final = "train/images_per_second"
+VALIDATION_LOSS: Final = "validation/loss"
+VALIDATION_ACCURACY: Final = "validation/accuracy"
+
+INTEGRATION: Final = "dynamics/integration"
+METASTABILITY: Final = "dynamics/metastability"
+SYNCHRONY: Final = "dynamics/synchrony"
+METASTABILITY_RATIO: Final = "dynamics/metastability_ratio"
+STABILITY: Final = "dynamics/stability"
+VOLATILITY: Final = "dynamics/volatility"
+LAYERS_DROPPED: Final = "dynamics/layers_dropped"
+CONVERGENCE_SIGNAL: Final = "dynamics/convergence_signal"
+CONVERGENCE_SCORE: Final = "dynamics/convergence_score"
+
+MEASURE_METRICS: Final = {
+    INTEGRATION: "integration",
+    METASTABILITY: "metastability",
+    SYNCHRONY: "synchrony",
+    METASTABILITY_RATIO: "metastability_ratio",
+    STABILITY: "stability",
+    LAYERS_DROPPED: "layers_dropped",
+}
+"""Metric key -> field of `records.Measures`."""
+
+DYNAMICS_METRICS: Final = (*MEASURE_METRICS, VOLATILITY, CONVERGENCE_SIGNAL, CONVERGENCE_SCORE)
+
+TAG_SCHEMA_VERSION: Final = "dynamics.schema_version"
+TAG_CONVERGED_EPOCH: Final = "dynamics.converged_epoch"
+TAG_STOPPED_EARLY: Final = "dynamics.stopped_early"
+TAG_LOCAL_ID: Final = "dynamics.local_id"
+"""On runs that were created after the fact: the name under which the run was recorded locally."""
+
+MODEL_TRAINING_KIND: Final = ("mlflow.experimentKind", "custom_model_development")
+"""Experiment tag with which MLflow's UI opens an experiment in its model-training view, not the GenAI one."""
+
+ARTIFACT_ROOT: Final = "dynamics"
+ACTIVATIONS: Final = "dynamics/activations"
+LAYER_MEASURES: Final = "dynamics/layer_measures"
+LAYERS: Final = "dynamics/layers.parquet"
+REPORT: Final = "dynamics/report.html"
+
+LOCAL_PREFIX: Final = "local-"
+"""Begins the local name of a run whose server did not answer when it began."""
+
+ENV_SPOOL: Final = "MLFLOW_DYNAMICS_SPOOL"
+DEFAULT_SPOOL: Final = ".mlflow_dynamics"
+
+_EPOCH_PATH = re.compile(r"(?:^|/)epoch=(\d{5,})/part-0\.parquet$")
+_KEY = re.compile(r"^[/\w.\- :]+$")
+
+
+def activations_path(epoch: int) -> str:
+    """`dynamics/activations/epoch=00000/part-0.parquet`: one file of the Hive-partitioned data set."""
+    return _partition(ACTIVATIONS, epoch)
+
+
+def layer_measures_path(epoch: int) -> str:
+    """`dynamics/layer_measures/epoch=00000/part-0.parquet`.
+
+    One file an epoch rather than one that is rewritten: nothing recorded earlier has to be at hand to write
+    the next epoch, so a resumed run and a run without a server write the same files.
+    """
+    return _partition(LAYER_MEASURES, epoch)
+
+
+def epoch_of(path: str) -> int:
+    """The epoch in a partition's path; DataError where there is none."""
+    match = _EPOCH_PATH.search(path)
+    if match is None:
+        raise DataError(f"{path!r} is no epoch's file; expected .../epoch=00000/part-0.parquet.")
+    return int(match[1])
+
+
+def measure_metrics(measures: Measures) -> dict[str, float]:
+    """An epoch's measures under their metric keys; undefined ones (NaN) are left out, never logged as 0."""
+    values = {key: float(getattr(measures, field)) for key, field in MEASURE_METRICS.items()}
+    return {key: value for key, value in values.items() if value == value}
+
+
+def check_key(kind: str, key: str) -> str:
+    """`key` as it is; ConfigError where MLflow would refuse it as the key of a metric, parameter or tag."""
+    unsafe = not isinstance(key, str) or not _KEY.match(key) or not _is_normal_path(key)
+    if unsafe or len(key) > MAX_KEY_LENGTH:
+        raise ConfigError(
+            f"{kind} key {key!r} is not one that MLflow takes: use at most {MAX_KEY_LENGTH} letters, digits, "
+            "spaces and _ - . : / and no part that is empty, '.' or '..'."
+        )
+    return key
+
+
+def check_keys(kind: str, values: Mapping[str, object]) -> None:
+    """ConfigError for the first key that MLflow would refuse."""
+    for key in values:
+        check_key(kind, key)
+
+
+def check_artifact_path(path: str) -> str:
+    """`path` as it is; ConfigError unless it is relative, in POSIX form and stays in the run's folder."""
+    if not path or "\\" in path or ":" in path or "\0" in path or not _is_normal_path(path):
+        raise ConfigError(
+            f"artifact path {path!r} must be a relative path with '/' between its parts that stays in the "
+            "run's artifact folder: no '..', '.', '\\', ':' or empty part."
+        )
+    return path
+
+
+def _partition(root: str, epoch: int) -> str:
+    return f"{root}/epoch={epoch:05d}/part-0.parquet"
+
+
+def _is_normal_path(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return str(pure) == path and not pure.is_absolute() and ".." not in pure.parts and path != "."

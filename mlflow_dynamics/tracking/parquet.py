@@ -1,0 +1,192 @@
+"""The record as Parquet: schemas, writing to bytes, reading back with one clear sentence for what is wrong.
+
+`activations`: one row per layer and step, sorted by layer and then step: `step` int32, `layer` int16,
+`mean` float32, `std` float32; the epoch is the partition (`epoch=00000/`).
+`layers`: `index` int16, `name` string, `type` string, `output_shape` list<int32>, `parameters` int64.
+`layer_measures`: `layer` int16, `exponent` float32, `phase_coherence` float32; the epoch is the partition.
+
+Each file carries its schema version and, for an epoch's files, the epoch in its metadata.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_dynamics.errors import DataError
+from mlflow_dynamics.records import EpochActivations, Layer, Measures
+from mlflow_dynamics.tracking.names import SCHEMA_VERSION
+
+ACTIVATIONS_SCHEMA: Final = pa.schema(
+    [("step", pa.int32()), ("layer", pa.int16()), ("mean", pa.float32()), ("std", pa.float32())]
+)
+LAYERS_SCHEMA: Final = pa.schema(
+    [
+        ("index", pa.int16()),
+        ("name", pa.string()),
+        ("type", pa.string()),
+        ("output_shape", pa.list_(pa.int32())),
+        ("parameters", pa.int64()),
+    ]
+)
+LAYER_MEASURES_SCHEMA: Final = pa.schema(
+    [("layer", pa.int16()), ("exponent", pa.float32()), ("phase_coherence", pa.float32())]
+)
+
+_VERSION_KEY = b"mlflow_dynamics.schema_version"
+_EPOCH_KEY = b"mlflow_dynamics.epoch"
+
+
+def activations_to_parquet(activations: EpochActivations) -> bytes:
+    """One epoch's activations as a Parquet file, layer after layer."""
+    layers, steps = activations.mean.shape
+    table = pa.table(
+        {
+            "step": np.tile(np.asarray(activations.step, np.int32), layers),
+            "layer": np.repeat(np.asarray([layer.index for layer in activations.layers], np.int16), steps),
+            "mean": np.ascontiguousarray(activations.mean, np.float32).ravel(),
+            "std": np.ascontiguousarray(activations.std, np.float32).ravel(),
+        },
+        schema=ACTIVATIONS_SCHEMA,
+    )
+    # Floats compress as byte streams, steps and layers as runs: half the size of Parquet's defaults.
+    return _to_bytes(table, activations.epoch)
+
+
+def layers_to_parquet(layers: Sequence[Layer]) -> bytes:
+    """The recorded layers as a Parquet file, in forward order."""
+    columns = {name: [getattr(layer, name) for layer in layers] for name in LAYERS_SCHEMA.names}
+    return _to_bytes(pa.table(columns, schema=LAYERS_SCHEMA), None)
+
+
+def layer_measures_to_parquet(epoch: int, layers: Sequence[Layer], measures: Measures) -> bytes:
+    """One epoch's exponent and phase coherence of each layer as a Parquet file."""
+    columns = {
+        "layer": np.asarray([layer.index for layer in layers], np.int16),
+        "exponent": np.asarray(measures.exponents, np.float32),
+        "phase_coherence": np.asarray(measures.phase_coherence, np.float32),
+    }
+    return _to_bytes(pa.table(columns, schema=LAYER_MEASURES_SCHEMA), epoch)
+
+
+def read_activations(path: Path, layers: Sequence[Layer]) -> EpochActivations:
+    """One epoch's activations, checked against the layers they belong to.
+
+    Raises:
+        DataError: the file is truncated, not Parquet, of another schema or of a newer version, or its rows
+            are not one for each layer and step.
+    """
+    table, epoch = _read(path, ACTIVATIONS_SCHEMA)
+    if epoch is None:
+        raise DataError(f"{path} does not say which epoch it holds; it was not written by mlflow_dynamics.")
+    count = len(layers)
+    steps = table.num_rows // count if count else 0
+    shape = (count, steps)
+    step = table["step"].to_numpy()
+    layer = table["layer"].to_numpy()
+    expected = np.repeat(np.asarray([one.index for one in layers], np.int16), steps)
+    if (
+        table.num_rows != count * steps
+        or not np.array_equal(layer, expected)
+        or not (step.reshape(shape) == step[:steps]).all()
+        or not (np.diff(step[:steps]) > 0).all()
+    ):
+        raise DataError(
+            f"{path} holds {table.num_rows} rows that are not one for each of {count} layers and ascending "
+            "step; it is damaged or belongs to another network."
+        )
+    return EpochActivations(
+        epoch=epoch,
+        step=step[:steps].copy(),
+        mean=table["mean"].to_numpy().reshape(shape),
+        std=table["std"].to_numpy().reshape(shape),
+        layers=tuple(layers),
+    )
+
+
+def read_layers(path: Path) -> tuple[Layer, ...]:
+    """The layers of a run; DataError as for `read_activations`."""
+    table, _ = _read(path, LAYERS_SCHEMA)
+    return tuple(
+        Layer(**{**row, "output_shape": tuple(row["output_shape"] or ())}) for row in table.to_pylist()
+    )
+
+
+def read_layer_measures(path: Path) -> pa.Table:
+    """One epoch's layer measures with an `epoch` column; DataError as for `read_activations`."""
+    table, epoch = _read(path, LAYER_MEASURES_SCHEMA)
+    if epoch is None:
+        raise DataError(f"{path} does not say which epoch it holds; it was not written by mlflow_dynamics.")
+    return table.add_column(0, "epoch", pa.array(np.full(table.num_rows, epoch, np.int32)))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write atomically: whoever looks sees the whole file or none, also after a kill at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _to_bytes(table: pa.Table, epoch: int | None) -> bytes:
+    metadata = {_VERSION_KEY: str(SCHEMA_VERSION)}
+    if epoch is not None:
+        metadata[_EPOCH_KEY] = str(epoch)
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    others = [
+        field.name
+        for field in table.schema
+        if not pa.types.is_floating(field.type) and not pa.types.is_list(field.type)
+    ]
+    sink = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        sink,
+        compression="zstd",
+        use_dictionary=others,
+        use_byte_stream_split=floats,
+    )
+    return sink.getvalue()
+
+
+def _read(path: Path, schema: pa.Schema) -> tuple[pa.Table, int | None]:
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} is truncated or not a Parquet file; record it again or delete it."
+        ) from error
+    with file:
+        metadata = file.schema_arrow.metadata or {}
+        version = metadata.get(_VERSION_KEY, b"")
+        if version.isdigit() and int(version) > SCHEMA_VERSION:
+            raise DataError(
+                f"{path} has schema version {int(version)}, newer than the {SCHEMA_VERSION} that this "
+                "mlflow-dynamics reads; upgrade mlflow-dynamics."
+            )
+        if not version.isdigit() or not file.schema_arrow.equals(schema, check_metadata=False):
+            raise DataError(
+                f"{path} was not written by mlflow_dynamics: it has columns {file.schema_arrow.names}, "
+                f"expected {schema.names} with a schema version."
+            )
+        epoch = metadata.get(_EPOCH_KEY)
+        try:
+            table = file.read()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is damaged: its rows cannot be read; delete it.") from error
+    return table, int(epoch) if epoch is not None and epoch.isdigit() else None

@@ -1,0 +1,249 @@
+"""Sending a spool to MLflow: one pass over the queue, and the thread that repeats it until all is sent."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import threading
+import time
+from typing import Final
+
+import requests
+from mlflow.entities import ExperimentTag, LifecycleStage, Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
+from mlflow.store.tracking.abstract_store import AbstractStore
+from mlflow.utils.mlflow_tags import MLFLOW_USER
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
+
+from mlflow_dynamics.errors import DataError, TrackingError
+from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.spool import Batch, Entry, RunRecord, Spool
+from mlflow_dynamics.tracking.store import connect, redact, upload
+
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Delivery:
+    """Sends the queue of one spool, in order, each value once.
+
+    A record whose first sending had an unknown outcome, and a resumed run that repeats an epoch, are met by
+    one rule: before the first metrics after a start or a failure, the store is asked which steps it already
+    has, and these are left out.
+    """
+
+    def __init__(self, spool: Spool, tracking_uri: str) -> None:
+        self._spool = spool
+        self._tracking_uri = tracking_uri
+        self._store: AbstractStore | None = None
+        self._artifact_uri: str | None = None
+        self._sent_steps: dict[str, set[int]] = {}
+
+    def run_once(self) -> Exception | None:
+        """Send what can be sent now; returns why the rest cannot, or None where nothing is left.
+
+        A failing artifact store does not hold the metrics back, but where metrics fail nothing else is tried.
+        """
+        artifact_error: Exception | None = None
+        for entry in self._spool.entries():
+            try:
+                run_id = self._ready()
+                self._send_batch(run_id, entry)
+            except Exception as error:  # noqa: BLE001 - stores are plug-ins and raise errors of their own
+                self._sent_steps.clear()
+                return error
+            if artifact_error is None:
+                try:
+                    self._send_artifacts(entry)
+                except Exception as error:  # noqa: BLE001 - likewise: cloud clients have their own errors
+                    artifact_error = error
+                    continue
+                self._spool.finish(entry)
+        return artifact_error
+
+    def _ready(self) -> str:
+        if self._store is None:
+            self._store = connect(self._tracking_uri)
+        if self._spool.run.run_id is None:
+            self._spool.set_run_id(create_run(self._store, self._spool.run))
+        run_id = self._spool.run.run_id
+        assert run_id is not None
+        if self._artifact_uri is None:
+            self._artifact_uri = self._store.get_run(run_id).info.artifact_uri
+        return run_id
+
+    def _send_batch(self, run_id: str, entry: Entry) -> None:
+        assert self._store is not None
+        try:
+            batch = entry.batch()
+            if batch is None:
+                return
+            metrics = self._unsent(run_id, batch)
+            for start in range(0, len(metrics), MAX_METRICS_PER_BATCH // 2):
+                self._store.log_batch(run_id, metrics[start : start + MAX_METRICS_PER_BATCH // 2], [], [])
+            params = [Param(key, value) for key, value in batch.params.items()]
+            tags = [RunTag(key, value) for key, value in batch.tags.items()]
+            for start in range(0, max(len(params), len(tags)), MAX_PARAMS_TAGS_PER_BATCH):
+                part = slice(start, start + MAX_PARAMS_TAGS_PER_BATCH)
+                self._store.log_batch(run_id, [], params[part], tags[part])
+            if batch.status is not None:
+                self._store.update_run_info(run_id, RunStatus.from_string(batch.status), batch.end_time, None)
+        except DataError as error:
+            self._reject(entry, str(error))
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE) or self._is_deleted(run_id):
+                raise
+            self._reject(entry, reason_of(error))
+        else:
+            for metric in metrics:
+                self._sent_steps[metric.key].add(metric.step)
+        entry.drop_batch()
+
+    def _unsent(self, run_id: str, batch: Batch) -> list[Metric]:
+        assert self._store is not None
+        for key in {metric[0] for metric in batch.metrics} - self._sent_steps.keys():
+            history = self._store.get_metric_history(run_id, key)
+            self._sent_steps[key] = {metric.step for metric in history}
+        return [
+            Metric(key, value, timestamp, step)
+            for key, value, timestamp, step in batch.metrics
+            if step not in self._sent_steps[key]
+        ]
+
+    def _send_artifacts(self, entry: Entry) -> None:
+        assert self._artifact_uri is not None
+        for path in entry.artifact_paths():
+            data = entry.read_artifact(path)
+            if data is not None:
+                upload(self._artifact_uri, self._tracking_uri, path, data)
+                self._spool.artifact_sent(entry, path)
+
+    def _reject(self, entry: Entry, reason: str) -> None:
+        self._spool.reject(entry, reason)
+        _logger.error(
+            "MLflow refused a record of run %s for good (%s): it is set aside in %s.",
+            self._spool.run.run_id,
+            reason,
+            self._spool.folder / "rejected",
+        )
+
+    def _is_deleted(self, run_id: str) -> bool:
+        assert self._store is not None
+        return self._store.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
+
+
+class Sender(threading.Thread):
+    """The one thread that sends a run's spool; says once when sending fails and once when it works again."""
+
+    def __init__(self, spool: Spool, tracking_uri: str) -> None:
+        super().__init__(name="mlflow-dynamics-sender", daemon=True)
+        self._spool = spool
+        self._delivery = Delivery(spool, tracking_uri)
+        self._where = redact(tracking_uri)
+        self._work = threading.Event()
+        self._closing = threading.Event()
+        self._abandoned = False
+        # A run recorded offline begins with a failure, of which `open_run` told.
+        offline = spool.run.run_id is None
+        self.failing: Exception | None = TrackingError("the run is not created yet") if offline else None
+
+    def wake(self) -> None:
+        """There is something new to send."""
+        self._work.set()
+
+    def finish(self, timeout_s: float) -> None:
+        """Send what is left, for at most `timeout_s`; then give up after the attempt that is under way."""
+        self._closing.set()
+        self._work.set()
+        self.join(timeout_s)
+        self._abandoned = True
+        self._work.set()
+
+    def run(self) -> None:
+        """Repeat passes over the queue: at once when woken, after growing pauses while they fail."""
+        pause = FIRST_PAUSE_S
+        while True:
+            self._work.clear()
+            closing = self._closing.is_set()
+            error = self._delivery.run_once()
+            self._report(error)
+            if self._abandoned or (closing and error is None):
+                break
+            if error is None:
+                pause = FIRST_PAUSE_S
+                self._work.wait()
+            else:
+                self._sleep(pause * random.uniform(0.8, 1.2))
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+        self._spool.close()
+
+    def _sleep(self, seconds: float) -> None:
+        # New records do not cut a pause short, closing does: it is the last chance.
+        if self._closing.is_set():
+            time.sleep(min(seconds, 1.0))
+        else:
+            self._closing.wait(seconds)
+
+    def _report(self, error: Exception | None) -> None:
+        if error is not None and self.failing is None:
+            _logger.warning(
+                "Sending to MLflow at %s fails (%s). Training goes on; records wait in %s.",
+                self._where,
+                reason_of(error),
+                self._spool.folder,
+            )
+        elif error is None and self.failing is not None:
+            _logger.warning(
+                "MLflow at %s takes records again; everything recorded so far is sent.", self._where
+            )
+        self.failing = error
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a failure in one line of at most 200 characters, without credentials."""
+    cause = error.__context__ if isinstance(error.__context__, requests.RequestException) else error
+    if isinstance(cause, requests.Timeout):
+        return "it does not answer in time"
+    if isinstance(cause, requests.ConnectionError):
+        return "there is no connection"
+    line = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:197]}..."
+
+
+def create_run(store: AbstractStore, record: RunRecord) -> str:
+    """Create the run of a record, once: one that an earlier try created is found by its tag; returns its id.
+
+    Raises:
+        TrackingError: its experiment is deleted.
+    """
+    experiment_id = record.experiment_id or _experiment_id(store, record.experiment_name or "Default")
+    found = store.search_runs(
+        [experiment_id], f"tags.`{names.TAG_LOCAL_ID}` = '{record.local_id}'", ViewType.ALL, max_results=1
+    )
+    if found:
+        return str(found[0].info.run_id)
+    tags = {**record.tags, names.TAG_LOCAL_ID: str(record.local_id)}
+    run = store.create_run(
+        experiment_id=experiment_id,
+        user_id=tags.get(MLFLOW_USER, "unknown"),
+        start_time=record.start_time,
+        tags=[RunTag(key, value) for key, value in tags.items()],
+        run_name=record.run_name,
+    )
+    return str(run.info.run_id)
+
+
+def _experiment_id(store: AbstractStore, name: str) -> str:
+    experiment = store.get_experiment_by_name(name)
+    if experiment is None:
+        return str(store.create_experiment(name, None, tags=[ExperimentTag(*names.MODEL_TRAINING_KIND)]))
+    if experiment.lifecycle_stage == LifecycleStage.DELETED:
+        raise TrackingError(
+            f"The experiment {name!r} is deleted; restore it (mlflow experiments restore -x "
+            f"{experiment.experiment_id}) or choose another name."
+        )
+    return str(experiment.experiment_id)

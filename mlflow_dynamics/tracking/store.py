@@ -1,0 +1,107 @@
+"""MLflow's tracking store as the sender needs it: one try and a bounded wait for each request.
+
+MLflow's own client hides up to seven retries (minutes) inside each call. They are steered by environment
+variables that count for the whole process, the user's own calls included, so the sender leaves those alone
+and passes "no retries" and its own timeout with each request; it retries by itself, where that can be stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from google.protobuf.json_format import ParseError
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.tracking.abstract_store import AbstractStore
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.tracking._tracking_service.utils import _get_store
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.mime_type_utils import _guess_mime_type
+from mlflow.utils.proto_json_utils import parse_dict
+from mlflow.utils.request_utils import augmented_raise_for_status
+from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 60.0
+_ONE_TRY: Final = {"max_retries": 0, "raise_on_status": False, "timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)}
+
+
+class _OneTryRestStore(RestStore):
+    """MLflow's REST store without its hidden retries."""
+
+    def _call_endpoint(
+        self,
+        api: Any,
+        json_body: Any = None,
+        endpoint: Any = None,
+        retry_timeout_seconds: Any = None,
+        response_proto: Any = None,
+    ) -> Any:
+        path, method = self._METHOD_TO_INFO[api]
+        body = json.loads(json_body) if json_body else None
+        payload = {"params" if method == "GET" else "json": body}
+        response = http_request(self.get_host_creds(), endpoint or path, method, **_ONE_TRY, **payload)
+        response = verify_rest_response(response, endpoint or path)
+        message = response_proto or api.Response()
+        try:
+            parse_dict(js_dict=json.loads(response.text), message=message)
+        except (ValueError, ParseError) as error:
+            raise MlflowException("the server's answer is not that of an MLflow server") from error
+        return message
+
+
+def connect(tracking_uri: str) -> AbstractStore:
+    """The store behind a tracking URI; nothing is sent yet to a server, while a database is opened."""
+    if urlsplit(tracking_uri).scheme in {"http", "https"}:
+        return _OneTryRestStore(partial(get_default_host_creds, tracking_uri))
+    return _get_store(tracking_uri)
+
+
+def upload(artifact_uri: str, tracking_uri: str, path: str, data: bytes) -> None:
+    """Write one artifact, replacing an older version of it."""
+    repository = get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
+    if isinstance(repository, HttpArtifactRepository):
+        response = http_request(
+            get_default_host_creds(repository.artifact_uri),
+            f"/{path}",
+            "PUT",
+            data=data,
+            extra_headers={"Content-Type": _guess_mime_type(path)},
+            **_ONE_TRY,
+        )
+        augmented_raise_for_status(response)
+        return
+    target = PurePosixPath(path)
+    with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
+        file = Path(folder) / target.name
+        file.write_bytes(data)
+        parent = target.parent.as_posix()
+        repository.log_artifact(str(file), None if parent == "." else parent)
+
+
+def redact(uri: str) -> str:
+    """The URI without user, password and query: what may be written down and logged."""
+    parts = urlsplit(uri)
+    if not parts.netloc and not parts.query:
+        return uri
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def absolute(uri: str) -> str:
+    """The URI with a relative SQLite or folder path made absolute, so that it means the same anywhere."""
+    scheme, separator, path = uri.partition(":///")
+    if (
+        separator
+        and scheme.startswith("sqlite")
+        and path
+        and not Path(path).is_absolute()
+        and path != ":memory:"
+    ):
+        return f"{scheme}:///{Path(path).absolute()}"
+    return str(Path(uri).absolute()) if not urlsplit(uri).scheme and uri != "databricks" else uri

@@ -1,0 +1,152 @@
+"""RunWriter: what a session calls to record one run; returns as soon as it is on local disk."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import mlflow
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
+
+from mlflow_dynamics.errors import ConfigError, unknown_choice
+from mlflow_dynamics.records import EpochActivations, Layer, Measures
+from mlflow_dynamics.tracking import names, parquet
+from mlflow_dynamics.tracking.sender import Sender, reason_of
+from mlflow_dynamics.tracking.spool import Batch, RunRecord, open_spool, spool_root
+from mlflow_dynamics.tracking.store import absolute, redact
+
+_END_STATUSES: Final = ("FINISHED", "FAILED", "KILLED")
+
+_logger = logging.getLogger(__name__)
+
+
+class RunWriter:
+    """Records one run: first into its spool folder, from there in the background to MLflow.
+
+    No method waits for the tracking store or raises for its sake: trouble is logged once when it begins and
+    once when it ends. Values that are not finite are passed on as they are (SQL stores keep NaN, and infinity
+    as the largest double): a loss that became NaN is worth seeing.
+
+    Args:
+        run_id: an MLflow run, or the local name that `open_run` gives a run whose server did not answer.
+        tracking_uri: where that run lives; default: MLflow's own.
+        spool_dir: the folder of all runs' folders; default: MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics`.
+
+    Raises:
+        DataError: `run_id` is a local name and its folder is not there or damaged.
+    """
+
+    def __init__(
+        self, run_id: str, *, tracking_uri: str | None = None, spool_dir: Path | None = None
+    ) -> None:
+        self._root = spool_root(spool_dir)
+        tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+        local = run_id.startswith(names.LOCAL_PREFIX)
+        record = None if local else RunRecord(tracking_uri=redact(absolute(tracking_uri)), run_id=run_id)
+        self._spool = open_spool(self._root, run_id, record)
+        self._layers: Sequence[Layer] = ()
+        self._sender = Sender(self._spool, tracking_uri)
+        self._sender.start()
+        self.set_tags({names.TAG_SCHEMA_VERSION: str(names.SCHEMA_VERSION)})
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run's id; None as long as the run waits to be created."""
+        return self._spool.run.run_id
+
+    def write_layers(self, layers: Sequence[Layer]) -> None:
+        """Record the layers, to which the rows of the other files refer: `dynamics/layers.parquet`."""
+        self._layers = tuple(layers)
+        self._put(files={names.LAYERS: parquet.layers_to_parquet(layers)})
+
+    def write_epoch(
+        self,
+        epoch: int,
+        activations: EpochActivations | None,
+        metrics: Mapping[str, float],
+        measures: Measures | None,
+        timestamp_ms: int,
+    ) -> None:
+        """Record an epoch as one unit: after a kill at any moment either all of it is there or none.
+
+        Args:
+            epoch: from 0; the step of every metric.
+            activations: become `dynamics/activations/epoch=.../part-0.parquet`.
+            metrics: metric key -> value, logged as they are.
+            measures: those of each layer become `dynamics/layer_measures/epoch=.../part-0.parquet`; for the
+                metrics see `names.measure_metrics`.
+            timestamp_ms: milliseconds since 1970, when the epoch ended.
+        """
+        names.check_keys("metric", metrics)
+        files: dict[str, bytes] = {}
+        if activations is not None:
+            self._layers = activations.layers
+            files[names.activations_path(epoch)] = parquet.activations_to_parquet(activations)
+        if measures is not None and self._layers:
+            files[names.layer_measures_path(epoch)] = parquet.layer_measures_to_parquet(
+                epoch, self._layers, measures
+            )
+        rows = tuple((key, float(value), timestamp_ms, epoch) for key, value in metrics.items())
+        self._put(Batch(metrics=rows), files)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record parameters; values become text, cut at MLflow's limit of 6,000 characters."""
+        names.check_keys("parameter", params)
+        self._put(Batch(params={key: str(value)[:MAX_PARAM_VAL_LENGTH] for key, value in params.items()}))
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags; values become text, cut at MLflow's limit of 8,000 characters."""
+        names.check_keys("tag", tags)
+        self._put(Batch(tags={key: str(value)[:MAX_TAG_VAL_LENGTH] for key, value in tags.items()}))
+
+    def log_artifact(self, local_path: Path, artifact_dir: str = names.ARTIFACT_ROOT) -> None:
+        """Record a file's present content under `artifact_dir`; it replaces an older one that still waits.
+
+        Raises:
+            ConfigError: there is no such file, or the artifact path leaves the run's folder.
+        """
+        path = names.check_artifact_path(
+            f"{artifact_dir}/{local_path.name}" if artifact_dir else local_path.name
+        )
+        try:
+            data = local_path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{local_path} cannot be recorded as an artifact: {error.strerror}.") from error
+        self._put(files={path: data})
+
+    def end_run(self, status: str = "FINISHED", end_time_ms: int | None = None) -> None:
+        """Record the end of a run that we opened: the store learns of it after everything before it."""
+        if status not in _END_STATUSES:
+            raise unknown_choice("status", status, _END_STATUSES)
+        self._put(Batch(status=status, end_time=end_time_ms or int(time.time() * 1000)))
+
+    def close(self, timeout_s: float = 30.0) -> int:
+        """Send what is left for at most `timeout_s` seconds; returns how many records could not be sent.
+
+        These stay in the spool folder and a warning names the command that sends them. A folder with nothing
+        left is deleted.
+        """
+        self._sender.finish(timeout_s)
+        left = len(self._spool.entries())
+        lost = self._spool.in_memory()
+        if left:
+            _logger.warning(
+                "%d records of run %s are not sent (%s). Send them with: mlflow-dynamics sync %s",
+                left,
+                self._spool.folder.name,
+                reason_of(self._sender.failing) if self._sender.failing else "there was no time",
+                shlex.quote(str(self._root)),
+            )
+        if lost:
+            _logger.error(
+                "%d of them are lost with this process: %s took no files.", lost, self._spool.folder
+            )
+        return left
+
+    def _put(self, batch: Batch | None = None, files: Mapping[str, bytes] | None = None) -> None:
+        self._spool.put(batch, files or {})
+        self._sender.wake()

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
+from mlflow_dynamics.errors import DynamicsError
 from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.recording import PendingEpoch, Recorder
 from mlflow_dynamics.recording.boundary import Boundary
@@ -94,8 +95,27 @@ def track(
     measures = measures or MeasureConfig()
     monitor = None if early_stopping == "off" else ConvergenceMonitor(mode=early_stopping, schedule=schedule)
     recorder = Recorder(model, recording, optimizer=optimizer)
-    run_id, owned = open_run()
-    return Tracker(recorder, RunWriter(run_id), measures=measures, monitor=monitor)
+    try:
+        run = open_run()
+        writer = RunWriter(run.run_id)
+    except DynamicsError:
+        recorder.remove()
+        raise
+    writer.log_params(_parameters(recording, measures))
+    return Tracker(
+        recorder,
+        writer,
+        measures=measures,
+        monitor=monitor,
+        owns_run=run.owned,
+        log_every_n_epoch=log_every_n_epoch,
+    )
+
+
+def _parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
+    """What the recorded numbers depend on, as parameters of the run."""
+    values = asdict(recording) | asdict(measures) | {"estimator": measures.resolved_estimator}
+    return {f"dynamics/{key}": value for key, value in values.items()}
 
 
 class Tracker:
@@ -114,7 +134,6 @@ class Tracker:
         owns_run: bool,
         log_every_n_epoch: int = 1,
     ) -> None:
-        self.run_id = writer.run_id
         self._recorder = recorder
         self._writer = writer
         self._config = measures
@@ -133,6 +152,11 @@ class Tracker:
         self._worker.start()
 
     # ---- called by the training ----
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run; None while no tracking server has answered that could create it."""
+        return self._writer.run_id
 
     def end_epoch(self, epoch: int | None = None, /, **metrics: float) -> None:
         """End an epoch: hand its activations to the background, to be measured and logged with `metrics`.
@@ -264,6 +288,7 @@ class Tracker:
         return metrics
 
     def _close(self, status: str) -> None:
-        self._writer.close(CLOSE_TIMEOUT_S)
         if self._owns_run:
-            end_run(status)
+            end_run(self._writer, status, CLOSE_TIMEOUT_S)
+        else:
+            self._writer.close(CLOSE_TIMEOUT_S)

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from mlflow_dynamics.errors import ConfigError
+from mlflow_dynamics.tracking import names
 from mlflow_dynamics.training.data import ImageData
 
 
@@ -38,13 +39,13 @@ class Epoch:
     def as_metrics(self) -> dict[str, float]:
         """The epoch's metrics under the names they have in MLflow."""
         return {
-            "train/loss": self.train_loss,
-            "train/accuracy": self.train_accuracy,
-            "validation/loss": self.validation_loss,
-            "validation/accuracy": self.validation_accuracy,
-            "train/learning_rate": self.learning_rate,
-            "train/epoch_seconds": self.seconds,
-            "train/images_per_second": self.images_per_second,
+            names.TRAIN_LOSS: self.train_loss,
+            names.TRAIN_ACCURACY: self.train_accuracy,
+            names.VALIDATION_LOSS: self.validation_loss,
+            names.VALIDATION_ACCURACY: self.validation_accuracy,
+            names.LEARNING_RATE: self.learning_rate,
+            names.EPOCH_SECONDS: self.seconds,
+            names.IMAGES_PER_SECOND: self.images_per_second,
         }
 
 
@@ -102,6 +103,7 @@ class Trainer:
         self.seed = seed
         self.next_epoch = 0
         self._forward = forward if forward is not None else model
+        self._data = data
         self._order = torch.Generator()
         common: dict[str, Any] = {
             "batch_size": batch_size,
@@ -138,6 +140,7 @@ class Trainer:
     def _train(self, number: int, after_step: Callable[[], object]) -> tuple[float, float, int]:
         # The order depends on seed and epoch alone, so a resumed training sees what the whole one would have.
         self._order.manual_seed(self.seed * 1_000_003 + number)
+        self._data.set_epoch(number)
         self.model.train()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)

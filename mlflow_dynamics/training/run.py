@@ -15,6 +15,8 @@ from typing import Final
 
 import mlflow
 import torch
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.models import infer_signature
 from torch import nn
 from tqdm import tqdm
@@ -220,6 +222,19 @@ def _log_new_parameters(run_id: str, parameters: dict[str, str]) -> None:
     """Log what `mlflow run` has not logged already: a parameter of a run cannot be written twice."""
     present = mlflow.get_run(run_id).data.params
     mlflow.log_params({key: value for key, value in parameters.items() if key not in present})
+
+
+def _log_dataset(data: ImageData) -> None:
+    """The data set as an MLflow input, its sizes as parameters' readable twin in the input's source."""
+    source = CodeDatasetSource(tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}})
+    for context in ("training", "validation"):
+        mlflow.log_input(MetaDataset(source, name=_dataset_name(data.name), digest=data.digest), context=context)
+
+
+def _dataset_name(name: str) -> str:
+    """MLflow lists data sets by name; of a path its last part says what a reader looks for."""
+    kind, colon, path = name.partition(":")
+    return Path(path).resolve().name if colon else kind
 
 
 def _log_model(model: nn.Module, data: ImageData, device: torch.device) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from mlflow_dynamics import __version__
 from mlflow_dynamics.errors import DynamicsError
-from mlflow_dynamics.training.config import TrainingConfig
+from mlflow_dynamics.training.config import GridConfig, TrainingConfig
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -32,18 +32,22 @@ class _Optional(click.ParamType):
         return self.inner.convert(value, param, ctx)
 
 
-def _training_options(command: Any) -> Any:
-    """One option for every field of TrainingConfig, so that the two cannot differ."""
-    for option in reversed(dataclasses.fields(TrainingConfig)):
-        kind = option.metadata.get("kind")
-        command = click.option(
-            f"--{option.name.replace('_', '-')}",
-            type=type(option.default) if kind is None else _Optional(kind, option.metadata["word"]),
-            default=option.default if kind is None else option.metadata["word"],
-            show_default=True,
-            help=option.metadata["help"],
-        )(command)
-    return command
+def _options_of(config: Any) -> Callable[[Any], Any]:
+    """One option for every field of a configuration, so that the two cannot differ."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(dataclasses.fields(config)):
+            kind = option.metadata.get("kind")
+            command = click.option(
+                f"--{option.name.replace('_', '-')}",
+                type=type(option.default) if kind is None else _Optional(kind, option.metadata["word"]),
+                default=option.default if kind is None else option.metadata["word"],
+                show_default=True,
+                help=option.metadata["help"],
+            )(command)
+        return command
+
+    return decorate
 
 
 # MLflow passes `-P batch_size=64` on as `--batch_size 64`; with dashes and underscores alike, both spellings are
@@ -58,13 +62,22 @@ def commands() -> None:
 
 
 @commands.command()
-@_training_options
+@_options_of(TrainingConfig)
 def train(**parameters: Any) -> None:
     """Train one model, its dynamics recorded in an MLflow run."""
     config = TrainingConfig(**parameters)
     from mlflow_dynamics.training.run import train_in_run
 
     train_in_run(config)
+
+
+@commands.command()
+@_options_of(GridConfig)
+def paper(**parameters: Any) -> None:
+    """Train the paper's nine combinations as child runs of one run, only what is missing."""
+    from mlflow_dynamics.training.grid import paper_cells, train_grid
+
+    train_grid(paper_cells(GridConfig(**parameters)))
 
 
 def main(arguments: list[str] | None = None) -> None:

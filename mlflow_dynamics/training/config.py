@@ -17,6 +17,7 @@ PRECISIONS: Final = ("fp32", "bf16")
 
 
 def _parameter(default: Any, description: str) -> Any:
+    """A field that is also an option of the command line and a parameter of the MLproject."""
     return field(default=default, metadata={"help": description})
 
 
@@ -57,8 +58,12 @@ class TrainingConfig:
     signal: str = _parameter("rms", "what stands for a layer at a step: rms, mean or std")
     protocol: str = _parameter("steps", "what plays the part of time: steps, epochs or depth")
     window: int = _parameter(512, "training steps that enter the measures of an epoch")
-    estimator: str | None = _optional(str, "auto", "of the integration exponent: dfa, hk, or the protocol's own")
-    resume: str | None = _optional(str, "none", "carry on from the checkpoint of this interrupted run (its id)")
+    estimator: str | None = _optional(
+        str, "auto", "of the integration exponent: dfa, hk, or the protocol's own"
+    )
+    resume: str | None = _optional(
+        str, "none", "carry on from the checkpoint of this interrupted run (its id)"
+    )
 
     def __post_init__(self) -> None:
         for name, accepted in _CHOICES.items():
@@ -77,7 +82,9 @@ class TrainingConfig:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay={self.weight_decay} must be a finite number of at least 0.")
         if self.checkpoint is not None and not self.checkpoint.is_file():
-            raise ConfigError(f"checkpoint={str(self.checkpoint)!r} is not a file; give a local weights file or none.")
+            raise ConfigError(
+                f"checkpoint={str(self.checkpoint)!r} is not a file; give a local weights file or none."
+            )
         if self.checkpoint is not None and self.pretrained:
             raise ConfigError("pretrained=True and checkpoint exclude each other; give one of them.")
         # Raises for the values it owns, before any work starts.
@@ -114,6 +121,27 @@ class TrainingConfig:
             f.name: f.metadata["word"] if (value := getattr(self, f.name)) is None else str(value)
             for f in fields(self)
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """The paper's grid; what is not here is the recipe of each architecture (`grid.paper_cells`)."""
+
+    easy_dataset: str = _parameter("cifar10", "the data set that plays CIFAR-10")
+    hard_dataset: str = _parameter("cifar100", "the data set that plays CIFAR-100")
+    data_dir: Path = _parameter(Path("data"), "where torchvision sets are downloaded to")
+    epochs: int = _parameter(60, "passes over the training images")
+    batch_size: int = _parameter(128, "images per training step")
+    limit_train: int | None = _optional(int, "all", "use only the first so many training images")
+    limit_test: int | None = _optional(int, "all", "use only the first so many validation images")
+    seeds: str = _parameter("0", "comma-separated; every combination is trained once with each")
+    vit_checkpoint: Path | None = _optional(
+        Path, "none", "the ViT starts from this file, not from a download"
+    )
+    precision: str = _parameter("fp32", "fp32 or bf16")
+    device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
+    workers: int = _parameter(0, "processes that load data")
+    early_stopping: str = _parameter("warn", "on the convergence signal: off, warn or stop")
 
 
 _CHOICES: Final = {

@@ -4,21 +4,63 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Final
+from dataclasses import fields, replace
+from typing import Any, Final
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from mlflow_dynamics.errors import DynamicsError
-from mlflow_dynamics.training.config import TrainingConfig
+from mlflow_dynamics.errors import ConfigError, DynamicsError
+from mlflow_dynamics.training.config import GridConfig, TrainingConfig
+from mlflow_dynamics.training.models import PAPER_GRID
 from mlflow_dynamics.training.run import has_checkpoint, managed_run, train_in_run
 
 logger = logging.getLogger(__name__)
 
 TAG_CELL: Final = "dynamics.grid_cell"
 """On each child run: the digest of its parameters, by which a later start finds what is done."""
+
+
+def paper_cells(config: GridConfig) -> list[TrainingConfig]:
+    """The trainings of the grid: the nine of `models.PAPER_GRID` for each seed.
+
+    Convolutional networks train from scratch by the recipe usual on CIFAR (SGD with Nesterov momentum, one-cycle,
+    weight decay 5e-4; half the rate for VGG-16 and MobileNetV2); the ViT is fine-tuned from its pretrained
+    weights (AdamW, cosine, 1e-4).
+
+    Raises:
+        ConfigError: a parameter is not usable.
+    """
+    try:
+        seeds = [int(seed) for seed in config.seeds.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"seeds={config.seeds!r} must be whole numbers with commas between, such as 0,1,2."
+        ) from None
+    shared = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _SHARED}
+    datasets = {"cifar10": config.easy_dataset, "cifar100": config.hard_dataset}
+    return [
+        TrainingConfig(model=model, dataset=datasets[dataset], seed=seed, **shared, **_recipe(model, config))
+        for seed in seeds
+        for model, dataset in PAPER_GRID
+    ]
+
+
+def _recipe(model: str, config: GridConfig) -> dict[str, Any]:
+    if model.startswith("vit"):
+        return {
+            "optimizer": "adamw",
+            "schedule": "cosine",
+            "learning_rate": 1e-4,
+            "weight_decay": 0.05,
+            "pretrained": config.vit_checkpoint is None,
+            "checkpoint": config.vit_checkpoint,
+        }
+    return {"learning_rate": 0.05 if model in ("vgg16", "mobilenet_v2") else 0.1}
+
+
+_SHARED: Final = {f.name for f in fields(GridConfig)} & {f.name for f in fields(TrainingConfig)}
 
 
 def train_grid(cells: Sequence[TrainingConfig]) -> str:

@@ -21,8 +21,9 @@ from mlflow.models import infer_signature
 from torch import nn
 from tqdm import tqdm
 
+from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.errors import ConfigError
-from mlflow_dynamics.session import EpochSummary, Tracker, track
+from mlflow_dynamics.session import EpochSummary, track
 from mlflow_dynamics.training.config import TrainingConfig
 from mlflow_dynamics.training.data import ImageData, load_dataset
 from mlflow_dynamics.training.loop import Epoch, Trainer, resolve_device, seed_everything
@@ -32,10 +33,21 @@ from mlflow_dynamics.training.optimisation import build_optimizer, build_schedul
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS: Final = Path(".mlflow_dynamics") / "checkpoints"
-VERSIONS_LOGGED: Final = ("mlflow-dynamics", "mlflow", "torch", "torchvision", "timm", "numpy", "scipy", "pyarrow")
+VERSIONS_LOGGED: Final = (
+    "mlflow-dynamics",
+    "mlflow",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "pyarrow",
+)
 
 
-def train_in_run(config: TrainingConfig, *, nested: bool = False, tags: Mapping[str, str] | None = None) -> str:
+def train_in_run(
+    config: TrainingConfig, *, nested: bool = False, tags: Mapping[str, str] | None = None
+) -> str:
     """Train as `config` says inside an MLflow run (the one `mlflow run` made, else a new one); returns its id.
 
     Raises:
@@ -157,9 +169,10 @@ def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
             measures=config.measures,
             early_stopping=config.early_stopping,
             schedule=_schedule(config),
-            resume=config.resume,
         ) as tracker,
-        tqdm(total=(config.epochs - first) * len(trainer.train_loader), unit="step", dynamic_ncols=True) as bar,
+        tqdm(
+            total=(config.epochs - first) * len(trainer.train_loader), unit="step", dynamic_ncols=True
+        ) as bar,
     ):
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):
@@ -169,6 +182,12 @@ def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
             bar.set_description(f"epoch {epoch.number + 1}")
             if tracker.should_stop:
                 break
+
+
+def _schedule(config: TrainingConfig) -> Schedule:
+    """What the convergence monitor may know of the learning rate ahead."""
+    drops = drop_epochs(config.epochs) if config.schedule == "step" else ()
+    return Schedule(name=config.schedule, planned_epochs=config.epochs, drop_epochs=drops)
 
 
 def _epoch_line(epoch: Epoch, summary: EpochSummary | None) -> str:
@@ -226,9 +245,13 @@ def _log_new_parameters(run_id: str, parameters: dict[str, str]) -> None:
 
 def _log_dataset(data: ImageData) -> None:
     """The data set as an MLflow input, its sizes as parameters' readable twin in the input's source."""
-    source = CodeDatasetSource(tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}})
+    source = CodeDatasetSource(
+        tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}}
+    )
     for context in ("training", "validation"):
-        mlflow.log_input(MetaDataset(source, name=_dataset_name(data.name), digest=data.digest), context=context)
+        mlflow.log_input(
+            MetaDataset(source, name=_dataset_name(data.name), digest=data.digest), context=context
+        )
 
 
 def _dataset_name(name: str) -> str:
@@ -246,5 +269,7 @@ def _log_model(model: nn.Module, data: ImageData, device: torch.device) -> None:
         model,
         name="model",
         signature=infer_signature(images.numpy(), output.numpy()),
-        pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in ("mlflow", "torch", "torchvision", "timm")],
+        pip_requirements=[
+            f"{p}=={importlib.metadata.version(p)}" for p in ("mlflow", "torch", "torchvision", "timm")
+        ],
     )

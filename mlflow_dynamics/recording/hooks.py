@@ -7,13 +7,16 @@ changes.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.comptime import comptime
+from torch._dynamo.eval_frame import skip_code
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mlflow_dynamics.recording.boundary import Boundary
@@ -27,12 +30,22 @@ def moments(output: Tensor, one: Tensor, samples: int) -> Tensor:
 
     Half precision is widened to float32 first: `var_mean` would round its results to 3 digits.
     """
-    values = output.detach()
-    if values.dim() > 0:
-        values = values[:samples]
+    values, rows = output.detach(), None
+    if values.dim() > 0 and not statically_known_true(values.shape[0] <= samples):
+        if statically_known_true(values.shape[0] >= samples):
+            values = values[:samples]
+        else:  # a dynamic batch size in compiled code: slicing would add a guard, and with it recompiles
+            rows = torch.arange(samples, device=values.device)
+            values = values.index_select(0, rows.clamp(max=values.shape[0] - 1))
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()
-    variance, mean = torch.var_mean(values, dim=None, correction=0)
+    if rows is None:
+        variance, mean = torch.var_mean(values, dim=None, correction=0)
+    else:
+        there = (rows < output.shape[0]).to(values.dtype)
+        variances, means = torch.var_mean(values.reshape(samples, -1), dim=1, correction=0)
+        mean = (there * means).sum() / there.sum()
+        variance = (there * (variances + (means - mean) ** 2)).sum() / there.sum()
     return torch.stack((one, mean, variance, mean * mean))
 
 
@@ -79,15 +92,17 @@ class ForwardPass(_Traceless):
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Forget what an earlier training forward left: the last one before the step counts."""
-        if torch.compiler.is_compiling():
-            self._begin()
-        elif not torch.jit.is_tracing():
-            self.boundary.run(self._begin)
+        self.boundary.run(self._begin)
 
     def _begin(self) -> None:
         self.inside = self.model.training and torch.is_grad_enabled()
-        if self.inside and (torch.compiler.is_compiling() or not _in_backward()):
+        if not self.inside:
+            return
+        if torch.compiler.is_compiling():
             torch._foreach_zero_(self.slots)
+        elif not (_in_backward() or torch.jit.is_tracing()):
+            with _unseen():
+                torch._foreach_zero_(self.slots)
 
 
 class ForwardPassEnd(_Traceless):
@@ -126,31 +141,24 @@ class LayerHook(_Traceless):
             return
         if not torch.is_grad_enabled() and not self.forward.inside:
             return
-        if torch.compiler.is_compiling():
-            tensor = first_tensor(output)
-            if tensor is not None and tensor.is_floating_point() and tensor.numel() > 0:
-                comptime(self._trace)
-                self._add(tensor)
-        else:
-            self.forward.boundary.run(self._record, output)
+        self.forward.boundary.run(self._record, output)
 
     def _record(self, output: Any) -> None:
         tensor = first_tensor(output)
-        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
             return
-        if _in_backward() or isinstance(tensor, FakeTensor) or torch.jit.is_tracing() or _in_functorch():
+        if torch.compiler.is_compiling():
+            comptime(self._trace)
+            self._add(tensor)
+            return
+        if _in_backward() or _not_computing(tensor):
             return
         self.forward.fresh = True
         if not self.known or self.slot.device != tensor.device:
             self._meet(tensor)
-        if not self.forward.wanted:
-            return
-        if torch._C._len_torch_dispatch_stack() > 0:
-            # Selective checkpointing and FLOP counters see every operation; ours are none of theirs.
-            with _disable_current_modes():
+        if self.forward.wanted:
+            with _unseen():
                 self._add(tensor)
-        else:
-            self._add(tensor)
 
     def _add(self, tensor: Tensor) -> None:
         self.forward.fresh = True
@@ -174,5 +182,32 @@ def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _in_functorch() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def _unseen() -> AbstractContextManager[Any]:
+    """Hides our operations from selective checkpointing and FLOP counters, which see every one of a forward pass."""
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() > 0 else nullcontext()
+
+
+def _not_computing(tensor: Tensor) -> bool:
+    """True while the model is being examined rather than run: graph capture, shape inference, vmap."""
+    return (
+        tensor.is_meta
+        or isinstance(tensor, FakeTensor)
+        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def never_compile_alone(*owners: Any) -> None:
+    """Keep dynamo from compiling these functions, or all methods of these classes, by themselves.
+
+    It calls the hooks of a compiled module's own root as ordinary Python, outside the graph, and would make a graph
+    of each. Inside a graph they are inlined as before.
+    """
+    for owner in owners:
+        functions = [owner] if inspect.isfunction(owner) else list(vars(owner).values())
+        for function in filter(inspect.isfunction, functions):
+            skip_code(function.__code__)
+
+
+never_compile_alone(ForwardPass, ForwardPassEnd, LayerHook, Boundary)
+never_compile_alone(moments, first_tensor, _in_backward, _not_computing, _unseen)

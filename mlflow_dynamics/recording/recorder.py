@@ -17,7 +17,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.history import HostCopy, StepHistory
-from mlflow_dynamics.recording.hooks import MOMENTS, ForwardPass, ForwardPassEnd, LayerHook
+from mlflow_dynamics.recording.hooks import (
+    MOMENTS,
+    ForwardPass,
+    ForwardPassEnd,
+    LayerHook,
+    never_compile_alone,
+)
 from mlflow_dynamics.recording.layers import choose_layers, unwrap
 from mlflow_dynamics.records import EpochActivations, Layer
 
@@ -97,14 +103,21 @@ class Recorder:
         return self._describe(self._forward.seen)
 
     def end_epoch(self, epoch: int) -> PendingEpoch:
-        """Hand over what was recorded since the last call as epoch `epoch`; cheap, waits for nothing."""
+        """Hand over what was recorded since the last call as epoch `epoch`; cheap, waits for nothing.
+
+        After a failure of the recording the epoch is empty: half an epoch would be a wrong one.
+        """
         if self._layers is None:
             unseen = [hook.position for hook in self._hooks if not hook.known]
             self._order = [*self._forward.seen, *unseen]
             self._layers = self._describe(self._order)
-        steps, copies = self._history.take()
+        pending = PendingEpoch(self, epoch)
+        self._boundary.run(self._hand_over, pending)
+        return pending
+
+    def _hand_over(self, pending: PendingEpoch) -> None:
+        pending.steps, pending.copies = self._history.take()
         self._epoch_start = self.step
-        return PendingEpoch(self, epoch, steps, copies)
 
     def discard(self) -> None:
         """Forget what was recorded since the last epoch ended, and its step numbers too."""
@@ -179,15 +192,18 @@ class Recorder:
             )
 
 
+never_compile_alone(Recorder, StepHistory)
+
+
 class PendingEpoch:
     """An epoch's activations, perhaps still on their way from the device."""
 
-    def __init__(self, recorder: Recorder, epoch: int, steps: list[int], copies: list[HostCopy]) -> None:
+    def __init__(self, recorder: Recorder, epoch: int) -> None:
         self.epoch = epoch
+        self.steps: list[int] = []
+        self.copies: list[HostCopy] = []
         self._recorder = recorder
         self._order = recorder._order
-        self._steps = steps
-        self._copies = copies
 
     def result(self) -> EpochActivations:
         """Wait for the copy and return the activations; may be called from any thread.
@@ -195,16 +211,16 @@ class PendingEpoch:
         A layer that did not run at a step is NaN there.
         """
         layers = self._recorder.layers
-        parts = [copy.wait().numpy() for copy in self._copies]
+        parts = [copy.wait().numpy() for copy in self.copies]
         sums = np.concatenate(parts) if parts else np.empty((0, len(layers), MOMENTS), np.float32)
         sums = sums[:, self._order]
         count = sums[..., 0]
-        if self._steps:
+        if self.steps:
             self._recorder._report_dead(count > 0)
         mean, std = pooled(sums)
         return EpochActivations(
             epoch=self.epoch,
-            step=np.asarray(self._steps, dtype=np.int32),
+            step=np.asarray(self.steps, dtype=np.int32),
             mean=np.ascontiguousarray(mean.T),
             std=np.ascontiguousarray(std.T),
             layers=layers,

@@ -40,11 +40,16 @@ class MissingDependencyError(DynamicsError, ImportError):
     """An optional package is absent; the message names the pip command that installs it."""
 
 
-def unknown_choice(parameter: str, value: object, accepted: Iterable[str]) -> ConfigError:
-    """The error for a value outside a fixed set of names: what was given, what is accepted, the nearest match."""
+def unknown_choice(
+    parameter: str, value: object, accepted: Iterable[str], *, unlisted: Iterable[str] = ()
+) -> ConfigError:
+    """The error for a value outside a set of names: what was given, what is accepted, the nearest match.
+
+    `unlisted` names are accepted too but too many to list; the nearest match is sought among them as well.
+    """
     names = list(accepted)
     message = f"{parameter}={value!r} is not known; accepted: {', '.join(names)}."
-    nearest = difflib.get_close_matches(str(value), names, n=1)
+    nearest = difflib.get_close_matches(str(value), [*names, *unlisted], n=1)
     if nearest:
         message += f" Did you mean {nearest[0]!r}?"
     return ConfigError(message)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +16,7 @@ from torch import Tensor
 
 from mlflow_dynamics.errors import DataError
 from mlflow_dynamics.training.data.images import DecodedImages, Images
-
-DOWNLOAD_TIMEOUT_SECONDS: Final = 30.0
-"""torchvision itself waits for ever on a server that does not answer."""
+from mlflow_dynamics.training.downloads import download_timeout, last_line
 
 DIGITS_TEST_FRACTION: Final = 0.2
 DIGITS_SPLIT_SEED: Final = 0
@@ -107,15 +103,13 @@ def torchvision_set(name: str, *, data_dir: Path, limit_train: int | None, limit
     """
     kind = TORCHVISION_SETS[name]
     try:
-        with _socket_timeout(DOWNLOAD_TIMEOUT_SECONDS):
+        with download_timeout():
             train = kind.create(data_dir, download=True, **kind.train)
             test = kind.create(data_dir, download=True, **kind.test)
     except (OSError, RuntimeError) as error:
-        # The library's own message may run over many lines, two for each mirror; the last one says why.
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(
             f"dataset={name!r} is not whole in data_dir={str(data_dir)!r} and could not be downloaded there "
-            f"({reason}); connect to the internet, put torchvision's files for it there, or give "
+            f"({last_line(error)}); connect to the internet, put torchvision's files for it there, or give "
             f"dataset=parquet:PATH with a folder that holds train.parquet and test.parquet."
         ) from error
     class_names = getattr(train, "classes", None)
@@ -127,16 +121,6 @@ def torchvision_set(name: str, *, data_dir: Path, limit_train: int | None, limit
         flip=kind.flip,
         location=f"torchvision.datasets.{kind.create.__name__} in {data_dir}",
     )
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(previous)
 
 
 def _pixels(dataset: Any) -> np.ndarray:

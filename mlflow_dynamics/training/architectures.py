@@ -1,0 +1,161 @@
+"""The project's own networks: CIFAR's ResNets, and torchvision's networks with a stem for small images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
+
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+SMALL_IMAGE: Final = 64
+"""Below this side in pixels a network gets the small-image stem: the usual one, made for 224 pixels, would leave
+8 of 32 rows to the first block."""
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters: subsampled and zero-padded where shapes differ."""
+
+    def __init__(self, channels_in: int, channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.new_channels = channels - channels_in
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = functional.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        shortcut = functional.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
+        return functional.relu(out + shortcut)
+
+
+class CifarResNet(nn.Module):
+    """The ResNet of 6 n + 2 layers for small images: 16, 32 and 64 channels (He et al. 2016, section 4.2,
+    arXiv 1512.03385; shortcut option A). ResNet-20 has n = 3 and 0.27 million parameters at 10 classes."""
+
+    def __init__(self, blocks: int, *, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(blocks, 16, 16, stride=1)
+        self.layer2 = self._stage(blocks, 16, 32, stride=2)
+        self.layer3 = self._stage(blocks, 32, 64, stride=2)
+        self.fc = nn.Linear(64, num_classes)
+        _initialise_convolutions(self)
+
+    @staticmethod
+    def _stage(blocks: int, channels_in: int, channels: int, *, stride: int) -> nn.Sequential:
+        first = BasicBlock(channels_in, channels, stride=stride)
+        return nn.Sequential(first, *(BasicBlock(channels, channels, stride=1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class CifarVGG(nn.Module):
+    """VGG-16's convolutions, batch-normalised, under a head for small images: average and one linear layer.
+
+    Simonyan, Zisserman 2015, configuration D (arXiv 1409.1556). Its own head (two layers of 4,096) holds 120 of
+    138 million parameters and needs 7x7 positions; without batch normalisation 13 convolutions hardly train from
+    scratch at the learning rates of the other networks. Five poolings ask for at least 32 pixels.
+    """
+
+    def __init__(self, *, num_classes: int, channels: int) -> None:
+        super().__init__()
+        vgg = torchvision.models.vgg
+        self.features = vgg.make_layers(vgg.cfgs["D"], batch_norm=True)
+        self.features[0] = _convolution(self.features[0], channels=channels)
+        self.classifier = nn.Linear(512, num_classes)
+        _initialise_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def _initialise_convolutions(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _convolution(like: nn.Module, *, channels: int, small: bool = False) -> nn.Conv2d:
+    """The first convolution for `channels` input channels; 3x3 with stride 1 for small images."""
+    assert isinstance(like, nn.Conv2d)
+    bias = like.bias is not None
+    # Every first convolution here is square.
+    kernel, stride = (3, 1) if small else (like.kernel_size[0], like.stride[0])
+    new = nn.Conv2d(channels, like.out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    return new
+
+
+def _resnet(name: str, *, num_classes: int, channels: int, small: bool) -> nn.Module:
+    model = torchvision.models.get_model(name, num_classes=num_classes)
+    model.conv1 = _convolution(model.conv1, channels=channels, small=small)
+    if small:
+        model.maxpool = nn.Identity()
+    return model
+
+
+def _densenet121(*, num_classes: int, channels: int, small: bool) -> nn.Module:
+    model = torchvision.models.densenet121(num_classes=num_classes)
+    model.features.conv0 = _convolution(model.features.conv0, channels=channels, small=small)
+    if small:
+        model.features.pool0 = nn.Identity()
+    return model
+
+
+MOBILENET_V2_SMALL: Final = (
+    # expansion, channels, blocks, stride: Sandler et al. 2018 (arXiv 1801.04381), table 2, but for the stride of
+    # the second row, 1 instead of 2, so that 32 pixels become 4 in the end, as in the ResNets.
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def _mobilenet_v2(*, num_classes: int, channels: int, small: bool) -> nn.Module:
+    setting = [list(row) for row in MOBILENET_V2_SMALL] if small else None
+    model = torchvision.models.mobilenet_v2(num_classes=num_classes, inverted_residual_setting=setting)
+    model.features[0][0] = _convolution(model.features[0][0], channels=channels, small=small)
+    return model
+
+
+class Architecture(NamedTuple):
+    """How a network is built, what depends on the number of classes, whose weights it can start from.
+
+    Attributes:
+        build: called with `num_classes`, `channels` and `small` (whether it gets the small-image stem).
+        classifier: the name of the module that depends on the number of classes.
+        weights: the torchvision model whose ImageNet weights fit, or None.
+    """
+
+    build: Callable[..., nn.Module]
+    classifier: str
+    weights: str | None
+
+
+ARCHITECTURES: Final = {
+    "resnet20": Architecture(lambda *, small, **kwargs: CifarResNet(3, **kwargs), "fc", None),
+    "resnet56": Architecture(lambda *, small, **kwargs: CifarResNet(9, **kwargs), "fc", None),
+    "resnet18": Architecture(partial(_resnet, "resnet18"), "fc", "resnet18"),
+    "resnet34": Architecture(partial(_resnet, "resnet34"), "fc", "resnet34"),
+    "resnet50": Architecture(partial(_resnet, "resnet50"), "fc", "resnet50"),
+    "densenet121": Architecture(_densenet121, "classifier", "densenet121"),
+    "mobilenet_v2": Architecture(_mobilenet_v2, "classifier", "mobilenet_v2"),
+    "vgg16": Architecture(lambda *, small, **kwargs: CifarVGG(**kwargs), "classifier", "vgg16_bn"),
+}

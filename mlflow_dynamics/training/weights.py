@@ -1,0 +1,182 @@
+"""Weights to start from: a local checkpoint, or the pretrained ones of torchvision and timm."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import huggingface_hub
+import safetensors
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from mlflow_dynamics.errors import ConfigError
+from mlflow_dynamics.training.downloads import DOWNLOAD_TIMEOUT_SECONDS, download_timeout, last_line
+
+logger = logging.getLogger(__name__)
+
+NESTED_UNDER: Final = ("state_dict", "model", "model_state_dict")
+"""Training scripts (timm's, torchvision's, this project's) keep the weights under one of these keys."""
+
+WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before each name."""
+
+HUB_WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
+
+
+def load_checkpoint(model: nn.Module, path: Path, *, name: str, classifiers: Sequence[str]) -> None:
+    """Load the weights in `path` (torch.save of a state dict, or safetensors) into `model`, called `name`.
+
+    A classifier of another number of classes is left as it is, with a warning: that is what fine-tuning needs.
+
+    Raises:
+        ConfigError: the file is missing, is not one of weights alone, or is of another model.
+    """
+    state = _read(path)
+    own = model.state_dict()
+    stranger = [key for key in own if _within(key, classifiers) and not _same_shape(key, own, state)]
+    if stranger:
+        state = {key: value for key, value in state.items() if not _within(key, classifiers)}
+        own = {key: value for key, value in own.items() if not _within(key, classifiers)}
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    other_shape = [key for key in own if key in state and own[key].shape != state[key].shape]
+    problems = [
+        f"{len(keys)} {what} (such as {keys[0]!r})"
+        for keys, what in (
+            (missing, "of its tensors are missing"),
+            (unexpected, "are not its own"),
+            (other_shape, "have another shape"),
+        )
+        if keys
+    ]
+    if problems:
+        raise ConfigError(
+            f"checkpoint={str(path)!r} does not fit model={name!r} at this image_size and number of channels: "
+            f"{'; '.join(problems)}; give a checkpoint of this very model."
+        )
+    model.load_state_dict(state, strict=False)
+    if stranger:
+        logger.warning(
+            "The classifier in %s has another number of classes and was not loaded; a new one is trained.",
+            path,
+        )
+
+
+def _within(key: str, modules: Sequence[str]) -> bool:
+    return any(key == module or key.startswith(f"{module}.") for module in modules)
+
+
+def _same_shape(key: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    return key in state and own[key].shape == state[key].shape
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"checkpoint={str(path)!r} is not a file; give a local weights file.")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(
+            f"checkpoint={str(path)!r} cannot be read as weights ({type(error).__name__}); give a file that "
+            f"holds weights alone: torch.save(model.state_dict(), file), or a .safetensors file."
+        ) from error
+    for key in NESTED_UNDER:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise ConfigError(
+            f"checkpoint={str(path)!r} holds no state dict (names with tensors); give "
+            f"torch.save(model.state_dict(), file), or a .safetensors file."
+        )
+    return {_unwrapped(key): value for key, value in state.items()}
+
+
+def _unwrapped(key: str) -> str:
+    for prefix in WRAPPER_PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def load_torchvision(model: nn.Module, weights: str, *, name: str) -> None:
+    """Load torchvision's ImageNet weights into every tensor of `model` whose shape they have.
+
+    The classifier, and with small or gray images the first convolution, keep their fresh values.
+
+    Raises:
+        ConfigError: they cannot be downloaded.
+    """
+    try:
+        with download_timeout():
+            state = torchvision.models.get_model_weights(weights).DEFAULT.get_state_dict(progress=False)
+    except (OSError, RuntimeError) as error:
+        raise unavailable(name, last_line(error)) from error
+    own = model.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
+    fresh = [key for key in own if key not in fitting]
+    logger.info("Pretrained weights of %s loaded; new: %s.", name, ", ".join(fresh) or "none")
+
+
+def timm_model(name: str, **arguments: Any) -> nn.Module:
+    """timm's model `name` with its pretrained weights.
+
+    Raises:
+        ConfigError: it has none, or they cannot be downloaded.
+    """
+    hub_id = timm.models.get_pretrained_cfg_value(name, "hf_hub_id")
+    if hub_id and not _on_this_machine(hub_id) and (reason := _hub_unreachable()) is not None:
+        # The hub's own client would retry for most of a minute before it said the same.
+        raise unavailable(name, reason)
+    try:
+        with download_timeout():
+            model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
+    except OSError as error:
+        raise unavailable(name, last_line(error)) from error
+    except RuntimeError as error:
+        if "No pretrained weights" not in str(error):
+            raise
+        raise no_weights(name) from error
+    return model
+
+
+def unavailable(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"pretrained=True: the weights of model={name!r} could not be downloaded ({reason}); connect to the "
+        f"internet, or give checkpoint=FILE with weights that are on this machine."
+    )
+
+
+def no_weights(name: str) -> ConfigError:
+    return ConfigError(
+        f"pretrained=True: model={name!r} has no pretrained weights; leave pretrained out, or give "
+        f"checkpoint=FILE."
+    )
+
+
+def _on_this_machine(hub_id: str) -> bool:
+    return any(isinstance(huggingface_hub.try_to_load_from_cache(hub_id, file), str) for file in HUB_WEIGHTS)
+
+
+def _hub_unreachable() -> str | None:
+    """Why the hub does not answer, or None if it does (any status is an answer)."""
+    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except OSError as error:
+        return last_line(error)

@@ -40,7 +40,11 @@ def moments(output: Tensor, one: Tensor, samples: int) -> Tensor:
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()
     if rows is None:
-        variance, mean = torch.var_mean(values, dim=None, correction=0)
+        if values.is_cuda:
+            variance, mean = torch.var_mean(values, dim=None, correction=0)
+        else:  # two vectorised passes are 15 times as fast there as var_mean (benchmarks/recording.py)
+            mean = values.mean()
+            variance = torch.linalg.vector_norm(values - mean) ** 2 / values.numel()
     else:
         there = (rows < output.shape[0]).to(values.dtype)
         variances, means = torch.var_mean(values.reshape(samples, -1), dim=1, correction=0)

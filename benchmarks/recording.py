@@ -1,0 +1,158 @@
+"""What recording costs a training step on the CPU: the recorder's own time, and the interleaved ratio to the bare step.
+
+Own time is measured directly: a clock around every entry from torch into the recorder (hooks and optimizer hook).
+The ratio comes from pairs of a bare and a recorded step of two equal models, in random order, and stands beside the
+same ratio of two bare models, which is the noise it has to be judged against.
+
+    python benchmarks/recording.py --model resnet20 --pairs 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from mlflow_dynamics.config import RecordingConfig
+from mlflow_dynamics.recording import Recorder
+from mlflow_dynamics.recording.boundary import Boundary
+
+
+class Block(nn.Module):
+    """A basic block of the CIFAR ResNets."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+def resnet20() -> nn.Module:
+    """ResNet-20 for 32x32 images (He et al. 2016, arXiv 1512.03385, section 4.2)."""
+    stages = [
+        Block(*shape) for n, m, s in ((16, 16, 1), (16, 32, 2), (32, 64, 2)) for shape in _stage(n, m, s)
+    ]
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        *stages,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+def _stage(inputs: int, outputs: int, stride: int) -> list[tuple[int, int, int]]:
+    return [(inputs, outputs, stride), (outputs, outputs, 1), (outputs, outputs, 1)]
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet18": lambda: torchvision.models.resnet18(num_classes=10),
+    "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10),
+}
+
+
+class OwnTime:
+    """A clock around every entry from torch into the recorder."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def watch(self, recorder: Recorder) -> None:
+        """Replace the boundary, through which every entry goes, by one that keeps time."""
+        clock = self
+
+        class Timed(Boundary):
+            def run(self, function: Callable[..., None], *args: Any) -> None:
+                start = time.perf_counter()
+                super().run(function, *args)
+                clock.seconds += time.perf_counter() - start
+
+        recorder._boundary.__class__ = Timed
+
+
+def measure(name: str, batch: int, pairs: int, record_every: int) -> dict[str, float]:
+    """Medians over `pairs` of interleaved steps."""
+    clock = OwnTime()
+    models = {}
+    for kind in ("bare", "again", "recorded"):
+        torch.manual_seed(0)
+        model = MODELS[name]()
+        models[kind] = (model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
+    recorder = Recorder(models["recorded"][0], RecordingConfig(record_every=record_every))
+    clock.watch(recorder)
+    images, targets = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+
+    def step(kind: str) -> float:
+        model, optimizer = models[kind]
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+        return time.perf_counter() - start
+
+    for kind in models:
+        step(kind)
+    own, times = [], {kind: [] for kind in models}
+    order = list(models)
+    for _ in range(pairs):
+        random.shuffle(order)
+        for kind in order:
+            clock.seconds = 0.0
+            times[kind].append(step(kind))
+            if kind == "recorded":
+                own.append(clock.seconds)
+    handed = time.perf_counter()
+    recorder.end_epoch(0)
+    handed = time.perf_counter() - handed
+    bare = statistics.median(times["bare"])
+    ratios = [a / b for a, b in zip(times["recorded"], times["bare"], strict=True)]
+    noise = [a / b for a, b in zip(times["again"], times["bare"], strict=True)]
+    return {
+        "layers": len(recorder.layers),
+        "step_ms": bare * 1e3,
+        "own_ms": statistics.median(own) * 1e3,
+        "own_percent": 100 * statistics.median(own) / bare,
+        "ratio": statistics.median(ratios),
+        "ratio_bare": statistics.median(noise),
+        "ratio_se": 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5,
+        "end_epoch_ms": handed * 1e3,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=sorted(MODELS), default="resnet20")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--record-every", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for key, value in measure(options.model, options.batch, options.pairs, options.record_every).items():
+        print(f"{key:14s} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -137,7 +137,10 @@ def timm_model(name: str, **arguments: Any) -> nn.Module:
         ConfigError: it has none, or they cannot be downloaded.
     """
     hub_id = timm.models.get_pretrained_cfg_value(name, "hf_hub_id")
-    if hub_id and not _on_this_machine(hub_id) and (reason := _hub_unreachable()) is not None:
+    if hub_id and (cached := _cached(hub_id)) is not None:
+        # Given the file, timm asks the hub nothing, so weights fetched once also work offline.
+        arguments["pretrained_cfg_overlay"] = {"file": cached}
+    elif hub_id and (reason := _hub_unreachable()) is not None:
         # The hub's own client would retry for most of a minute before it said the same.
         raise unavailable(name, reason)
     try:
@@ -166,8 +169,10 @@ def no_weights(name: str) -> ConfigError:
     )
 
 
-def _on_this_machine(hub_id: str) -> bool:
-    return any(isinstance(huggingface_hub.try_to_load_from_cache(hub_id, file), str) for file in HUB_WEIGHTS)
+def _cached(hub_id: str) -> str | None:
+    """The file of weights that an earlier download left on this machine."""
+    files = (huggingface_hub.try_to_load_from_cache(hub_id, file) for file in HUB_WEIGHTS)
+    return next((file for file in files if isinstance(file, str)), None)
 
 
 def _hub_unreachable() -> str | None:

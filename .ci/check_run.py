@@ -9,7 +9,13 @@ import pyarrow.dataset as ds
 from mlflow.entities import Run
 
 EPOCHS = 30
-EVERY_EPOCH = ("train/loss", "train/accuracy", "validation/loss", "validation/accuracy", "train/learning_rate")
+EVERY_EPOCH = (
+    "train/loss",
+    "train/accuracy",
+    "validation/loss",
+    "validation/accuracy",
+    "train/learning_rate",
+)
 DYNAMICS = ("integration", "metastability", "synchrony", "stability", "volatility", "layers_dropped")
 
 
@@ -25,7 +31,9 @@ def main() -> None:
         steps = [m.step for m in client.get_metric_history(run.info.run_id, key)]
         print(f"{key}: {len(steps)} epochs")
         if len(steps) < least or len(set(steps)) != len(steps):
-            problems.append(f"{key} has {len(steps)} values at {len(set(steps))} epochs, expected {least} or more")
+            problems.append(
+                f"{key} has {len(steps)} values at {len(set(steps))} epochs, expected {least} or more"
+            )
     accuracy = run.data.metrics["validation/accuracy"]
     print(f"validation accuracy {accuracy:.3f}")
     if accuracy <= 0.9:

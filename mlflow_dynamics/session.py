@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -17,12 +17,13 @@ import numpy as np
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
-from mlflow_dynamics.errors import DynamicsError
+from mlflow_dynamics.errors import DynamicsError, TrackingError
 from mlflow_dynamics.measures import SignalWindow, volatility
-from mlflow_dynamics.recording import PendingEpoch, Recorder
+from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.records import Measures
+from mlflow_dynamics.records import EpochActivations, Measures
 from mlflow_dynamics.tracking import RunWriter, end_run, names, open_run
+from mlflow_dynamics.tracking.replay import recorded_epochs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +55,7 @@ class EpochSummary:
 class _EndedEpoch:
     """An epoch that training has left behind and that is still to be measured."""
 
-    pending: PendingEpoch
+    activations: Callable[[], EpochActivations]
     metrics: dict[str, float]
     timestamp_ms: int
 
@@ -151,6 +152,27 @@ class Tracker:
         self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
         self._worker.start()
 
+    def carry_on(self, run_id: str, *, epochs: int) -> None:
+        """Begin with the first `epochs` epochs of an earlier run: this run will hold them as if it had trained them.
+
+        Raises:
+            TrackingError: the earlier run cannot be read or lacks one of these epochs.
+            DataError: one of its files is damaged.
+        """
+        for recorded in recorded_epochs(run_id):
+            activations = recorded.activations
+            if activations.epoch >= epochs:
+                break
+            self._measure(_EndedEpoch(lambda: activations, recorded.metrics, recorded.timestamp_ms))  # noqa: B023
+            self._next_epoch = activations.epoch + 1
+            if len(activations.step):
+                self._recorder.start_at(int(activations.step[-1]) + self._recorder.config.record_every)
+        if self._next_epoch < epochs:
+            raise TrackingError(
+                f"Run {run_id!r} holds {self._next_epoch} epochs and {epochs} are needed to carry it on; send what "
+                f"it left behind with: mlflow-dynamics sync"
+            )
+
     # ---- called by the training ----
 
     @property
@@ -181,7 +203,9 @@ class Tracker:
         """The summary of `epoch` once it is measured; None if that takes longer than `timeout` seconds."""
         with self._measured:
             self._measured.wait_for(
-                lambda: self._boundary.failure or (self._summary is not None and self._summary.epoch >= epoch),
+                lambda: (
+                    self._boundary.failure or (self._summary is not None and self._summary.epoch >= epoch)
+                ),
                 timeout,
             )
             return self._summary
@@ -219,7 +243,7 @@ class Tracker:
     def _end_epoch(self, epoch: int | None, metrics: dict[str, float]) -> None:
         number = self._next_epoch if epoch is None else epoch
         self._next_epoch = number + 1
-        ended = _EndedEpoch(self._recorder.end_epoch(number), metrics, time.time_ns() // 1_000_000)
+        ended = _EndedEpoch(self._recorder.end_epoch(number).result, metrics, time.time_ns() // 1_000_000)
         try:
             self._ended.put_nowait(ended)
         except queue.Full:
@@ -238,7 +262,7 @@ class Tracker:
                 self._measured.notify_all()
 
     def _measure(self, ended: _EndedEpoch) -> None:
-        activations = ended.pending.result()
+        activations = ended.activations()
         if self._summary is None:
             self._writer.write_layers(activations.layers)
         self._window.append(activations)

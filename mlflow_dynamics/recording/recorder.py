@@ -119,6 +119,10 @@ class Recorder:
         pending.steps, pending.copies = self._history.take()
         self._epoch_start = self.step
 
+    def start_at(self, step: int) -> None:
+        """Number the next step `step`: a training that carries on an earlier one continues its count."""
+        self.step = self._epoch_start = step
+
     def discard(self) -> None:
         """Forget what was recorded since the last epoch ended, and its step numbers too."""
         self._history.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import logging
 import platform
@@ -82,7 +83,7 @@ def train_in_run(
             trainer.restore(checkpoint)
         _log_dataset(data)
         _train(config, trainer, run_id=run_id)
-        _log_model(model, data, device)
+        _log_model(model, data)
         _checkpoint_path(run_id).unlink(missing_ok=True)
     return run_id
 
@@ -174,6 +175,8 @@ def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
             total=(config.epochs - first) * len(trainer.train_loader), unit="step", dynamic_ncols=True
         ) as bar,
     ):
+        if config.resume is not None:
+            tracker.carry_on(config.resume, epochs=first)
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):
             tracker.end_epoch(epoch.number, **epoch.as_metrics())
@@ -260,16 +263,19 @@ def _dataset_name(name: str) -> str:
     return Path(path).resolve().name if colon else kind
 
 
-def _log_model(model: nn.Module, data: ImageData, device: torch.device) -> None:
-    model.eval()
-    images = torch.stack([data.test[i][0] for i in range(min(2, len(data.test)))])
+def _log_model(model: nn.Module, data: ImageData) -> None:
+    """Log the model in torch's export format, which needs neither pickle nor this package to be loaded."""
+    model = copy.deepcopy(model).cpu().eval()
+    # Two images: an example of one would fix the batch size to one.
+    images = torch.stack([data.test[i % len(data.test)][0] for i in range(2)])
     with torch.no_grad():
-        output = model(images.to(device)).float().cpu()
+        output = model(images)
+    packages = ("mlflow", "torch", "torchvision", "timm")
     mlflow.pytorch.log_model(
         model,
         name="model",
+        input_example=images.numpy(),
         signature=infer_signature(images.numpy(), output.numpy()),
-        pip_requirements=[
-            f"{p}=={importlib.metadata.version(p)}" for p in ("mlflow", "torch", "torchvision", "timm")
-        ],
+        serialization_format="pt2",
+        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in packages],
     )

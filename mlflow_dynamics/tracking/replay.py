@@ -1,0 +1,77 @@
+"""A recorded run read back epoch by epoch, for a training that carries it on and for measuring it anew."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from mlflow_dynamics.errors import TrackingError
+from mlflow_dynamics.records import EpochActivations
+from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.parquet import read_activations, read_layers
+
+_OWN = (f"{names.ARTIFACT_ROOT}/", "system/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedEpoch:
+    """One epoch of an earlier run.
+
+    Attributes:
+        activations: what was recorded.
+        metrics: what the user logged in it, without measures (they follow from the activations).
+        timestamp_ms: when it ended.
+    """
+
+    activations: EpochActivations
+    metrics: dict[str, float]
+    timestamp_ms: int
+
+
+def recorded_epochs(run_id: str) -> Iterator[RecordedEpoch]:
+    """The epochs of a run in order, one in memory at a time.
+
+    Raises:
+        TrackingError: the run does not exist or holds no activations.
+        DataError: a file is damaged or not ours.
+    """
+    client = MlflowClient()
+    try:
+        run = client.get_run(run_id)
+        files = sorted(
+            file.path
+            for partition in client.list_artifacts(run_id, names.ACTIVATIONS)
+            for file in client.list_artifacts(run_id, partition.path)
+        )
+    except MlflowException as error:
+        raise TrackingError(f"Run {run_id!r} cannot be read: {error.message}") from error
+    if not files:
+        raise TrackingError(f"Run {run_id!r} holds no activations under {names.ACTIVATIONS}.")
+    metrics: dict[int, dict[str, float]] = {}
+    timestamps: dict[int, int] = {}
+    for key in run.data.metrics:
+        if not key.startswith(_OWN):
+            for point in client.get_metric_history(run_id, key):
+                metrics.setdefault(point.step, {})[key] = point.value
+                timestamps[point.step] = point.timestamp
+    with tempfile.TemporaryDirectory() as folder:
+        layers = read_layers(_download(run_id, names.LAYERS, folder))
+        for file in files:
+            path = _download(run_id, file, folder)
+            epoch = names.epoch_of(file)
+            yield RecordedEpoch(
+                activations=read_activations(path, layers),
+                metrics=metrics.get(epoch, {}),
+                timestamp_ms=timestamps.get(epoch, run.info.start_time),
+            )
+            path.unlink()
+
+
+def _download(run_id: str, artifact: str, folder: str) -> Path:
+    return Path(download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=folder))

@@ -94,8 +94,11 @@ def epoch_of(path: str) -> int:
 
 
 def measure_metrics(measures: Measures) -> dict[str, float]:
-    """An epoch's measures under their metric keys; undefined ones (NaN) are left out, never logged as 0."""
+    """An epoch's measures under their metric keys; undefined ones are left out, never logged as 0."""
     values = {key: float(getattr(measures, field)) for key, field in MEASURE_METRICS.items()}
+    if measures.reason is not None and not measures.layers_dropped:
+        # Nothing was measured, so that no layer was dropped says nothing either.
+        del values[LAYERS_DROPPED]
     return {key: value for key, value in values.items() if value == value}
 
 

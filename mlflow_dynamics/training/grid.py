@@ -13,7 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_dynamics.errors import ConfigError, DynamicsError
 from mlflow_dynamics.training.config import GridConfig, TrainingConfig
-from mlflow_dynamics.training.models import PAPER_GRID
+from mlflow_dynamics.training.models import PAPER_GRID, Combination
 from mlflow_dynamics.training.run import has_checkpoint, managed_run, train_in_run
 
 logger = logging.getLogger(__name__)
@@ -41,14 +41,16 @@ def paper_cells(config: GridConfig) -> list[TrainingConfig]:
     shared = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _SHARED}
     datasets = {"cifar10": config.easy_dataset, "cifar100": config.hard_dataset}
     return [
-        TrainingConfig(model=model, dataset=datasets[dataset], seed=seed, **shared, **_recipe(model, config))
+        TrainingConfig(
+            model=cell.model, dataset=datasets[cell.dataset], seed=seed, **shared, **_recipe(cell, config)
+        )
         for seed in seeds
-        for model, dataset in PAPER_GRID
+        for cell in PAPER_GRID
     ]
 
 
-def _recipe(model: str, config: GridConfig) -> dict[str, Any]:
-    if model.startswith("vit"):
+def _recipe(cell: Combination, config: GridConfig) -> dict[str, Any]:
+    if cell.pretrained:
         return {
             "optimizer": "adamw",
             "schedule": "cosine",
@@ -57,7 +59,7 @@ def _recipe(model: str, config: GridConfig) -> dict[str, Any]:
             "pretrained": config.vit_checkpoint is None,
             "checkpoint": config.vit_checkpoint,
         }
-    return {"learning_rate": 0.05 if model in ("vgg16", "mobilenet_v2") else 0.1}
+    return {"learning_rate": 0.05 if cell.model in ("vgg16", "mobilenet_v2") else 0.1}
 
 
 _SHARED: Final = {f.name for f in fields(GridConfig)} & {f.name for f in fields(TrainingConfig)}

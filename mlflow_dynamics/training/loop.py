@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.tracking import names
@@ -111,9 +111,14 @@ class Trainer:
             "pin_memory": device.type == "cuda",
             "persistent_workers": workers > 0,
         }
-        self.train_loader = DataLoader(data.train, shuffle=True, generator=self._order, **common)
-        # Its own generator: a loader without one draws from the global one, and validation would then
-        # shift the random numbers of training.
+        # A loader draws its workers' seeds from its generator, or else from the global one. With a generator of its
+        # own it shifts neither the order nor the random numbers of training.
+        self.train_loader = DataLoader(
+            data.train,
+            sampler=RandomSampler(data.train, generator=self._order),
+            generator=torch.Generator(),
+            **common,
+        )
         self.test_loader = DataLoader(data.test, shuffle=False, generator=torch.Generator(), **common)
 
     def epochs(self, last: int, *, after_step: Callable[[], object] = lambda: None) -> Iterator[Epoch]:

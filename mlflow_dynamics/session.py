@@ -102,7 +102,7 @@ def track(
     except DynamicsError:
         recorder.remove()
         raise
-    writer.log_params(_parameters(recording, measures))
+    writer.log_params(recorded_parameters(recording, measures))
     return Tracker(
         recorder,
         writer,
@@ -113,7 +113,7 @@ def track(
     )
 
 
-def _parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
+def recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
     """What the recorded numbers depend on, as parameters of the run."""
     values = asdict(recording) | asdict(measures) | {"estimator": measures.resolved_estimator}
     return {f"dynamics/{key}": value for key, value in values.items()}

@@ -67,14 +67,14 @@ def first_tensor(output: Any) -> Tensor | None:
     return None
 
 
-class _Traceless:
+class Traceless:
     """A hook of which a pickled or deep-copied model carries only a no-op of the standard library."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
 
 
-class ForwardPass(_Traceless):
+class ForwardPass(Traceless):
     """The state of the current forward pass, and the hook before the model that begins one.
 
     Attributes:
@@ -109,7 +109,7 @@ class ForwardPass(_Traceless):
                 torch._foreach_zero_(self.slots)
 
 
-class ForwardPassEnd(_Traceless):
+class ForwardPassEnd(Traceless):
     """The hook after the model: what runs without gradients from here on is no part of a training forward."""
 
     def __init__(self, forward: ForwardPass) -> None:
@@ -119,7 +119,7 @@ class ForwardPassEnd(_Traceless):
         self.forward.inside = False
 
 
-class LayerHook(_Traceless):
+class LayerHook(Traceless):
     """The forward hook of one layer: adds the moments of its output to the layer's slot."""
 
     def __init__(self, position: int, forward: ForwardPass, device: torch.device) -> None:
@@ -204,8 +204,8 @@ def _not_computing(tensor: Tensor) -> bool:
 def never_compile_alone(*owners: Any) -> None:
     """Keep dynamo from compiling these functions, or all methods of these classes, by themselves.
 
-    It calls the hooks of a compiled module's own root as ordinary Python, outside the graph, and would make a graph
-    of each. Inside a graph they are inlined as before.
+    It calls the hooks of a compiled module's own root as ordinary Python, outside the graph, and would make a
+    graph of each. Inside a graph they are inlined as before.
     """
     for owner in owners:
         functions = [owner] if inspect.isfunction(owner) else list(vars(owner).values())

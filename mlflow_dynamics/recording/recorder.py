@@ -143,12 +143,20 @@ class Recorder:
     ) -> None:
         self.remove()
 
+    def counts(self, optimizer: Optimizer) -> bool:
+        """Whether a step of this optimizer now would be a training step."""
+        # `fresh`: of two optimizers that share one backward pass, only the first makes a step.
+        return self._forward.fresh and self._owns(optimizer)
+
+    def attached_by(self, hook: object) -> bool:
+        """Whether this hook on the model is ours."""
+        return hook is self._forward
+
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._boundary.run(self._count_step, optimizer)
 
     def _count_step(self, optimizer: Optimizer) -> None:
-        # `fresh`: of two optimizers that share one backward pass, only the first makes a step.
-        if not self._forward.fresh or not self._owns(optimizer):
+        if not self.counts(optimizer):
             return
         self._forward.fresh = False
         if self.step % self.config.record_every == 0:

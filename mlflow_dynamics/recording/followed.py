@@ -1,0 +1,181 @@
+"""One model that a script is training: its recorder, its epochs, its losses."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mlflow_dynamics.config import RecordingConfig
+from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.criterion import Call, EpochLosses, Mean
+from mlflow_dynamics.recording.epochs import EpochFinder
+from mlflow_dynamics.recording.hooks import Traceless, first_tensor, never_compile_alone
+from mlflow_dynamics.recording.loaders import Pass
+from mlflow_dynamics.recording.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+
+class LastOutput(Traceless):
+    """A forward hook that knows the tensor which the model returned last."""
+
+    def __init__(self, boundary: Boundary) -> None:
+        self.boundary = boundary
+        self.reference: weakref.ref[Tensor] | None = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.boundary.run(self._remember, output)
+
+    def _remember(self, output: Any) -> None:
+        tensor = first_tensor(output)
+        self.reference = None if tensor is None else weakref.ref(tensor)
+
+
+never_compile_alone(LastOutput)
+
+
+class FollowedTraining:
+    """What is known of a training without the script's help, on top of its recorder.
+
+    Attributes:
+        model: the model.
+        recorder: attached to it.
+        finder: where its epochs are.
+        losses: of the open epoch.
+        steps: training steps of the open epoch.
+        epochs: closed so far.
+        learning_rate: of the optimizer's first group at the last step.
+    """
+
+    def __init__(self, model: nn.Module, config: RecordingConfig, boundary: Boundary) -> None:
+        self.model = model
+        self.name = type(model).__name__
+        self.recorder = Recorder(model, config)
+        self.finder = EpochFinder()
+        self.losses = EpochLosses()
+        self.steps = 0
+        self.epochs = 0
+        self.learning_rate: float | None = None
+        self._calls: list[Call | None] = []
+        self._validation_loader: int | None = None
+        self._validation_ambiguous = False
+        self._loss_told = False
+        self._boundary = boundary
+        self._output = LastOutput(boundary)
+        self._handles = [
+            self.recorder.model.register_forward_hook(self._output),
+            self.recorder.model.register_load_state_dict_post_hook(_Loaded(self)),
+        ]
+
+    def batch(self, drawn: Pass) -> None:
+        """A batch was drawn from some loader."""
+        self.finder.batch(drawn, training=torch.is_grad_enabled() and self.recorder.model.training)
+
+    def returned(self, output: Tensor) -> bool:
+        """Whether this very tensor is what the model returned last."""
+        reference = self._output.reference
+        return reference is not None and reference() is output
+
+    def differentiated(self, call: Call | None) -> None:
+        """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
+        self._calls.append(call)
+
+    def evaluated(self, call: Call, drawn: Pass | None) -> None:
+        """A criterion was evaluated without gradients, on a batch of this pass."""
+        if drawn is not None and not self.recorder.model.training and drawn.loader != self.finder.primary:
+            self.losses.validate(drawn.loader, drawn.serial, call)
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Take a step into the open epoch, with the losses behind it."""
+        self.steps += 1
+        for call in self._calls:
+            if call is None or call.owner is not self:
+                self.losses.known = False
+            else:
+                self.losses.train.add(call)
+        self._calls.clear()
+        rate = optimizer.param_groups[0].get("lr")
+        self.learning_rate = rate if isinstance(rate, float | int) else None
+
+    def close_epoch(self) -> dict[str, float]:
+        """Begin a new epoch; what is known with certainty of the last one's losses. Waits for the device once."""
+        losses, self.losses = self.losses, EpochLosses()
+        self.steps = 0
+        self.epochs += 1
+        found = {}
+        if losses.known and losses.train.total is not None:
+            found["train_loss"] = _mean(losses.train)
+        elif not self._loss_told:
+            self._loss_told = True
+            logger.info(
+                "The training loss is not logged: backward is not called on one criterion's value on the model's "
+                "output alone."
+            )
+        validation = self._validation(losses)
+        if validation is not None and validation.total is not None:
+            found["validation_loss"] = _mean(validation)
+            if validation.correct is not None:
+                found["validation_accuracy"] = float(validation.correct) / validation.samples
+        return found
+
+    def forget(self) -> None:
+        """Drop the open epoch and everything learned about the loop."""
+        self.recorder.discard()
+        self.finder = EpochFinder()
+        self.losses = EpochLosses()
+        self._calls.clear()
+        self.steps = 0
+
+    def remove(self) -> None:
+        """Detach from the model."""
+        self.recorder.remove()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _validation(self, losses: EpochLosses) -> Mean | None:
+        """The mean over the validation loader: the only one evaluated in the first epoch that evaluates any."""
+        if self._validation_loader is None and losses.validation and not self._validation_ambiguous:
+            if len(losses.validation) == 1:
+                (self._validation_loader,) = losses.validation
+            else:
+                self._validation_ambiguous = True
+                logger.info(
+                    "The validation loss is not logged: %d loaders are evaluated in an epoch, and which of them is "
+                    "the validation set is not known.",
+                    len(losses.validation),
+                )
+        if self._validation_loader not in losses.validation:
+            return None
+        return losses.validation[self._validation_loader][1]
+
+    def restored(self) -> None:
+        """The model's weights were replaced: steps of an epoch that never ended were a rehearsal."""
+        if self.epochs == 0 and self.steps > 0 and not self.finder.complete:
+            logger.info(
+                "The first %d training steps of %s are not recorded: its weights were restored after them, as a "
+                "learning-rate finder does.",
+                self.steps,
+                self.name,
+            )
+            self.forget()
+
+
+class _Loaded(Traceless):
+    """The hook after `load_state_dict`."""
+
+    def __init__(self, training: FollowedTraining) -> None:
+        self._training = training
+
+    def __call__(self, module: nn.Module, keys: Any) -> None:
+        self._training._boundary.run(self._training.restored)
+
+
+def _mean(mean: Mean) -> float:
+    return float(mean.total) / mean.samples if mean.total is not None else float("nan")

@@ -1,0 +1,36 @@
+"""Functions of torch replaced by ours and given back exactly as they were."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+Around = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Patch:
+    """`owner.name` replaced by `around(original)` until `remove()`.
+
+    Where somebody else has patched over us meanwhile, theirs stays and ours becomes a plain call of the
+    original.
+    """
+
+    def __init__(self, owner: Any, name: str, around: Around) -> None:
+        self._owner, self._name = owner, name
+        self._original = original = vars(owner)[name]
+        watching = around(original)
+
+        @functools.wraps(original)
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            return (watching if self._active else original)(*args, **kwargs)
+
+        self._active = True
+        self._replaced = replaced
+        setattr(owner, name, replaced)
+
+    def remove(self) -> None:
+        """Give the original back."""
+        self._active = False
+        if vars(self._owner).get(self._name) is self._replaced:
+            setattr(self._owner, self._name, self._original)

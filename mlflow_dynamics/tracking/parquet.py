@@ -77,7 +77,7 @@ def layer_measures_to_parquet(epoch: int, layers: Sequence[Layer], measures: Mea
     return _to_bytes(pa.table(columns, schema=LAYER_MEASURES_SCHEMA), epoch)
 
 
-def read_activations(path: Path, layers: Sequence[Layer]) -> EpochActivations:
+def read_activations(path: Path | pa.NativeFile, layers: Sequence[Layer]) -> EpochActivations:
     """One epoch's activations, checked against the layers they belong to.
 
     Raises:
@@ -158,16 +158,17 @@ def _to_bytes(table: pa.Table, epoch: int | None) -> bytes:
         compression="zstd",
         use_dictionary=others,
         use_byte_stream_split=floats,
+        write_page_checksum=True,
     )
     return sink.getvalue()
 
 
-def _read(path: Path, schema: pa.Schema) -> tuple[pa.Table, int | None]:
+def _read(path: Path | pa.NativeFile, schema: pa.Schema) -> tuple[pa.Table, int | None]:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{path} is truncated or not a Parquet file; record it again or delete it."
         ) from error
@@ -187,6 +188,6 @@ def _read(path: Path, schema: pa.Schema) -> tuple[pa.Table, int | None]:
         epoch = metadata.get(_EPOCH_KEY)
         try:
             table = file.read()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{path} is damaged: its rows cannot be read; delete it.") from error
     return table, int(epoch) if epoch is not None and epoch.isdigit() else None

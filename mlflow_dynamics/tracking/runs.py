@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import mlflow
 import requests
@@ -22,6 +22,9 @@ from mlflow_dynamics.tracking.sender import create_run, reason_of
 from mlflow_dynamics.tracking.spool import RunRecord, save_run, spool_root
 from mlflow_dynamics.tracking.store import absolute, connect, redact
 from mlflow_dynamics.tracking.writer import RunWriter
+
+OPEN_TIMEOUT_S: Final = 10.0
+"""Training begins without the server where an answer takes longer than this."""
 
 _logger = logging.getLogger(__name__)
 
@@ -42,8 +45,8 @@ def open_run(
 ) -> OpenedRun:
     """The run to record into, for the calling thread.
 
-    The active MLflow run where there is one; else the run that `mlflow run` prepared (MLFLOW_RUN_ID); else a
-    new one in `experiment_name` (default: MLflow's active experiment), which becomes the active run, so that the
+    The active MLflow run where there is one; else the one that `mlflow run` prepared (MLFLOW_RUN_ID); else a
+    new one in `experiment_name` (default: MLflow's active experiment), which becomes the active run: the
     user's own `mlflow.log_metric` lands in it. Where the server does not answer within seconds the run gets a
     local name, is recorded in the spool and is created, with its right start time, when the server answers.
 
@@ -68,7 +71,7 @@ def open_run(
         tags=resolve_tags(dict(tags or {})),
     )
     try:
-        run_id = create_run(connect(tracking_uri), record)
+        run_id = create_run(connect(tracking_uri, read_timeout_s=OPEN_TIMEOUT_S), record)
         mlflow.start_run(run_id=run_id)
     except (MlflowException, requests.RequestException, OSError) as error:
         return OpenedRun(_open_offline(record, spool_dir, error), owned=True)

@@ -6,7 +6,6 @@ import logging
 import random
 import re
 import threading
-import time
 from typing import Final
 
 import requests
@@ -95,7 +94,11 @@ class Delivery:
         except DataError as error:
             self._reject(entry, str(error))
         except MlflowException as error:
-            if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE) or self._is_deleted(run_id):
+            if self._is_deleted(run_id):
+                raise TrackingError(
+                    f"the run is deleted: mlflow runs restore --run-id {run_id} brings it back"
+                ) from error
+            if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
                 raise
             self._reject(entry, reason_of(error))
         else:
@@ -146,7 +149,7 @@ class Sender(threading.Thread):
         self._where = redact(tracking_uri)
         self._work = threading.Event()
         self._closing = threading.Event()
-        self._abandoned = False
+        self._abandoned = threading.Event()
         # A run recorded offline begins with a failure, of which `open_run` told.
         offline = spool.run.run_id is None
         self.failing: Exception | None = TrackingError("the run is not created yet") if offline else None
@@ -156,22 +159,22 @@ class Sender(threading.Thread):
         self._work.set()
 
     def finish(self, timeout_s: float) -> None:
-        """Send what is left, for at most `timeout_s`; then give up after the attempt that is under way."""
+        """Send what is left, for at most `timeout_s`; then give up after the pass that is under way."""
         self._closing.set()
         self._work.set()
         self.join(timeout_s)
-        self._abandoned = True
+        self._abandoned.set()
         self._work.set()
 
     def run(self) -> None:
         """Repeat passes over the queue: at once when woken, after growing pauses while they fail."""
         pause = FIRST_PAUSE_S
-        while True:
+        while not self._abandoned.is_set():
             self._work.clear()
             closing = self._closing.is_set()
             error = self._delivery.run_once()
             self._report(error)
-            if self._abandoned or (closing and error is None):
+            if closing and error is None:
                 break
             if error is None:
                 pause = FIRST_PAUSE_S
@@ -184,7 +187,7 @@ class Sender(threading.Thread):
     def _sleep(self, seconds: float) -> None:
         # New records do not cut a pause short, closing does: it is the last chance.
         if self._closing.is_set():
-            time.sleep(min(seconds, 1.0))
+            self._abandoned.wait(min(seconds, 1.0))
         else:
             self._closing.wait(seconds)
 

@@ -8,7 +8,7 @@
             artifacts/dynamics/...      files, each under its artifact path
         rejected/00000007/              what the store refused for good: batch.json and reason.txt
 
-It outlives the process, whatever ends it. Nothing is forced onto the platter: a power cut can cost some seconds.
+It outlives the process, whatever ends it. Nothing is forced to disk: a power cut can cost seconds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ MAX_DISK_BYTES: Final = 2 * 1024**3
 
 MAX_MEMORY_BYTES: Final = 64 * 1024**2
 """Bound on the files kept in memory while the spool's disk refuses to write."""
+
+LOCK_WAIT_S: Final = 10.0
+"""How long a run recorded offline waits for a `sync` that looks into its folder just when it begins."""
 
 _logger = logging.getLogger(__name__)
 
@@ -144,13 +147,13 @@ class Spool:
         DataError: the folder's run.json is damaged or of a newer version.
     """
 
-    def __init__(self, folder: Path, run: RunRecord | None = None) -> None:
+    def __init__(self, folder: Path, run: RunRecord | None = None, *, wait_s: float = 0) -> None:
         self.folder = folder
         self._mutex = threading.Lock()
         self._memory: list[Entry] = []
         self._owners: dict[str, Entry] = {}
         self._disk_failed = self._over_bound = False
-        self._lock = FileLock(folder / "lock", timeout=0)
+        self._lock = FileLock(folder / "lock", timeout=wait_s, thread_local=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -250,7 +253,8 @@ class Spool:
     def close(self) -> None:
         """Release the folder; it is removed where nothing is left in it."""
         with self._mutex:
-            if not self.entries() and not (self.folder / "rejected").exists():
+            created = self.run.run_id is not None
+            if created and not self.entries() and not (self.folder / "rejected").exists():
                 shutil.rmtree(self.folder, ignore_errors=True)
             self._lock.release()
 
@@ -317,6 +321,8 @@ def open_spool(root: Path, name: str, run: RunRecord | None) -> Spool:
     Raises:
         DataError: `run` is None and the folder does not say which run it belongs to.
     """
+    if run is None:
+        return Spool(root / name, wait_s=LOCK_WAIT_S)
     for folder in (root / name, *(root / f"{name}.{number}" for number in range(1, 100))):
         with contextlib.suppress(TrackingError):
             return Spool(folder, run)
@@ -330,7 +336,7 @@ def _read_run(folder: Path) -> RunRecord | None:
         version = values.pop("schema_version")
         if version <= SCHEMA_VERSION:
             return RunRecord(**values)
-    except FileNotFoundError:
+    except OSError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is damaged; it does not say which run this folder belongs to.") from error

@@ -2,7 +2,7 @@
 
 MLflow's own client hides up to seven retries (minutes) inside each call. They are steered by environment
 variables that count for the whole process, the user's own calls included, so the sender leaves those alone
-and passes "no retries" and its own timeout with each request; it retries by itself, where that can be stopped.
+and passes "no retries" and a timeout with each request; it retries by itself, where that can be stopped.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 60.0
-_ONE_TRY: Final = {"max_retries": 0, "raise_on_status": False, "timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)}
+_ONE_TRY: Final = {"max_retries": 0, "raise_on_status": False}
 
 
 class _OneTryRestStore(RestStore):
     """MLflow's REST store without its hidden retries."""
+
+    def __init__(self, tracking_uri: str, read_timeout_s: float) -> None:
+        super().__init__(partial(get_default_host_creds, tracking_uri))
+        self._timeout = (CONNECT_TIMEOUT_S, read_timeout_s)
 
     def _call_endpoint(
         self,
@@ -46,7 +50,8 @@ class _OneTryRestStore(RestStore):
         path, method = self._METHOD_TO_INFO[api]
         body = json.loads(json_body) if json_body else None
         payload = {"params" if method == "GET" else "json": body}
-        response = http_request(self.get_host_creds(), endpoint or path, method, **_ONE_TRY, **payload)
+        creds = self.get_host_creds()
+        response = http_request(creds, endpoint or path, method, timeout=self._timeout, **_ONE_TRY, **payload)
         response = verify_rest_response(response, endpoint or path)
         message = response_proto or api.Response()
         try:
@@ -56,10 +61,10 @@ class _OneTryRestStore(RestStore):
         return message
 
 
-def connect(tracking_uri: str) -> AbstractStore:
+def connect(tracking_uri: str, *, read_timeout_s: float = READ_TIMEOUT_S) -> AbstractStore:
     """The store behind a tracking URI; nothing is sent yet to a server, while a database is opened."""
     if urlsplit(tracking_uri).scheme in {"http", "https"}:
-        return _OneTryRestStore(partial(get_default_host_creds, tracking_uri))
+        return _OneTryRestStore(tracking_uri, read_timeout_s)
     return _get_store(tracking_uri)
 
 
@@ -73,6 +78,7 @@ def upload(artifact_uri: str, tracking_uri: str, path: str, data: bytes) -> None
             "PUT",
             data=data,
             extra_headers={"Content-Type": _guess_mime_type(path)},
+            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
             **_ONE_TRY,
         )
         augmented_raise_for_status(response)

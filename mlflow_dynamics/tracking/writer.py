@@ -18,6 +18,7 @@ from mlflow_dynamics.tracking import names, parquet
 from mlflow_dynamics.tracking.sender import Sender, reason_of
 from mlflow_dynamics.tracking.spool import Batch, RunRecord, open_spool, spool_root
 from mlflow_dynamics.tracking.store import absolute, redact
+from mlflow_dynamics.tracking.sync import sync_in_background
 
 _END_STATUSES: Final = ("FINISHED", "FAILED", "KILLED")
 
@@ -51,6 +52,7 @@ class RunWriter:
         self._layers: Sequence[Layer] = ()
         self._sender = Sender(self._spool, tracking_uri)
         self._sender.start()
+        sync_in_background(self._root, own=self._spool.folder)
         self.set_tags({names.TAG_SCHEMA_VERSION: str(names.SCHEMA_VERSION)})
 
     @property

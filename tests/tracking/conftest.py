@@ -1,0 +1,37 @@
+"""Fixtures of the tracking tests: a real MLflow server, a faulty way to it, and records to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from tracking_server import FaultyProxy, MlflowServer
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One server for the session, on SQLite, bound to the loopback address."""
+    running = MlflowServer(tmp_path_factory.mktemp("mlflow_server")).start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
+    """A way to the server that can be made faulty."""
+    running = FaultyProxy(server.port)
+    yield running
+    running.refuse()
+
+
+@pytest.fixture(autouse=True)
+def own_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Each test has its own working folder, tracking URI and active run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_DYNAMICS_SPOOL", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    before = mlflow.get_tracking_uri()
+    yield tmp_path
+    mlflow.set_tracking_uri(before)

@@ -1,0 +1,285 @@
+"""Sync: after kills at any moment, of either side, every record that was written arrives, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from tracking_records import assert_complete, layers, wait_until, write_epoch
+from tracking_server import FaultyProxy, MlflowServer
+
+from mlflow_dynamics.tracking import RunWriter, names, open_run
+from mlflow_dynamics.tracking.spool import RunRecord, Spool
+from mlflow_dynamics.tracking.sync import sync, sync_in_background
+
+HERE = Path(__file__).parent
+SYNC = "import sys; from pathlib import Path; from mlflow_dynamics.tracking.sync import sync; sync(Path(sys.argv[1]))"
+
+
+def new_run(uri: str) -> str:
+    return str(MlflowClient(uri).create_run("0").info.run_id)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def record_offline(proxy: FaultyProxy, epochs: int, root: Path) -> str:
+    """A folder of `epochs` epochs that a run left behind because its server was gone; returns the run's id."""
+    run_id = new_run(proxy.uri)
+    proxy.refuse()
+    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=root)
+    writer.write_layers(layers())
+    for epoch in range(epochs):
+        write_epoch(writer, epoch)
+    assert writer.close(0) == epochs + 2
+    wait_until(lambda: not writer._sender.is_alive())
+    proxy.listen()
+    return run_id
+
+
+def test_sync_sends_what_is_left_and_says_what_it_did(proxy: FaultyProxy, tmp_path: Path) -> None:
+    run_id = record_offline(proxy, 5, tmp_path / "spool")
+    (synced,) = sync(tmp_path / "spool")
+    assert (synced.run_id, synced.left, synced.reason) == (run_id, 0, None)
+    assert synced.sent <= 7
+    assert_complete(proxy.uri, run_id, 5)
+    assert not synced.folder.exists()
+    assert sync(tmp_path / "spool") == ()
+
+
+def test_sync_without_a_spool_is_nothing(tmp_path: Path) -> None:
+    assert sync(tmp_path / "absent") == ()
+
+
+def test_closing_names_the_command(
+    proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_offline(proxy, 1, tmp_path / "a folder")
+    assert f"Send them with: mlflow-dynamics sync '{tmp_path}/a folder'" in caplog.text
+
+
+def test_sync_without_the_server_leaves_everything_and_says_why(proxy: FaultyProxy, tmp_path: Path) -> None:
+    record_offline(proxy, 3, tmp_path)
+    proxy.refuse()
+    (synced,) = sync(tmp_path)
+    assert synced.sent == 0
+    assert synced.left > 0
+    assert synced.reason == "there is no connection"
+
+
+@pytest.mark.slow
+def test_sync_killed_again_and_again_sends_each_value_once(proxy: FaultyProxy, tmp_path: Path) -> None:
+    run_id = record_offline(proxy, 20, tmp_path)
+    chance = random.Random(7)
+    kills = 0
+    while any(tmp_path.glob("*/queue/*")):
+        before = proxy.requests
+        process = start("-c", SYNC, tmp_path)
+        while process.poll() is None and proxy.requests < before + chance.randint(10, 60):
+            time.sleep(0.005)
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+    assert kills >= 2
+    sync(tmp_path)
+    assert_complete(proxy.uri, run_id, 20)
+
+
+def test_training_killed_mid_epoch_keeps_every_epoch_that_was_written(
+    proxy: FaultyProxy, server: MlflowServer, tmp_path: Path
+) -> None:
+    run_id = new_run(server.uri)
+    process = start(HERE / "recording_process.py", proxy.uri, run_id, tmp_path, 0, 100_000)
+    assert process.stdout is not None
+    last = -1
+    for line in process.stdout:
+        if line.strip().isdigit():
+            last = int(line)
+        if last == 10:
+            proxy.refuse()
+        if last >= 40:
+            break
+    process.send_signal(signal.SIGKILL)
+    rest, _ = process.communicate()
+    last = max([last, *(int(line) for line in rest.split() if line.isdigit())])
+    proxy.listen()
+
+    # Resumed: the training goes on with the epoch after the last complete one, or repeats a few.
+    resumed = start(HERE / "recording_process.py", proxy.uri, run_id, tmp_path, last - 3, last + 5)
+    _, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    sync(tmp_path)
+    assert_complete(server.uri, run_id, last + 5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_never_saw_its_server_and_was_killed_is_created_once(
+    proxy: FaultyProxy, server: MlflowServer, tmp_path: Path
+) -> None:
+    proxy.refuse()
+    process = start(HERE / "recording_process.py", proxy.uri, "new", tmp_path, 0, 100_000)
+    assert process.stdout is not None
+    local = process.stdout.readline().strip()
+    assert local.startswith("local-")
+    last = -1
+    while last < 5:
+        last = int(process.stdout.readline())
+    process.kill()
+    rest, _ = process.communicate()
+    last = max([last, *map(int, rest.split())])
+    proxy.listen()
+    proxy.fault, proxy.faulty_paths = "lose", "runs/create"
+    (synced,) = sync(tmp_path)
+    assert synced.left == 0
+    assert synced.run_id is not None
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == synced.run_id
+    assert_complete(server.uri, synced.run_id, last + 1)
+
+
+def test_the_next_training_sends_what_the_last_one_left(proxy: FaultyProxy, tmp_path: Path) -> None:
+    first = record_offline(proxy, 3, tmp_path)
+    second = new_run(proxy.uri)
+    writer = RunWriter(second, tracking_uri=proxy.uri, spool_dir=tmp_path)
+    write_epoch(writer, 0)
+    wait_until(lambda: not (tmp_path / first).exists())
+    assert writer.close(30) == 0
+    assert_complete(proxy.uri, first, 3)
+    assert_complete(proxy.uri, second, 1)
+
+
+def test_a_folder_in_use_is_left_to_its_process(server: MlflowServer, tmp_path: Path) -> None:
+    writer = RunWriter(new_run(server.uri), tracking_uri=server.uri, spool_dir=tmp_path)
+    (synced,) = sync(tmp_path)
+    assert synced.reason is not None
+    assert "in use by another process" in synced.reason
+    assert writer.close(30) == 0
+
+
+def test_damaged_folders_are_named_and_the_others_sent(proxy: FaultyProxy, tmp_path: Path) -> None:
+    run_id = record_offline(proxy, 3, tmp_path)
+    for name, content in (("cut", '{"run_id": "x"'), ("foreign", "[]"), ("newer", '{"schema_version": 99}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(content)
+    (tmp_path / "no-run").mkdir()
+    reasons = {run.folder.name: run.reason for run in sync(tmp_path)}
+    assert reasons[run_id] is None
+    assert "damaged" in str(reasons["cut"])
+    assert "damaged" in str(reasons["foreign"])
+    assert "schema version 99, newer than 1; upgrade mlflow-dynamics" in str(reasons["newer"])
+    assert "no-run" not in reasons
+    assert_complete(proxy.uri, run_id, 3)
+
+
+def test_a_damaged_record_is_set_aside_and_the_others_sent(proxy: FaultyProxy, tmp_path: Path) -> None:
+    run_id = record_offline(proxy, 3, tmp_path)
+    broken = sorted(tmp_path.glob("*/queue/*/batch.json"))[-1]
+    whole = json.loads(broken.read_bytes())
+    broken.write_bytes(broken.read_bytes()[:20])
+    (synced,) = sync(tmp_path)
+    assert synced.left == 0
+    assert whole["metrics"][0][3] == 2
+    history = MlflowClient(proxy.uri).get_metric_history(run_id, names.TRAIN_LOSS)
+    assert sorted(metric.step for metric in history) == [0, 1]
+    (reason,) = tmp_path.glob("*/rejected/*/reason.txt")
+    assert "damaged" in reason.read_text()
+
+
+def test_passwords_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mlflow_dynamics.tracking.sync import _with_credentials
+
+    Spool(tmp_path / "a", RunRecord(tracking_uri="http://host:1", run_id="a")).close()
+    mlflow.set_tracking_uri("http://user:hunter2@host:1")
+    assert _with_credentials("http://host:1") == "http://user:hunter2@host:1"
+    assert _with_credentials("http://host:2") == "http://host:2"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_costs_nothing_while_the_server_is_there(
+    proxy: FaultyProxy, tiny_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = new_run(proxy.uri)
+    proxy.fault = 503
+    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk)
+    for epoch in range(60):
+        write_epoch(writer, epoch)
+    proxy.fault = None
+    assert writer.close(60) == 0
+    assert_complete(proxy.uri, run_id, 60)
+    assert caplog.text.count("No space left on device): records are kept in memory") == 1
+
+
+def test_a_full_disk_and_no_server_lose_only_what_fits_nowhere_and_say_so(
+    proxy: FaultyProxy, tiny_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = new_run(proxy.uri)
+    proxy.refuse()
+    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk)
+    for epoch in range(60):
+        write_epoch(writer, epoch)
+    assert writer.close(0) > 60
+    assert "are lost with this process" in caplog.text
+    wait_until(lambda: not writer._sender.is_alive())
+    proxy.listen()
+    sync(tiny_disk)
+    history = MlflowClient(proxy.uri).get_metric_history(run_id, names.TRAIN_LOSS)
+    steps = sorted(metric.step for metric in history)
+    assert steps
+    assert steps == list(range(len(steps)))
+
+
+def test_a_spool_that_cannot_be_made_is_no_reason_not_to_record(
+    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    run_id = new_run(server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri, spool_dir=tmp_path / "file")
+    for epoch in range(3):
+        write_epoch(writer, epoch)
+    assert writer.close(60) == 0
+    assert_complete(server.uri, run_id, 3)
+    assert caplog.text.count("records are kept in memory") == 1
+
+
+def test_neither_server_nor_disk_is_said_at_the_start(tmp_path: Path) -> None:
+    from mlflow_dynamics.errors import TrackingError
+
+    (tmp_path / "file").write_text("")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"takes no run \(there is no connection\).*cannot be written"):
+        open_run(spool_dir=tmp_path / "file")
+
+
+def test_no_thread_is_started_where_nothing_is_left(tmp_path: Path) -> None:
+    assert sync_in_background(tmp_path, own=tmp_path / "own") is None

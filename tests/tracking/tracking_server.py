@@ -1,0 +1,150 @@
+"""A real MLflow server in its own process, and a proxy in front of it that injects faults on real sockets."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class MlflowServer:
+    """`mlflow server` on the loopback address; `kill` is kill -9 of the whole process group."""
+
+    def __init__(self, folder: Path, backend: str | None = None) -> None:
+        self.folder = folder
+        self.backend = backend or f"sqlite:///{folder}/mlflow.db"
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> MlflowServer:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", self.backend, "--workers", "1"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+        self._wait_until_healthy()
+        return self
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _wait_until_healthy(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+            try:
+                with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)) as connection:
+                    connection.request("GET", "/health")
+                    if connection.getresponse().status == 200:
+                        return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(f"the MLflow server at {self.uri} did not come up")
+
+
+class FaultyProxy:
+    """Forwards to a real server, or misbehaves as `fault` says.
+
+    None: forwards. An integer: answers with that status. "garbage": 200 and no JSON. "hang": never answers.
+    "lose": forwards, and drops the connection instead of passing the answer on. "refuse": nobody listens.
+    `faulty_paths` limits the fault to paths that contain this text.
+    """
+
+    def __init__(self, upstream_port: int) -> None:
+        self.upstream_port = upstream_port
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.fault: int | str | None = None
+        self.faulty_paths = ""
+        self.requests = 0
+        self._release = threading.Event()
+        self._server: ThreadingHTTPServer | None = None
+        self.listen()
+
+    def listen(self) -> None:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _handle(self) -> None:
+                proxy._handle(self)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._release.clear()
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """Stop listening; `listen` comes back on the same port."""
+        self._release.set()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def _handle(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        self.requests += 1
+        fault = self.fault if self.faulty_paths in request.path else None
+        request.close_connection = True
+        if fault == "hang":
+            self._release.wait(120)
+            return
+        if isinstance(fault, int):
+            self._answer(request, fault, b"injected fault")
+            return
+        if fault == "garbage":
+            self._answer(request, 200, b"<html>This is not MLflow.</html>")
+            return
+        try:
+            with closing(http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)) as upstream:
+                headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+                upstream.request(request.command, request.path, body, headers)
+                answer = upstream.getresponse()
+                content = answer.read()
+        except (OSError, http.client.HTTPException):
+            return
+        if fault != "lose":
+            self._answer(request, answer.status, content, answer.getheader("Content-Type"))
+
+    @staticmethod
+    def _answer(
+        request: BaseHTTPRequestHandler, status: int, content: bytes, kind: str | None = "text/html"
+    ) -> None:
+        try:
+            request.send_response(status)
+            request.send_header("Content-Type", kind or "application/json")
+            request.send_header("Content-Length", str(len(content)))
+            request.end_headers()
+            request.wfile.write(content)
+        except OSError:
+            pass

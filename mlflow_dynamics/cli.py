@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from mlflow_dynamics.errors import DynamicsError
 from mlflow_dynamics.training.config import GridConfig, TrainingConfig
 
 EXIT_BAD_INPUT = 2
+EXIT_UNSENT = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -78,6 +80,58 @@ def paper(**parameters: Any) -> None:
     from mlflow_dynamics.training.grid import paper_cells, train_grid
 
     train_grid(paper_cells(GridConfig(**parameters)))
+
+
+@commands.command()
+@click.argument("run_id")
+@click.option("--signal", help="rms, mean or std  [default: the run's own]")
+@click.option("--protocol", help="steps, epochs or depth  [default: the run's own]")
+@click.option("--window", type=int, help="training steps  [default: the run's own]")
+@click.option("--estimator", help="dfa or hk  [default: the run's own, or the new protocol's]")
+@click.option("--log", "name", help="also log the measures beside the originals, as dynamics.NAME/...")
+def recompute(run_id: str, name: str | None, **changes: Any) -> None:
+    """Measure a recorded run anew, under another protocol, window, signal or estimator."""
+    from mlflow_dynamics.recompute import log_recomputed, recompute, settings_of
+
+    given = {key: value for key, value in changes.items() if value is not None}
+    if "protocol" in given:
+        given.setdefault("estimator", None)
+    config = dataclasses.replace(settings_of(run_id), **given)
+    epochs = []
+    columns = ("integration", "metastability", "synchrony", "stability")
+    click.echo("epoch" + "".join(f"{column:>15}" for column in (*columns, "volatility")))
+    for epoch in recompute(run_id, config):
+        values = [getattr(epoch.measures, column) for column in columns]
+        click.echo(f"{epoch.epoch:5d}" + "".join(f"{value:15.6f}" for value in (*values, epoch.volatility)))
+        epochs.append(epoch)
+    if name is not None:
+        log_recomputed(run_id, epochs, name=name)
+
+
+@commands.command()
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def sync(folder: Path | None) -> None:
+    """Send what earlier runs could not send, each value once."""
+    from mlflow_dynamics.tracking.sync import sync
+
+    runs = sync(folder)
+    for run in runs:
+        rest = f", {run.left} left: {run.reason}" if run.left else ""
+        click.echo(f"{run.run_id or run.folder.name}: {run.sent} records sent{rest}")
+    if not runs:
+        click.echo("Nothing is waiting to be sent.")
+    if any(run.left for run in runs):
+        sys.exit(EXIT_UNSENT)
+
+
+@commands.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("script", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(script: Path, arguments: tuple[str, ...]) -> None:
+    """Run any training SCRIPT with its own ARGUMENTS, unmodified, its dynamics recorded."""
+    from mlflow_dynamics.autologging import run_script
+
+    run_script(script, list(arguments))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,7 +24,9 @@ def build_optimizer(
     """The optimizer called `name` ("sgd" with Nesterov momentum, "adam", "adamw")."""
     match name:
         case "sgd":
-            return SGD(parameters, lr=learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=weight_decay)
+            return SGD(
+                parameters, lr=learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=weight_decay
+            )
         case "adam":
             return Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
         case _:

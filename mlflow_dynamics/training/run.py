@@ -25,6 +25,7 @@ from tqdm import tqdm
 from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.session import EpochSummary, track
+from mlflow_dynamics.tracking.sync import sync
 from mlflow_dynamics.training.config import TrainingConfig
 from mlflow_dynamics.training.data import ImageData, load_dataset
 from mlflow_dynamics.training.loop import Epoch, Trainer, resolve_device, seed_everything
@@ -176,6 +177,8 @@ def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
         ) as bar,
     ):
         if config.resume is not None:
+            # What the interrupted run had recorded and not sent is part of it.
+            sync()
             tracker.carry_on(config.resume, epochs=first)
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from mlflow_dynamics.config import EARLY_STOPPING, MeasureConfig, RecordingConfig
+from mlflow_dynamics.config import EARLY_STOPPING, EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.errors import ConfigError, unknown_choice
 
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
@@ -52,7 +52,7 @@ class TrainingConfig:
     device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     seed: int = _parameter(0, "of weights, order and augmentation; the same seed gives the same losses")
     workers: int = _parameter(0, "processes that load data")
-    early_stopping: str = _parameter("warn", f"on the convergence signal: one of {', '.join(EARLY_STOPPING)}")
+    early_stopping: EarlyStopping = _parameter("warn", f"on the convergence signal: one of {', '.join(EARLY_STOPPING)}")
     record_every: int = _parameter(1, "record activations at every n-th training step")
     batch_samples: int = _parameter(8, "samples of each batch that enter a layer's statistics")
     signal: str = _parameter("rms", "what stands for a layer at a step: rms, mean or std")
@@ -141,7 +141,7 @@ class GridConfig:
     precision: str = _parameter("fp32", "fp32 or bf16")
     device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     workers: int = _parameter(0, "processes that load data")
-    early_stopping: str = _parameter("warn", "on the convergence signal: off, warn or stop")
+    early_stopping: EarlyStopping = _parameter("warn", "on the convergence signal: off, warn or stop")
 
 
 _CHOICES: Final = {

@@ -78,7 +78,7 @@ def train_grid(cells: Sequence[TrainingConfig]) -> str:
     with managed_run(f"grid of {len(cells)} trainings", system_metrics=False) as parent_id:
         mlflow.log_params({"cells": len(cells)})
         for cell in cells:
-            earlier = _earlier_runs(cell)
+            earlier = _earlier_runs(cell, beside=parent_id)
             finished = [run for run in earlier if run.info.status == "FINISHED"]
             if finished:
                 logger.info("%s: finished in run %s, not trained again.", cell.title, finished[0].info.run_id)
@@ -95,8 +95,8 @@ def train_grid(cells: Sequence[TrainingConfig]) -> str:
     return parent_id
 
 
-def _earlier_runs(cell: TrainingConfig) -> list[Run]:
-    experiment = mlflow.active_run().info.experiment_id
+def _earlier_runs(cell: TrainingConfig, *, beside: str) -> list[Run]:
+    experiment = mlflow.get_run(beside).info.experiment_id
     found: list[Run] = mlflow.search_runs(
         [experiment], filter_string=f"tags.`{TAG_CELL}` = '{cell.digest()}'", output_format="list"
     )

@@ -95,7 +95,7 @@ def managed_run(
 ) -> Iterator[str]:
     """An active run's id; the run ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
     with _terminate_as_interrupt():
-        run = mlflow.start_run(run_name=name, nested=nested, tags=tags, log_system_metrics=system_metrics)
+        run = mlflow.start_run(run_name=name, nested=nested, tags=dict(tags or {}), log_system_metrics=system_metrics)
         run_id: str = run.info.run_id
         try:
             yield run_id
@@ -250,20 +250,13 @@ def _log_new_parameters(run_id: str, parameters: dict[str, str]) -> None:
 
 
 def _log_dataset(data: ImageData) -> None:
-    """The data set as an MLflow input, its sizes as parameters' readable twin in the input's source."""
-    source = CodeDatasetSource(
-        tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}}
-    )
-    for context in ("training", "validation"):
-        mlflow.log_input(
-            MetaDataset(source, name=_dataset_name(data.name), digest=data.digest), context=context
-        )
-
-
-def _dataset_name(name: str) -> str:
-    """MLflow lists data sets by name; of a path its last part says what a reader looks for."""
-    kind, colon, path = name.partition(":")
-    return Path(path).resolve().name if colon else kind
+    """Log the two parts of the data set as the run's inputs, with where they came from and their sizes."""
+    source = CodeDatasetSource(tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}})
+    kind, colon, path = data.name.partition(":")
+    name = Path(path).resolve().name if colon else kind
+    for part, context in (("train", "training"), ("test", "validation")):
+        dataset = MetaDataset(source, name=f"{name}/{part}", digest=data.digest)  # type: ignore[abstract]
+        mlflow.log_input(dataset, context=context)
 
 
 def _log_model(model: nn.Module, data: ImageData) -> None:

@@ -1,16 +1,18 @@
-"""Detectors and the monitor that reads them: a series of numbers in, a verdict out."""
+"""The convergence early warning: a series of numbers in, a verdict out."""
 
-from mlflow_dynamics.convergence.detectors import Detector, Scores, find_detector
-from mlflow_dynamics.convergence.monitor import ConvergenceMonitor, Schedule, State, Verdict
+from mlflow_dynamics.convergence.detectors import Detector, Reading, detector_names, find_detector
+from mlflow_dynamics.convergence.monitor import ConvergenceMonitor, State, Verdict
+from mlflow_dynamics.convergence.schedule import Schedule
 from mlflow_dynamics.convergence.volatility import VolatilityDetector
 
 __all__ = [
     "ConvergenceMonitor",
     "Detector",
+    "Reading",
     "Schedule",
-    "Scores",
     "State",
     "Verdict",
     "VolatilityDetector",
+    "detector_names",
     "find_detector",
 ]

@@ -1,58 +1,76 @@
-"""What a detector is, and how one is found by name."""
+"""What a convergence detector is, and how one is found by its name."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
-from mlflow_dynamics.errors import unknown_choice
+from mlflow_dynamics.errors import ConfigError, unknown_choice
 
-ENTRY_POINTS: Final = "mlflow_dynamics.detectors"
+GROUP: Final = "mlflow_dynamics.detectors"
+"""The entry-point group in which distributions name their detectors."""
+
 OURS: Final = "volatility"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """A detector's statistics over their thresholds: 1 or more is a detection, NaN is too early to tell.
+class Reading:
+    """What a detector makes of the epochs so far.
 
     Attributes:
-        falling: evidence that the stability index has become quieter.
-        rising: evidence that it has become noisier.
+        score: the statistic of convergence over its threshold: 1 or more says that convergence is near; NaN as
+            long as there are too few epochs to say.
+        rising: likewise of the opposite, rising volatility.
     """
 
-    falling: float
+    score: float
     rising: float
 
 
 class Detector(Protocol):
-    """Reads the stability index epoch by epoch. A distribution offers one under `mlflow_dynamics.detectors`.
+    """Reads the stability index epoch by epoch. A fresh one is made wherever the past no longer counts."""
 
-    The entry point names a callable that takes `planned_epochs: int | None` and returns a detector.
-    """
+    @property
+    def parameters(self) -> Mapping[str, float | int | str]:
+        """What its readings depend on, to be logged with the run."""
 
-    def update(self, stability: float) -> Scores:
-        """Take the next epoch's stability, always finite, and say what the series so far shows."""
-        ...
-
-    def reset(self) -> None:
-        """Forget the series: the training has entered another regime."""
-        ...
+    def update(self, epoch: int, stability: float) -> Reading:
+        """Read one epoch's stability, which is finite; epochs ascend but may skip numbers."""
 
 
-def find_detector(name: str) -> Callable[[int | None], Detector]:
-    """The factory of the detector called `name`.
+class DetectorFactory(Protocol):
+    """Makes a detector: what an entry point of the group `mlflow_dynamics.detectors` names."""
+
+    def __call__(self, *, planned_epochs: int | None) -> Detector:
+        """A fresh detector for a training of `planned_epochs` (None: not known)."""
+
+
+def detector_names() -> list[str]:
+    """The names of all detectors that are installed."""
+    return sorted({OURS, *importlib.metadata.entry_points(group=GROUP).names})
+
+
+def find_detector(name: str) -> DetectorFactory:
+    """The detector called `name`; `volatility` is there even where this package is not installed.
 
     Raises:
-        ConfigError: no installed distribution offers it.
+        ConfigError: no installed distribution has a detector of this name, or it cannot be loaded.
     """
     if name == OURS:
-        # Known without its entry point, so that a source folder that was never installed works.
         from mlflow_dynamics.convergence.volatility import VolatilityDetector
 
         return VolatilityDetector
-    offered = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    if name not in offered:
-        raise unknown_choice("detector", name, sorted({OURS, *offered}))
-    return cast("Callable[[int | None], Detector]", offered[name].load())
+    found = importlib.metadata.entry_points(group=GROUP, name=name)
+    if not found:
+        raise unknown_choice("detector", name, detector_names())
+    entry = next(iter(found))
+    try:
+        factory: DetectorFactory = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"detector={name!r} cannot be loaded from {entry.value!r} ({error}); reinstall or repair the package "
+            f"that provides it."
+        ) from error
+    return factory

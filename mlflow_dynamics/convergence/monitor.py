@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, get_args
 
-from mlflow_dynamics.convergence.detectors import find_detector
+from mlflow_dynamics.convergence.detectors import Detector, find_detector
+from mlflow_dynamics.convergence.schedule import HOLD_OFF, Schedule, is_step
 from mlflow_dynamics.errors import ConfigError, unknown_choice
 
-State = Literal["waiting", "learning", "converging", "unsettled", "diverging"]
 Mode = Literal["warn", "stop"]
-MODES: Final = ("warn", "stop")
+State = Literal["waiting", "learning", "converging", "unsettled", "diverging"]
 
-RATE_STEP: Final = 2.0
-"""A learning rate that changes by this factor from one epoch to the next is a step, not a smooth schedule."""
+EXPLOSION: Final = 3.0
+"""The loss has exploded when it exceeds the largest of the first epochs' by this factor."""
 
-SMOOTH_SCHEDULES: Final = ("cosine", "onecycle")
-LAST_PHASE: Final = 0.8
-"""Under a smooth schedule a stop waits for this fraction of the planned epochs: accuracy rises in the last decay."""
-
-EXPLOSION: Final = 10.0
-"""A loss this many times its best, and above where it started, is exploding."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """What is known of the learning rate ahead.
-
-    Attributes:
-        name: "constant", "step", "cosine", "onecycle" or another; the smooth ones hold a stop back.
-        planned_epochs: the length of the training, None where unknown.
-        drop_epochs: at whose start the rate drops.
-    """
-
-    name: str = "constant"
-    planned_epochs: int | None = None
-    drop_epochs: tuple[int, ...] = ()
-
-    def holds_back(self, epoch: int) -> str | None:
-        """Why a stop after `epoch` would come too early, or None."""
-        coming = [drop for drop in self.drop_epochs if drop > epoch]
-        if coming:
-            return f"the learning rate still drops at epoch {coming[0]}"
-        if self.name in SMOOTH_SCHEDULES and self.planned_epochs is not None:
-            last_phase = math.ceil(self.planned_epochs * LAST_PHASE)
-            if epoch + 1 < last_phase:
-                return f"the {self.name} schedule has its last phase from epoch {last_phase} on"
-        return None
+FIRST_LOSSES: Final = 3
+"""So many epochs with a loss say how large it is before anything has been learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +27,13 @@ class Verdict:
 
     Attributes:
         epoch: from 0.
-        signal: 1 from the epoch in which convergence was detected until the detector starts anew, else 0.
-        score: the detector's statistic over its threshold, NaN while it is too early.
-        state: in a word.
-        should_stop: whether training should end now (mode "stop" only).
-        message: the same in a sentence.
+        signal: 1 while convergence is near, else 0. It stays 1 from the epoch of detection until the learning
+            rate makes a step, volatility rises again or training diverges.
+        score: the detector's statistic over its threshold, NaN where there is none (see `state`).
+        state: "waiting" (no score: too few epochs, a hold-off, stability undefined), "learning", "converging",
+            "unsettled" (volatility has risen) or "diverging".
+        should_stop: end the training now; only in mode "stop".
+        message: the state in a sentence.
     """
 
     epoch: int
@@ -71,18 +44,25 @@ class Verdict:
     message: str
 
 
+class _Fed(NamedTuple):
+    epoch: int
+    stability: float
+    loss: float | None
+    learning_rate: float | None
+
+
 class ConvergenceMonitor:
     """Says, epoch by epoch, whether a training is about to converge.
 
-    The verdicts depend on what it is fed alone, so a stored series gives those of the live run. An epoch whose
-    stability is NaN, and an epoch that is missing, add nothing. A step of the learning rate (by a factor of 2 or
-    more between epochs) starts the detector anew, which is silent for its first 11 epochs.
+    Its verdicts depend on nothing but what it is fed: a stored series gives those of the live run. A missing
+    epoch adds nothing. An epoch that was fed before means that the training has gone back to it: whatever had
+    been fed from there on is forgotten, as if it had never been.
 
     Args:
-        detector: the name under which `mlflow_dynamics.detectors` offers it.
+        detector: the name of an installed detector.
         mode: "warn" never asks to stop.
         schedule: what is known of the learning rate ahead; None is a constant rate and an unknown length.
-        wait_for_schedule: hold a stop back while the schedule says that accuracy will still rise.
+        stop_before_last_phase: under a cosine or one-cycle schedule do not let the stop wait for the last phase.
 
     Raises:
         ConfigError: an unknown detector or mode.
@@ -94,19 +74,26 @@ class ConvergenceMonitor:
         *,
         mode: Mode = "warn",
         schedule: Schedule | None = None,
-        wait_for_schedule: bool = True,
+        stop_before_last_phase: bool = False,
     ) -> None:
-        if mode not in MODES:
-            raise unknown_choice("mode", mode, MODES)
-        self._schedule = schedule or Schedule()
-        self._detector = find_detector(detector)(self._schedule.planned_epochs)
+        if mode not in get_args(Mode):
+            raise unknown_choice("mode", mode, get_args(Mode))
+        self._name = detector
+        self._make = find_detector(detector)
         self._mode = mode
-        self._wait_for_schedule = wait_for_schedule
-        self._last_epoch = -1
-        self._rate: float | None = None
-        self._losses: list[float] = []
-        self.converged_epoch: int | None = None
-        self.should_stop = False
+        self._schedule = schedule or Schedule()
+        self._stop_before_last_phase = stop_before_last_phase
+        self._begin()
+
+    @property
+    def parameters(self) -> Mapping[str, float | int | str]:
+        """What the verdicts depend on, to be logged with the run."""
+        return {
+            "detector": self._name,
+            "mode": self._mode,
+            "schedule": self._schedule.name,
+            **self._detector.parameters,
+        }
 
     def update(
         self, epoch: int, stability: float, *, loss: float | None = None, learning_rate: float | None = None
@@ -114,80 +101,133 @@ class ConvergenceMonitor:
         """The verdict after `epoch`.
 
         Args:
-            epoch: above the last one; missing epochs are allowed.
-            stability: the stability index, NaN where undefined.
-            loss: the epoch's training loss, to tell divergence.
-            learning_rate: at the epoch's start, to tell a step of it.
+            epoch: from 0.
+            stability: the stability index, in [0, 1]; NaN where it is not defined.
+            loss: the training loss; it tells divergence.
+            learning_rate: that the epoch was trained with; it tells a step of the schedule.
 
         Raises:
-            ConfigError: epochs do not ascend.
+            ConfigError: epoch is negative or not a whole number.
         """
-        if epoch <= self._last_epoch:
-            raise ConfigError(f"epoch={epoch} follows epoch {self._last_epoch}; epochs must ascend.")
-        self._last_epoch = epoch
-        if self._stepped(learning_rate):
-            self._restart()
-        trouble = self._divergence(stability, loss)
-        if trouble is not None:
-            self._restart()
-            return self._verdict(epoch, math.nan, "diverging", f"Diverging: {trouble}.")
-        if math.isnan(stability):
-            state: State = "waiting" if self.converged_epoch is None else "converging"
-            return self._verdict(epoch, math.nan, state, "The stability index is undefined in this epoch.")
-        scores = self._detector.update(stability)
-        if math.isnan(scores.falling):
-            return self._verdict(epoch, math.nan, "waiting", "Too few epochs to tell.")
-        if scores.rising >= 1.0 and scores.falling < 1.0:
-            self.converged_epoch = None
-            return self._verdict(epoch, scores.falling, "unsettled", "Stability has become more volatile.")
-        if self.converged_epoch is None and scores.falling >= 1.0:
-            self.converged_epoch = epoch
-        if self.converged_epoch is None:
-            return self._verdict(epoch, scores.falling, "learning", "Volatility of stability has not fallen.")
-        return self._converging(epoch, scores.falling)
+        if isinstance(epoch, bool) or int(epoch) != epoch or epoch < 0:
+            raise ConfigError(f"epoch={epoch!r} must be a whole number from 0.")
+        if self._fed and epoch <= self._fed[-1].epoch:
+            kept = [fed for fed in self._fed if fed.epoch < epoch]
+            self._begin()
+            for fed in kept:
+                self._judge(fed)
+        return self._judge(_Fed(int(epoch), float(stability), loss, learning_rate))
 
-    def _converging(self, epoch: int, score: float) -> Verdict:
-        message = f"Convergence: since epoch {self.converged_epoch} the volatility of stability has fallen for good"
-        held = self._schedule.holds_back(epoch) if self._wait_for_schedule else None
-        if held is not None:
-            message += f"; no reason to stop yet, {held}"
-        self.should_stop = self._mode == "stop" and held is None
-        return self._verdict(epoch, score, "converging", f"{message}.")
-
-    def _verdict(self, epoch: int, score: float, state: State, message: str) -> Verdict:
-        if state != "converging":
-            self.should_stop = False
-        return Verdict(
-            epoch=epoch,
-            signal=int(self.converged_epoch is not None),
-            score=score,
-            state=state,
-            should_stop=self.should_stop,
-            message=message,
-        )
+    def _begin(self) -> None:
+        self._fed: list[_Fed] = []
+        self._losses: list[float] = []
+        self._rate: float | None = None
+        self._resume_at = 0
+        self._seen_stability = False
+        self.converged_epoch: int | None = None
+        """The first epoch at which convergence was detected, None before; a later reset does not change it."""
+        self._restart()
 
     def _restart(self) -> None:
-        self._detector.reset()
-        self.converged_epoch = None
+        """Let the past no longer count."""
+        self._detector: Detector = self._make(planned_epochs=self._schedule.planned_epochs)
+        self._since: int | None = None
+        # Volatility that rises after convergence is told by a second detector: in the first one's eyes, the
+        # whole series would have to become louder than it had been at the start.
+        self._after: Detector | None = None
 
-    def _stepped(self, learning_rate: float | None) -> bool:
-        before, self._rate = self._rate, learning_rate if learning_rate is not None else self._rate
-        if before is None or learning_rate is None or before <= 0 or learning_rate <= 0:
-            return False
-        if self._schedule.name in SMOOTH_SCHEDULES:
-            # The end of a smooth decay halves the rate from epoch to epoch; that is no step.
-            return False
-        ratio = learning_rate / before
-        return not 1 / RATE_STEP < ratio < RATE_STEP
+    def _judge(self, fed: _Fed) -> Verdict:
+        first = self._fed[-1].epoch + 1 if self._fed else 0
+        self._fed.append(fed)
+        self._follow_rate(first, fed)
+        trouble = self._trouble(fed)
+        if trouble is not None:
+            self._restart()
+            return self._verdict(fed, "diverging", math.nan, f"Training diverges: {trouble}.")
+        if math.isnan(fed.stability):
+            return self._verdict(fed, "waiting", math.nan, "The stability index is not defined yet.")
+        self._seen_stability = True
+        if fed.epoch < self._resume_at:
+            return self._verdict(
+                fed,
+                "waiting",
+                math.nan,
+                f"The learning rate has just changed; watching goes on at epoch {self._resume_at}.",
+            )
+        return self._read(fed)
 
-    def _divergence(self, stability: float, loss: float | None) -> str | None:
-        if not math.isnan(stability) and not 0.0 <= stability <= 1.0:
-            return f"the stability index {stability:.3g} is outside 0 to 1"
-        if loss is None:
+    def _read(self, fed: _Fed) -> Verdict:
+        reading = self._detector.update(fed.epoch, fed.stability)
+        rising = reading.rising
+        if self._after is not None:
+            rising = self._after.update(fed.epoch, fed.stability).rising
+        if rising >= 1.0:
+            if self._since is not None:
+                self._restart()
+            return self._verdict(
+                fed, "unsettled", reading.score, "The volatility of the stability index has risen."
+            )
+        if self._since is None and reading.score >= 1.0:
+            self._since = fed.epoch
+            self._after = self._make(planned_epochs=None)
+            if self.converged_epoch is None:
+                self.converged_epoch = fed.epoch
+        if self._since is not None:
+            return self._converging(fed, reading.score)
+        if math.isnan(reading.score):
+            return self._verdict(fed, "waiting", math.nan, "There are too few epochs to tell.")
+        return self._verdict(
+            fed, "learning", reading.score, "The volatility of the stability index has not fallen for sure."
+        )
+
+    def _converging(self, fed: _Fed, score: float) -> Verdict:
+        message = f"Convergence is near: since epoch {self._since} the volatility of the stability index has surely fallen"
+        waits = self._schedule.waits_for(fed.epoch)
+        if waits is not None and not (self._stop_before_last_phase and self._no_drop_ahead(fed.epoch)):
+            return self._verdict(fed, "converging", score, f"{message}; too early to stop, {waits}.")
+        stop = self._mode == "stop"
+        return self._verdict(fed, "converging", score, f"{message}.", should_stop=stop)
+
+    def _no_drop_ahead(self, epoch: int) -> bool:
+        return all(drop <= epoch for drop in self._schedule.drop_epochs)
+
+    def _verdict(
+        self, fed: _Fed, state: State, score: float, message: str, *, should_stop: bool = False
+    ) -> Verdict:
+        return Verdict(
+            epoch=fed.epoch,
+            signal=int(self._since is not None),
+            score=score,
+            state=state,
+            should_stop=should_stop,
+            message=f"Epoch {fed.epoch}: {message}",
+        )
+
+    def _follow_rate(self, first: int, fed: _Fed) -> None:
+        """Begin anew after a step of the learning rate, known or seen, in the epochs `first` to this one."""
+        dropped = [drop for drop in self._schedule.drop_epochs if max(first, 1) <= drop <= fed.epoch]
+        rate = (
+            fed.learning_rate if fed.learning_rate is not None and math.isfinite(fed.learning_rate) else None
+        )
+        stepped = not self._schedule.smooth and is_step(self._rate, rate)
+        self._rate = self._rate if rate is None else rate
+        if dropped or stepped:
+            self._restart()
+            self._resume_at = (fed.epoch if stepped and not dropped else max(dropped)) + HOLD_OFF
+
+    def _trouble(self, fed: _Fed) -> str | None:
+        """What shows that training diverges, in words."""
+        if math.isnan(fed.stability):
+            if self._seen_stability:
+                return "the stability index is no longer defined"
+        elif not 0.0 <= fed.stability <= 1.0:
+            return f"the stability index {fed.stability:.4g} is outside 0 to 1"
+        if fed.loss is None:
             return None
-        if not math.isfinite(loss):
-            return f"the training loss is {loss}"
-        self._losses.append(loss)
-        if loss > EXPLOSION * min(self._losses) and loss > self._losses[0]:
-            return f"the training loss {loss:.3g} is over {EXPLOSION:g} times its best"
+        if not math.isfinite(fed.loss):
+            return f"the training loss is {fed.loss}"
+        if len(self._losses) < FIRST_LOSSES:
+            self._losses.append(abs(fed.loss))
+        if fed.loss > EXPLOSION * max(self._losses):
+            return f"the training loss {fed.loss:.4g} is over {EXPLOSION:g} times that of the first epochs"
         return None

@@ -1,0 +1,70 @@
+"""What is known of the learning rate ahead, and what a change of it means for the warning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from mlflow_dynamics.errors import ConfigError
+
+RATE_STEP: Final = 1.5
+"""A learning rate that changes by this factor from one epoch to the next has made a step."""
+
+HOLD_OFF: Final = 5
+"""So many epochs from a step of the learning rate on are not read: what they show is the step's own transient."""
+
+SMOOTH: Final = ("cosine", "onecycle")
+"""Schedules that lower the rate all the time, most at the end, where accuracy still rises."""
+
+LAST_PHASE: Final = 0.75
+"""Under a smooth schedule the last phase begins at this fraction of the planned epochs (at 15 % of a cosine's rate)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What is known of the learning rate ahead.
+
+    Attributes:
+        name: "constant", "step", "cosine", "onecycle" or another; under the smooth ones, cosine and onecycle, a
+            stop waits for the last phase.
+        planned_epochs: the length of the training, None if not known.
+        drop_epochs: the epochs, from 0, at whose start the rate is lowered by a step.
+    """
+
+    name: str = "constant"
+    planned_epochs: int | None = None
+    drop_epochs: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.planned_epochs is not None and self.planned_epochs < 1:
+            raise ConfigError(
+                f"planned_epochs={self.planned_epochs!r} must be at least 1, or None if it is not known."
+            )
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the rate is lowered all the time rather than by steps."""
+        return self.name in SMOOTH
+
+    def waits_for(self, epoch: int) -> str | None:
+        """What a stop after `epoch` would still have to wait for, in words; None if for nothing."""
+        coming = [drop for drop in self.drop_epochs if drop > epoch]
+        if coming:
+            return f"the learning rate will drop at epoch {min(coming)}"
+        if not self.smooth:
+            return None
+        if self.planned_epochs is None:
+            return f"the last phase of the {self.name} schedule is not known without the planned number of epochs"
+        last_phase = math.ceil(LAST_PHASE * self.planned_epochs)
+        if epoch < last_phase:
+            return f"the last phase of the {self.name} schedule begins at epoch {last_phase}"
+        return None
+
+
+def is_step(before: float | None, after: float | None) -> bool:
+    """Whether the learning rate has made a step between two epochs; not if either is unknown."""
+    if before is None or after is None or before == after:
+        return False
+    low, high = sorted((abs(before), abs(after)))
+    return high >= RATE_STEP * low

@@ -1,0 +1,74 @@
+"""What every measure does first: check the signals' shape, detrend them, and set aside those that hold nothing."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+CONSTANT: Final = 1e-12
+"""A signal that departs from a straight line by less than this fraction of its size is constant: rounding is
+2e-16 a sample, and grows with the square root of the number of samples summed."""
+
+
+def as_signals(signals: ArrayLike, *, layers: bool) -> Array:
+    """The signals as float64 (..., steps), or (..., layers, steps) where `layers` asks for that axis too.
+
+    Raises:
+        ValueError: too few axes, or values that are not real numbers; the message names the shape.
+    """
+    values = np.asarray(signals)
+    wanted, axes = ("(..., layers, steps)", 2) if layers else ("(..., steps)", 1)
+    if values.ndim < axes:
+        raise ValueError(f"signals must have shape {wanted}, not {values.shape}.")
+    if values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"signals of shape {values.shape} must be real numbers in an array {wanted}, not {values.dtype}."
+        )
+    return values.astype(np.float64, copy=False)
+
+
+@lru_cache(maxsize=64)
+def trend_basis(steps: int, order: int) -> Array:
+    """(order + 1, steps) orthonormal polynomials of degree 0 to `order` over the steps."""
+    q, _ = np.linalg.qr(np.vander(np.linspace(-1.0, 1.0, steps), order + 1, increasing=True))
+    basis = np.ascontiguousarray(q.T)
+    basis.setflags(write=False)
+    return basis
+
+
+def standardise(values: Array, *, order: int) -> tuple[Array, Array]:
+    """Signals less their polynomial trend, in units of their own standard deviation.
+
+    Args:
+        values: (..., steps).
+        order: 0 removes the mean, 1 a straight line.
+
+    Returns:
+        The detrended signals of unit variance (..., steps) and the standard deviation (...,) they had. A signal
+        that is constant (up to the trend), not finite or shorter than order + 2 steps has NaN for its deviation
+        and zeros for its values, so that nothing after it can warn.
+    """
+    steps = values.shape[-1]
+    if steps < order + 2 or values.size == 0:
+        return np.zeros(values.shape), np.full(values.shape[:-1], np.nan)
+    size = np.abs(values).max(axis=-1)
+    usable = np.isfinite(size) & (size > 0)
+    # A power of two, so that scaling is exact: squares of 1e-200 or 1e200 would otherwise under- or overflow.
+    exponent = np.where(usable, np.frexp(np.where(usable, size, 1.0))[1], 0)
+    finite = values if usable.all() else np.where(usable[..., None], values, 0.0)
+    detrended = np.ldexp(finite, -exponent[..., None])
+    basis = trend_basis(steps, order)
+    for _ in range(2):  # the second pass takes away what rounding left of a trend much larger than the signal
+        detrended -= (detrended @ basis.T) @ basis
+    deviation = np.sqrt(np.einsum("...t,...t->...", detrended, detrended) / steps)
+    usable &= deviation > CONSTANT
+    detrended /= np.where(usable, deviation, np.inf)[..., None]
+    with np.errstate(over="ignore", under="ignore"):
+        deviation = np.where(usable, np.ldexp(deviation, exponent), np.nan)
+    return detrended, deviation

@@ -227,7 +227,8 @@ class Tracker:
         if self._worker.is_alive():
             self._ended.put(None)
             self._worker.join()
-        self._boundary.run(self._close, status)
+        # A boundary of its own: the run is ended also where recording failed before.
+        Boundary(self._recorder.remove).run(self._close, status)
 
     def __enter__(self) -> Tracker:
         return self

@@ -1,0 +1,57 @@
+"""What importing the package promises: its names, and that nothing heavy comes with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import mlflow_dynamics
+
+HEAVY = ("torch", "mlflow", "pandas", "pyarrow", "scipy", "numpy")
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_public_names_are_pinned() -> None:
+    assert mlflow_dynamics.__all__ == [
+        "ConvergenceMonitor",
+        "MeasureConfig",
+        "RecordingConfig",
+        "autolog",
+        "errors",
+        "load_activations",
+        "load_metrics",
+        "measures",
+        "search_runs",
+        "track",
+    ]
+
+
+@pytest.mark.parametrize("name", mlflow_dynamics.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(mlflow_dynamics, name).__name__.rpartition(".")[2] == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'autologg'"):
+        _ = mlflow_dynamics.autologg
+
+
+@pytest.mark.parametrize("module", ["mlflow_dynamics", "mlflow_dynamics.cli"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    assert modules_after(f"import {module}").isdisjoint(HEAVY)
+
+
+def test_the_test_above_can_fail() -> None:
+    assert not modules_after("import mlflow_dynamics; mlflow_dynamics.measures").isdisjoint(HEAVY)
+
+
+def test_the_measures_need_neither_torch_nor_a_store() -> None:
+    loaded = modules_after("import mlflow_dynamics.measures, mlflow_dynamics.convergence")
+    assert loaded.isdisjoint({"torch", "mlflow", "pandas", "pyarrow"})

@@ -1,0 +1,139 @@
+"""`track`: what a plain loop gets with three lines, and that nothing of ours reaches it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from torch import nn
+
+import mlflow_dynamics
+from mlflow_dynamics.errors import RecordingError
+
+STEPS = 40
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Dropout(0.2), nn.Linear(8, 3))
+
+
+def epoch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    losses = []
+    for _ in range(STEPS):
+        inputs = torch.randn(16, 6)
+        loss = nn.functional.cross_entropy(model(inputs), (inputs[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def run() -> mlflow.entities.Run:
+    (only,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    return only
+
+
+def history(key: str) -> dict[int, float]:
+    points = mlflow.MlflowClient().get_metric_history(run().info.run_id, key)
+    return {point.step: point.value for point in points}
+
+
+def test_a_plain_loop_gets_a_finished_run_with_its_dynamics() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with mlflow_dynamics.track(model) as tracker:
+        for _ in range(4):
+            losses = epoch(model, optimizer)
+            tracker.end_epoch(**{"train/loss": sum(losses) / STEPS})
+    assert run().info.status == "FINISHED"
+    assert list(history("dynamics/integration")) == [1, 2, 3]
+    assert list(history("train/loss")) == [0, 1, 2, 3]
+
+
+def test_losses_and_weights_are_bitwise_those_of_an_untracked_training() -> None:
+    def training(tracked: bool) -> tuple[list[float], list[torch.Tensor]]:
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters())
+        losses: list[float] = []
+        if tracked:
+            with mlflow_dynamics.track(model) as tracker:
+                for _ in range(3):
+                    losses += epoch(model, optimizer)
+                    tracker.end_epoch()
+        else:
+            for _ in range(3):
+                losses += epoch(model, optimizer)
+        return losses, [p.detach() for p in model.parameters()]
+
+    (losses, weights), (tracked_losses, tracked_weights) = training(False), training(True)
+    assert losses == tracked_losses
+    assert all(torch.equal(a, b) for a, b in zip(weights, tracked_weights, strict=True))
+
+
+def test_a_failure_of_ours_ends_the_recording_and_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("injected")
+
+    monkeypatch.setattr("mlflow_dynamics.session.SignalWindow.append", broken)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with caplog.at_level(logging.WARNING, "mlflow_dynamics"), mlflow_dynamics.track(model) as tracker:
+        for _ in range(3):
+            epoch(model, optimizer)
+            tracker.end_epoch()
+            assert tracker.should_stop is False
+    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_the_users_exception_passes_through_and_names_the_end(error: type[BaseException], status: str) -> None:
+    model = network()
+    with pytest.raises(error), mlflow_dynamics.track(model):
+        raise error
+    assert run().info.status == status
+
+
+def test_an_active_run_is_used_and_left_open() -> None:
+    model = network()
+    with mlflow.start_run() as active:
+        with mlflow_dynamics.track(model) as tracker:
+            assert tracker.run_id == active.info.run_id
+        assert mlflow.active_run() is not None
+    assert run().info.status == "FINISHED"
+
+
+def test_an_epoch_left_by_an_exception_is_not_recorded() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with mlflow_dynamics.track(model) as tracker:
+        with pytest.raises(ValueError, match="mid-epoch"), tracker.epoch(0):
+            epoch(model, optimizer)
+            raise ValueError("mid-epoch")
+        for number in range(3):
+            with tracker.epoch(number):
+                epoch(model, optimizer)
+    assert list(history("dynamics/integration")) == [1, 2]
+
+
+def test_a_model_without_layers_is_refused_and_leaves_no_run() -> None:
+    with pytest.raises(RecordingError):
+        mlflow_dynamics.track(nn.ReLU())
+    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []

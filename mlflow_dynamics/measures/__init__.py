@@ -1,8 +1,27 @@
 """The dynamical measures: arrays in, numbers out."""
 
+from mlflow_dynamics.measures.epoch import measure
+from mlflow_dynamics.measures.estimators import ESTIMATORS, hurst, integration
 from mlflow_dynamics.measures.fractal import dfa, fluctuations
+from mlflow_dynamics.measures.hurst_kolmogorov import HurstKolmogorov, hurst_kolmogorov
 from mlflow_dynamics.measures.protocols import SignalWindow
-from mlflow_dynamics.measures.stability import measure, stability_index, volatility
-from mlflow_dynamics.measures.synchrony import order_parameter
+from mlflow_dynamics.measures.stability import stability_index, volatility
+from mlflow_dynamics.measures.synchrony import metastability, metastability_ratio, order_parameter, synchrony
 
-__all__ = ["SignalWindow", "dfa", "fluctuations", "measure", "order_parameter", "stability_index", "volatility"]
+__all__ = [
+    "ESTIMATORS",
+    "HurstKolmogorov",
+    "SignalWindow",
+    "dfa",
+    "fluctuations",
+    "hurst",
+    "hurst_kolmogorov",
+    "integration",
+    "measure",
+    "metastability",
+    "metastability_ratio",
+    "order_parameter",
+    "stability_index",
+    "synchrony",
+    "volatility",
+]

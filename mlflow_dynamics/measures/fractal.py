@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
+from mlflow_dynamics.measures.signals import Array, as_signals, standardise, trend_basis
 
 MIN_BOX: Final = 4
 """The smallest box: a line through fewer than 4 points leaves next to nothing to measure."""
@@ -17,6 +17,12 @@ SHORT_STEPS: Final = 128
 """Below this many steps the largest box is T/2, not T/4: otherwise too few sizes are left to fit a slope."""
 
 BOXES_PER_OCTAVE: Final = 4
+
+MIN_SIZES: Final = 3
+"""A slope through fewer sizes has no residual: nothing would tell whether there is a slope."""
+
+CANCELLATION: Final = 1e-5
+"""Below this ratio of residual to energy, energy minus projections has lost too many digits (F to about 1e-10)."""
 
 
 @lru_cache(maxsize=64)
@@ -29,14 +35,6 @@ def default_box_sizes(steps: int) -> tuple[int, ...]:
     return tuple(np.unique(np.geomspace(MIN_BOX, largest, count).round().astype(int)).tolist())
 
 
-@lru_cache(maxsize=512)
-def _polynomials(size: int, order: int) -> Array:
-    """(size, order + 1) orthonormal polynomials of degree 0 to `order` on a box."""
-    q, _ = np.linalg.qr(np.vander(np.linspace(-1.0, 1.0, size), order + 1, increasing=True))
-    q.setflags(write=False)
-    return q
-
-
 def fluctuations(
     signals: ArrayLike,
     *,
@@ -45,33 +43,48 @@ def fluctuations(
     overlap: bool = True,
     corrected: bool = True,
 ) -> tuple[NDArray[np.int64], Array]:
-    """The fluctuation function F(n) of each signal: what is left of its profile after detrending boxes of n steps.
+    """The fluctuation function F(n): what is left of a signal's profile after detrending boxes of n steps.
+
+    y(t) = sum over s <= t of (x(s) - mean x);  F(n)^2 = mean over boxes and steps of (y - its polynomial fit)^2.
 
     Args:
-        signals: (..., steps), finite.
-        box_sizes: n in steps; None takes `default_box_sizes`.
+        signals: (..., steps).
+        box_sizes: n in steps, each at least order + 2 and at most `steps`; None takes `default_box_sizes`.
         order: degree of the polynomial removed in each box.
-        overlap: boxes overlap by half; otherwise they lie side by side.
-        corrected: divide out the bias of small boxes, exactly for white noise (order 1 only).
+        overlap: boxes start every n // 2 steps; otherwise they lie side by side.
+        corrected: divide out the bias of small boxes, exactly for white noise (order 1 only): for unit
+            variance E[F^2] = (n^2 - 4) / (15 n), where an unbiased slope asks for n / 15.
 
     Returns:
-        box sizes (sizes,) and F (..., sizes).
+        box sizes (sizes,) and F (..., sizes) in the signals' unit; NaN for signals that are constant or not finite.
+
+    Raises:
+        ValueError: signals without a steps axis or not real; a box size that does not fit; a negative order.
+
+    Example:
+        >>> import numpy as np
+        >>> sizes, f = fluctuations(np.random.default_rng(0).normal(size=100_000), box_sizes=(4, 16, 64))
+        >>> np.round(f**2 / (sizes / 15), 1)
+        array([1., 1., 1.])
     """
-    values = np.asarray(signals, dtype=np.float64)
+    values = as_signals(signals, layers=False)
     steps = values.shape[-1]
-    sizes = np.asarray(default_box_sizes(steps) if box_sizes is None else box_sizes, dtype=np.int64)
-    profile = np.cumsum(values - values.mean(axis=-1, keepdims=True), axis=-1)
-    squares = np.empty((*values.shape[:-1], len(sizes)))
-    for i, size in enumerate(sizes.tolist()):
-        stride = max(size // 2, 1) if overlap else size
-        boxes = np.lib.stride_tricks.sliding_window_view(profile, size, axis=-1)[..., ::stride, :]
-        basis = _polynomials(size, order)
-        residual = boxes - (boxes @ basis) @ basis.T
-        squares[..., i] = np.einsum("...bn,...bn->...", residual, residual) / (boxes.shape[-2] * size)
+    if order < 0:
+        raise ValueError(f"order={order!r} must be 0 or more.")
+    sizes = default_box_sizes(steps) if box_sizes is None else tuple(int(n) for n in box_sizes)
+    if box_sizes is None:
+        sizes = tuple(n for n in sizes if n >= order + 2)
+    if any(n < order + 2 or n > steps for n in sizes):
+        raise ValueError(
+            f"box_sizes={sizes} must lie between order + 2 = {order + 2} and the {steps} steps of signals of "
+            f"shape {values.shape}."
+        )
+    centred, deviation = standardise(values, order=0)
+    squares = _mean_squares(np.cumsum(centred, axis=-1), sizes, order, overlap)
+    box = np.asarray(sizes, dtype=np.int64)
     if corrected and order == 1:
-        # White noise of unit variance has E[F^2] = (n^2 - 4) / (15 n); a slope without bias asks for n / 15.
-        squares *= sizes**2 / (sizes**2 - 4.0)
-    return sizes, np.sqrt(squares)
+        squares *= box**2 / (box**2 - 4.0)
+    return box, np.sqrt(squares) * deviation[..., None]
 
 
 def dfa(
@@ -83,23 +96,133 @@ def dfa(
     corrected: bool = True,
     weighted: bool = True,
 ) -> Array:
-    """The DFA exponent of each signal: the slope of log F(n) on log n.
+    """The exponent of detrended fluctuation analysis: the slope of log F(n) on log n.
 
     Args:
-        signals: (..., steps), finite.
+        signals: (..., steps).
         weighted: weight each size by its number of boxes, T/n.
         box_sizes, order, overlap, corrected: see `fluctuations`.
 
     Returns:
-        (...,) exponents: 0.5 white noise, 1 for 1/f noise, 1.5 Brownian motion.
+        (...,) exponents, about 0 to 2. NaN where a signal is constant or not finite, where fewer than 3 box sizes
+        fit (fewer than 12 steps by default), or where it is so regular that some F(n) is 0.
+
+    How to read it: 0.5 white noise, below it alternation, above it persistence, 1 for 1/f noise, 1.5 Brownian
+    motion. What it does not show: proof of long memory. AR(1) noise with coefficient 0.5 gives 0.87 at 64 points,
+    because the slope over few sizes cannot tell a slow decay of correlation from a power law.
+
+    Raises:
+        ValueError: as for `fluctuations`.
 
     References:
         Peng et al. 1994, doi 10.1103/PhysRevE.49.1685.
+
+    Example:
+        >>> import numpy as np
+        >>> noise = np.random.default_rng(0).normal(size=(2, 20_000))
+        >>> noise[1] = np.cumsum(noise[1])
+        >>> np.round(dfa(noise), 1)
+        array([0.5, 1.5])
     """
     sizes, f = fluctuations(signals, box_sizes=box_sizes, order=order, overlap=overlap, corrected=corrected)
+    if len(sizes) < MIN_SIZES:
+        return np.full(f.shape[:-1], np.nan)[()]
+    weights = slope_weights(sizes, weighted)
+    positive = np.where(f > 0, f, np.nan)
+    exponents: Array = (np.log(positive) @ weights)[()]
+    return exponents
+
+
+def slope_weights(sizes: NDArray[np.int64], weighted: bool) -> Array:
+    """(sizes,) what log F is multiplied with to give the least-squares slope on log n."""
     x = np.log(sizes)
     weights = 1.0 / sizes if weighted else np.ones(len(sizes))
     weights = weights / weights.sum()
     centred = x - weights @ x
-    slope: Array = np.log(f) @ (weights * centred) / (weights @ centred**2)
+    slope: Array = weights * centred / (weights @ centred**2)
     return slope
+
+
+def _mean_squares(profile: Array, sizes: tuple[int, ...], order: int, overlap: bool) -> Array:
+    """(..., sizes) mean squared residual of profiles (..., steps) in boxes of each size."""
+    steps = profile.shape[-1]
+    flat = np.ascontiguousarray(profile.reshape(-1, steps))
+    squares = np.empty((len(flat), len(sizes)))
+    if order != 1:
+        for i, size in enumerate(sizes):
+            squares[:, i] = _residual_square(flat, size, order, overlap)
+        return squares.reshape(*profile.shape[:-1], len(sizes))
+    energy = (flat * flat) @ _coverage(steps, sizes, overlap)
+    for i, size in enumerate(sizes):
+        squares[:, i] = energy[:, i] - _projection_square(flat, size, overlap)
+        lost = squares[:, i] < CANCELLATION * energy[:, i]
+        if lost.any():
+            squares[lost, i] = _residual_square(flat[lost], size, order, overlap)
+    return squares.reshape(*profile.shape[:-1], len(sizes))
+
+
+@lru_cache(maxsize=16)
+def _coverage(steps: int, sizes: tuple[int, ...], overlap: bool) -> Array:
+    """(steps, sizes) in how many boxes a step lies, over boxes times n: energies of all sizes as one product."""
+    coverage = np.zeros((steps, len(sizes)))
+    for i, size in enumerate(sizes):
+        stride = size // 2 if overlap else size
+        boxes = (steps - size) // stride + 1
+        for start in range(0, boxes * stride, stride):
+            coverage[start : start + size, i] += 1
+        coverage[:, i] /= boxes * size
+    coverage.setflags(write=False)
+    return coverage
+
+
+@lru_cache(maxsize=512)
+def _moments(size: int) -> Array:
+    """(size, 2) sum and first moment about the centre."""
+    moments = np.stack([np.ones(size), np.arange(size) - (size - 1) / 2], axis=1)
+    moments.setflags(write=False)
+    return moments
+
+
+def _projection_square(profile: Array, size: int, overlap: bool) -> Array:
+    """(signals,) mean square that straight lines take up in boxes, from sums and first moments of whole blocks.
+
+    Half-overlapping boxes are pairs of neighbouring blocks of n // 2 steps (and one step more where n is odd),
+    so each step is read once.
+    """
+    steps = profile.shape[1]
+    if not overlap:
+        boxes = steps // size
+        sums, first = _block_moments(profile, size, boxes)
+    else:
+        half = size // 2
+        boxes = (steps - size) // half + 1
+        block_sums, block_first = _block_moments(profile, half, boxes + 1)
+        left, right = block_sums[:, :-1], block_sums[:, 1:]
+        sums = left + right
+        first = block_first[:, :-1] + block_first[:, 1:] + (half / 2) * (right - left)
+        if size % 2:
+            extra = profile[:, 2 * half :: half][:, :boxes]
+            first += half * extra - sums / 2
+            sums += extra
+    taken = np.einsum("lb,lb->l", sums, sums) / size
+    taken += np.einsum("lb,lb->l", first, first) * (12.0 / (size * (size**2 - 1)))
+    result: Array = taken / (boxes * size)
+    return result
+
+
+def _block_moments(profile: Array, size: int, blocks: int) -> tuple[Array, Array]:
+    """(signals, blocks) sum and centred first moment of adjacent blocks."""
+    parts = profile[:, : size * blocks].reshape(len(profile), blocks, size)
+    moments = parts @ _moments(size)
+    return moments[..., 0], moments[..., 1]
+
+
+def _residual_square(profile: Array, size: int, order: int, overlap: bool) -> Array:
+    """(signals,) mean squared residual, box by box: slower, and exact where the profile is steep."""
+    stride = size // 2 if overlap else size
+    boxes = np.lib.stride_tricks.sliding_window_view(profile, size, axis=-1)[:, ::stride]
+    basis = trend_basis(size, order)
+    local = boxes - boxes[..., size // 2, None]
+    local -= (local @ basis.T) @ basis
+    result: Array = np.einsum("lbn,lbn->l", local, local) / (boxes.shape[1] * size)
+    return result

@@ -83,7 +83,7 @@ def hurst_kolmogorov(
 
     Example:
         >>> import numpy as np
-        >>> noise = np.random.default_rng(0).normal(size=64)
+        >>> noise = np.random.default_rng(1).normal(size=64)
         >>> found = hurst_kolmogorov(noise)
         >>> bool(found.low < 0.5 < found.high), bool(found.at_edge)
         (True, False)

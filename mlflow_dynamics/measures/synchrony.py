@@ -2,39 +2,189 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.signal import hilbert
+import scipy.fft
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from mlflow_dynamics.measures.signals import Array, Mask, as_signals, standardise
 
 EDGE_STEPS: Final = 10
 """Left out at each end: the Hilbert transform's phase there depends on samples from the edge, not on T."""
 
+EDGE_FRACTION: Final = 6
+"""At most steps / 6 is left out at each end, so that short series (below 60 steps) keep two thirds."""
 
-def phasors(signals: ArrayLike) -> NDArray[np.complex128]:
-    """(layers, steps) exp(i theta) of the analytic signal of each signal; scale does not matter."""
-    values = np.asarray(signals, dtype=np.float64)
-    analytic = hilbert(values - values.mean(axis=-1, keepdims=True), axis=-1)
-    unit: NDArray[np.complex128] = analytic / np.maximum(np.abs(analytic), np.finfo(float).tiny)
-    return unit
+MIN_STEPS: Final = 8
+"""Below this many steps a phase says next to nothing."""
+
+
+def edge(steps: int) -> int:
+    """How many steps are left out at each end of that many: 10, or a sixth of fewer than 60."""
+    return min(EDGE_STEPS, steps // EDGE_FRACTION)
+
+
+@dataclass(frozen=True)
+class Phasors:
+    """exp(i theta) of every layer and step: cosines, sines (..., layers, steps); 0 for layers left out."""
+
+    cos: Array
+    sin: Array
+    usable: Mask  # (..., layers)
+
+    @property
+    def count(self) -> Array:
+        """(...,) how many layers are in."""
+        return self.usable.sum(axis=-1).astype(np.float64)
+
+    def order(self) -> Array:
+        """(..., steps) |mean over the usable layers|; NaN where fewer than two are usable."""
+        return np.sqrt(self.sums()[2]) / self._divisor()[..., None]
+
+    def sums(self) -> tuple[Array, Array, Array]:
+        """(..., steps) summed cosines and sines over the layers, and the square of the sum's length."""
+        cos, sin = self.cos.sum(axis=-2), self.sin.sum(axis=-2)
+        return cos, sin, cos * cos + sin * sin
+
+    def coherence(self) -> Array:
+        """(..., layers) mean cosine between a layer's phase and the mean phase of the others; NaN where undefined."""
+        cos, sin, square = self.sums()
+        # With Z the sum and z the layer's phasor: Re(z conj(Z - z)) / |Z - z|.
+        along = self.cos * cos[..., None, :]
+        along += self.sin * sin[..., None, :]
+        length = square[..., None, :] + 1 - 2 * along
+        np.maximum(length, np.finfo(float).tiny, out=length)
+        np.sqrt(length, out=length)
+        along -= 1
+        along /= length
+        defined = self.usable & (self.count > 1)[..., None]
+        return np.clip(np.where(defined, along.mean(axis=-1), np.nan), -1, 1)
+
+    def _divisor(self) -> Array:
+        return np.where(self.count > 1, self.count, np.nan)
+
+
+def phasors(detrended: Array, usable: Mask) -> Phasors:
+    """Phasors of standardised signals (..., layers, steps), edges left out."""
+    steps = detrended.shape[-1]
+    spectrum = scipy.fft.rfft(detrended)
+    spectrum *= -1j
+    spectrum[..., 0] = 0
+    if steps % 2 == 0:
+        spectrum[..., -1] = 0
+    keep = slice(edge(steps), steps - edge(steps))
+    real = detrended[..., keep]
+    imaginary = scipy.fft.irfft(spectrum, steps)[..., keep]
+    length = real * real
+    length += imaginary * imaginary
+    np.sqrt(length, out=length)
+    np.maximum(length, np.finfo(float).tiny, out=length)
+    return Phasors(real / length, imaginary / length, usable)
 
 
 def order_parameter(signals: ArrayLike) -> Array:
-    """R(t) = |mean over layers of exp(i theta_l(t))|, (steps,), 0 to 1, for signals (layers, steps)."""
-    return np.abs(phasors(signals).mean(axis=-2))
+    """The Kuramoto order parameter R(t) = |mean over layers of exp(i theta_l(t))|.
+
+    theta_l is the phase of the analytic signal (Hilbert transform) of layer l, linearly detrended.
+
+    Args:
+        signals: (..., layers, steps). Constant and non-finite layers are left out.
+
+    Returns:
+        (..., steps - 2 edge) in [0, 1], with `edge(steps)` = 10 steps left out at each end (a sixth of fewer
+        than 60). NaN where fewer than two layers are usable or fewer than 8 steps are given.
+
+    How to read it: 1 all in phase, 0 phases cancel. L incoherent layers have mean sqrt(pi / (4 L)), not 0. Of two
+    signals in antiphase R is 0 although they are perfectly coupled.
+
+    Raises:
+        ValueError: fewer than two axes, or values that are not real.
+
+    References:
+        Kuramoto 1984; Shanahan 2010, doi 10.1063/1.3305451; Cabral et al. 2011, doi
+        10.1016/j.neuroimage.2011.04.010.
+
+    Example:
+        >>> import numpy as np
+        >>> wave = np.sin(np.linspace(0, 60, 200))
+        >>> r = order_parameter([wave, 3 * wave])
+        >>> r.shape, bool(np.allclose(r, 1))
+        ((180,), True)
+    """
+    values = as_signals(signals, layers=True)
+    detrended, deviation = standardise(values, order=1)
+    if values.shape[-1] < MIN_STEPS:
+        width = values.shape[-1] - 2 * edge(values.shape[-1])
+        return np.full((*values.shape[:-2], width), np.nan)
+    return phasors(detrended, np.isfinite(deviation)).order()
 
 
-def incoherent_floor(layers: int) -> float:
-    """The standard deviation of R of that many incoherent layers: sqrt((1 - pi/4) / L)."""
-    return float(np.sqrt((1 - np.pi / 4) / layers))
+def synchrony(signals: ArrayLike) -> Array:
+    """Mean over time of the order parameter: (..., layers, steps) -> (...,) in [0, 1].
+
+    How to read it: 1 for layers in phase, sqrt(pi / (4 L)) for L incoherent ones (`incoherent_synchrony`). It says
+    nothing about size: a layer that moves a thousandth as much counts the same. NaN, errors and references: see
+    `order_parameter`.
+
+    Example:
+        >>> import numpy as np
+        >>> round(float(synchrony(np.random.default_rng(0).normal(size=(100, 4096)))), 2)
+        0.09
+    """
+    return _over_time(order_parameter(signals), np.mean)
 
 
-def phase_coherence(phases: NDArray[np.complex128]) -> Array:
-    """(layers,) mean cosine between each layer's phase and the mean phase of the others; -1 to 1."""
-    others = phases.sum(axis=-2, keepdims=True) - phases
-    direction = others / np.maximum(np.abs(others), np.finfo(float).tiny)
-    coherence: Array = (phases * direction.conj()).real.mean(axis=-1)
-    return coherence
+def metastability(signals: ArrayLike) -> Array:
+    """Standard deviation over time of the order parameter: (..., layers, steps) -> (...,) in [0, 0.5].
+
+    How to read it: 0 for layers that keep their phase relation, high where they switch between states more and
+    less in phase. Some authors use the variance; this is the standard deviation. L incoherent layers give
+    sqrt((1 - pi/4) / L), not 0: compare networks of different depth by `metastability_ratio`. Linear coupling
+    alone raises it too: see `surrogate_test`. NaN and errors: see `order_parameter`.
+
+    References:
+        Shanahan 2010, doi 10.1063/1.3305451; Deco et al. 2017, doi 10.1038/s41598-017-03073-5.
+
+    Example:
+        >>> import numpy as np
+        >>> wave = np.sin(np.linspace(0, 60, 200))
+        >>> round(float(metastability([wave, 3 * wave])), 6)
+        0.0
+    """
+    return _over_time(order_parameter(signals), np.std)
+
+
+def metastability_ratio(signals: ArrayLike) -> Array:
+    """Metastability over that of as many incoherent layers: (..., layers, steps) -> (...,), 0 or more.
+
+    How to read it: 1 for incoherent layers of any number (the floor is exact for many; for 2 layers it is 0.81),
+    above it coherence comes and goes. NaN and errors: see `order_parameter`.
+
+    Example:
+        >>> import numpy as np
+        >>> round(float(metastability_ratio(np.random.default_rng(0).normal(size=(50, 4096)))), 1)
+        1.0
+    """
+    values = as_signals(signals, layers=True)
+    count = np.isfinite(standardise(values, order=1)[1]).sum(axis=-1)
+    return metastability(values) / incoherent_metastability(np.maximum(count, 1))
+
+
+def incoherent_synchrony(layers: ArrayLike) -> Array:
+    """Mean R of that many incoherent layers: sqrt(pi / (4 L)), exact for many."""
+    return np.sqrt(np.pi / (4 * np.asarray(layers, dtype=np.float64)))
+
+
+def incoherent_metastability(layers: ArrayLike) -> Array:
+    """Standard deviation of R of that many incoherent layers: sqrt((1 - pi/4) / L), exact for many."""
+    return np.sqrt((1 - np.pi / 4) / np.asarray(layers, dtype=np.float64))
+
+
+def _over_time(order: Array, statistic: Callable[..., Array]) -> Array:
+    if order.shape[-1] == 0:
+        return np.full(order.shape[:-1], np.nan)[()]
+    result: Array = statistic(order, axis=-1)
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, get_args
@@ -19,6 +20,9 @@ EXPLOSION: Final = 3.0
 
 FIRST_LOSSES: Final = 3
 """So many epochs with a loss say how large it is before anything has been learnt."""
+
+QUIET_EPOCHS: Final = 10
+"""So many epochs up to the detection are what volatility must rise above to take it back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,7 @@ class ConvergenceMonitor:
         """Let the past no longer count."""
         self._detector: Detector = self._make(planned_epochs=self._schedule.planned_epochs)
         self._since: int | None = None
+        self._recent: deque[tuple[int, float]] = deque(maxlen=QUIET_EPOCHS)
         # Volatility that rises after convergence is told by a second detector: in the first one's eyes, the
         # whole series would have to become louder than it had been at the start.
         self._after: Detector | None = None
@@ -158,6 +163,7 @@ class ConvergenceMonitor:
 
     def _read(self, fed: _Fed) -> Verdict:
         reading = self._detector.update(fed.epoch, fed.stability)
+        self._recent.append((fed.epoch, fed.stability))
         rising = reading.rising
         if self._after is not None:
             rising = self._after.update(fed.epoch, fed.stability).rising
@@ -170,6 +176,8 @@ class ConvergenceMonitor:
         if self._since is None and reading.score >= 1.0:
             self._since = fed.epoch
             self._after = self._make(planned_epochs=None)
+            for epoch, stability in self._recent:
+                self._after.update(epoch, stability)
             if self.converged_epoch is None:
                 self.converged_epoch = fed.epoch
         if self._since is not None:
@@ -181,7 +189,9 @@ class ConvergenceMonitor:
         )
 
     def _converging(self, fed: _Fed, score: float) -> Verdict:
-        message = f"Convergence is near: since epoch {self._since} the volatility of the stability index has surely fallen"
+        message = (
+            f"Convergence is near: since epoch {self._since} the volatility of stability has surely fallen"
+        )
         waits = self._schedule.waits_for(fed.epoch)
         if waits is not None and not (self._stop_before_last_phase and self._no_drop_ahead(fed.epoch)):
             return self._verdict(fed, "converging", score, f"{message}; too early to stop, {waits}.")

@@ -19,8 +19,8 @@ MIN_DIFFERENCES: Final = 16
 SOFTENING: Final = 1.0
 """Bounds the pull of tiny differences: the score of a difference d of median size s is log(d^2/s^2 + SOFTENING)."""
 
-BOUNDARY_EXPONENT: Final = 0.25
-"""The threshold falls with time as n^-0.25, so that the permitted false alarms are not all spent at the start."""
+BOUNDARY_EXPONENT: Final = 0.4
+"""The threshold falls with time as n^-0.4, so that the permitted false alarms are not all spent at the start."""
 
 TABLE: Final = "thresholds.json"
 
@@ -72,12 +72,24 @@ def trend_series(stability: ArrayLike) -> NDArray[np.float64]:
     return statistic
 
 
+def score_series(
+    stability: ArrayLike, planned_epochs: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The detector's readings after each epoch of gapless series: (draws, epochs) -> score and rising, likewise.
+
+    1 or more fires; NaN in the first MIN_DIFFERENCES epochs. Fed epoch by epoch, `VolatilityDetector` says the same.
+    """
+    statistic = trend_series(stability)
+    n = np.arange(statistic.shape[1])
+    return statistic / boundary(n, planned_epochs), -statistic / boundary(n, planned_epochs, rising=True)
+
+
 def boundary(
     differences: ArrayLike, planned_epochs: int | None, *, rising: bool = False
 ) -> NDArray[np.float64]:
     """The threshold of the statistic after n differences, for a training of `planned_epochs`.
 
-    h(N) (N/(n+1))^0.25 with h calibrated per planned length N (benchmarks/calibrate_detector.py), interpolated
+    h(N) (N/(n+1))^0.4 with h calibrated per planned length N (benchmarks/calibrate_detector.py), interpolated
     linearly in log N between the lengths of the table and kept at its ends' beyond them. Where the length is not
     known, and past the planned end, one threshold holds for all epochs: that calibrated for the table's longest.
 

@@ -112,7 +112,7 @@ def read_activations(path: Path | pa.NativeFile, layers: Sequence[Layer]) -> Epo
     )
 
 
-def read_layers(path: Path) -> tuple[Layer, ...]:
+def read_layers(path: Path | pa.NativeFile) -> tuple[Layer, ...]:
     """The layers of a run; DataError as for `read_activations`."""
     table, _ = _read(path, LAYERS_SCHEMA)
     return tuple(
@@ -163,31 +163,54 @@ def _to_bytes(table: pa.Table, epoch: int | None) -> bytes:
     return sink.getvalue()
 
 
+def check_file(path: Path | pa.NativeFile, schema: pa.Schema, name: str | None = None) -> int | None:
+    """Check from its footer alone that a file is ours and whole; the epoch it holds, None for layers.
+
+    Args:
+        path: the file, or where to read it from.
+        schema: what it should hold.
+        name: what messages call it.
+
+    Raises:
+        DataError: it is absent, truncated, foreign, or of a newer schema version.
+    """
+    with _open(path, schema, name or str(path)) as file:
+        return _epoch(file)
+
+
 def _read(path: Path | pa.NativeFile, schema: pa.Schema) -> tuple[pa.Table, int | None]:
+    with _open(path, schema, str(path)) as file:
+        try:
+            return file.read(), _epoch(file)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{path} is damaged: its rows cannot be read; delete it.") from error
+
+
+def _open(path: Path | pa.NativeFile, schema: pa.Schema, name: str) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
+        raise DataError(f"{name} does not exist.") from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"{path} is truncated or not a Parquet file; record it again or delete it."
+            f"{name} is truncated or not a Parquet file; record it again or delete it."
         ) from error
-    with file:
-        metadata = file.schema_arrow.metadata or {}
-        version = metadata.get(_VERSION_KEY, b"")
-        if version.isdigit() and int(version) > SCHEMA_VERSION:
-            raise DataError(
-                f"{path} has schema version {int(version)}, newer than the {SCHEMA_VERSION} that this "
-                "mlflow-dynamics reads; upgrade mlflow-dynamics."
-            )
-        if not version.isdigit() or not file.schema_arrow.equals(schema, check_metadata=False):
-            raise DataError(
-                f"{path} was not written by mlflow_dynamics: it has columns {file.schema_arrow.names}, "
-                f"expected {schema.names} with a schema version."
-            )
-        epoch = metadata.get(_EPOCH_KEY)
-        try:
-            table = file.read()
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: its rows cannot be read; delete it.") from error
-    return table, int(epoch) if epoch is not None and epoch.isdigit() else None
+    version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"")
+    if version.isdigit() and int(version) > SCHEMA_VERSION:
+        file.close()
+        raise DataError(
+            f"{name} has schema version {int(version)}, newer than the {SCHEMA_VERSION} that this "
+            "mlflow-dynamics reads; upgrade mlflow-dynamics."
+        )
+    if not version.isdigit() or not file.schema_arrow.equals(schema, check_metadata=False):
+        file.close()
+        raise DataError(
+            f"{name} was not written by mlflow_dynamics: it has columns {file.schema_arrow.names}, "
+            f"expected {schema.names} with a schema version."
+        )
+    return file
+
+
+def _epoch(file: pq.ParquetFile) -> int | None:
+    epoch = (file.schema_arrow.metadata or {}).get(_EPOCH_KEY, b"")
+    return int(epoch) if epoch.isdigit() else None

@@ -91,6 +91,17 @@ def upload(artifact_uri: str, tracking_uri: str, path: str, data: bytes) -> None
         repository.log_artifact(str(file), None if parent == "." else parent)
 
 
+def download(artifact_uri: str, tracking_uri: str, path: str) -> bytes:
+    """Read one artifact."""
+    repository = get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
+    if isinstance(repository, HttpArtifactRepository):
+        response = http_request(get_default_host_creds(repository.artifact_uri), f"/{path}", "GET")
+        augmented_raise_for_status(response)
+        return response.content
+    with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
+        return Path(repository.download_artifacts(path, folder)).read_bytes()
+
+
 def redact(uri: str) -> str:
     """The URI without user, password and query: what may be written down and logged."""
     parts = urlsplit(uri)

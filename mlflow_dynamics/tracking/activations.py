@@ -1,0 +1,190 @@
+"""Reading recorded activations of one run or many: as an Arrow table, or scanned lazily where they lie."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import mlflow
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+from pyarrow import fs
+
+from mlflow_dynamics.errors import DataError, TrackingError, unknown_choice
+from mlflow_dynamics.records import Layer
+from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.parquet import ACTIVATIONS_SCHEMA, check_file, read_layers, write_file
+from mlflow_dynamics.tracking.query import find_runs
+from mlflow_dynamics.tracking.store import download
+
+SCHEMA: Final = pa.schema([("run_id", pa.string()), ("epoch", pa.int32()), *ACTIVATIONS_SCHEMA])
+"""Of what is read: a row per run, epoch, layer and training step."""
+
+_DOWNLOADS_AT_ONCE: Final = 8
+
+_logger = logging.getLogger(__name__)
+
+
+def load_activations(
+    runs: str | Sequence[str],
+    *,
+    epochs: Collection[int] | None = None,
+    layers: Sequence[int | str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """The recorded activations of a run, or of several, as an Arrow table.
+
+    Only the files of the epochs asked for are read, and in a local or cloud store only the columns and row groups
+    asked for; a store behind an MLflow server hands over whole files (12 kB for an epoch of 21 layers x 79 steps).
+
+    Args:
+        runs: a run id, or several.
+        epochs: these epochs; None is all.
+        layers: these layers, by index or by name (as in `load_layers`); None is all.
+        columns: of run_id, epoch, step (int32), layer (int16), mean and std (float32); None is all.
+
+    Returns:
+        A row per run, epoch, layer and step; no rows, with the right columns, for runs without activations. A run
+        that still trains gives its epochs so far. A damaged file is named in a warning and left out.
+
+    Raises:
+        TrackingError: a run is unknown or deleted, or the store cannot be read.
+        ConfigError: a layer or column is unknown.
+    """
+    chosen = list(SCHEMA.names if columns is None else columns)
+    for column in chosen:
+        if column not in SCHEMA.names:
+            raise unknown_choice("columns", column, SCHEMA.names)
+    with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
+        found = find_runs(runs)
+        condition = _layer_condition(found, layers) if layers is not None else None
+        data_set = _data_set(found, epochs, Path(folder))
+        try:
+            return data_set.to_table(columns=chosen, filter=condition)
+        except (pa.ArrowException, OSError) as error:
+            raise TrackingError(f"The activations cannot be read: {error}") from error
+
+
+def scan_activations(
+    runs: str | Sequence[str], *, epochs: Collection[int] | None = None, folder: Path | None = None
+) -> ds.Dataset:
+    """The recorded activations of many runs as one lazily scanned data set, for pyarrow, DuckDB or Polars.
+
+    Columns as in `load_activations`; run_id and epoch are partitions, by which a query leaves files unread.
+
+    Args:
+        runs: a run id, or several.
+        epochs: these epochs; None is all.
+        folder: where files from a store behind an MLflow server are kept as long as the data set is in use; without
+            it such a store is an error, local and cloud stores are read where they lie.
+
+    Raises:
+        TrackingError: a run is unknown or deleted, the store cannot be read, or needs `folder`.
+    """
+    return _data_set(find_runs(runs), epochs, folder)
+
+
+def load_layers(run_id: str) -> tuple[Layer, ...]:
+    """What the values of `layer` stand for in a run's activations.
+
+    Raises:
+        TrackingError: the run is unknown or deleted, or recorded no layers.
+        DataError: the file is damaged.
+    """
+    return _layers(find_runs(run_id)[0])
+
+
+def _layers(run: Run) -> tuple[Layer, ...]:
+    try:
+        data = download(run.info.artifact_uri, mlflow.get_tracking_uri(), names.LAYERS)
+    except (MlflowException, requests.RequestException, OSError) as error:
+        raise TrackingError(f"Run {run.info.run_id!r} holds no {names.LAYERS}.") from error
+    return read_layers(pa.BufferReader(data))
+
+
+def _layer_condition(runs: Sequence[Run], layers: Sequence[int | str]) -> pc.Expression:
+    condition = pc.scalar(False)
+    for run in runs:
+        indices = [layer for layer in layers if isinstance(layer, int)]
+        if len(indices) < len(layers):
+            by_name = {layer.name: layer.index for layer in _layers(run)}
+            for name in layers:
+                if isinstance(name, str):
+                    if name not in by_name:
+                        raise unknown_choice("layers", name, by_name)
+                    indices.append(by_name[name])
+        condition |= (ds.field("run_id") == run.info.run_id) & ds.field("layer").isin(indices)
+    return condition
+
+
+def _data_set(runs: Sequence[Run], epochs: Collection[int] | None, folder: Path | None) -> ds.Dataset:
+    parquet = ds.ParquetFileFormat()
+    fragments = []
+    for run in runs:
+        run_id = run.info.run_id
+        for epoch, file_system, path in _files(run, epochs, folder):
+            try:
+                with file_system.open_input_file(path) as file:
+                    check_file(file, ACTIVATIONS_SCHEMA, path)
+            except DataError as error:
+                _logger.warning("Epoch %d of run %s is left out: %s", epoch, run_id, error)
+                continue
+            where = (ds.field("run_id") == run_id) & (ds.field("epoch") == pa.scalar(epoch, pa.int32()))
+            fragments.append(parquet.make_fragment(path, file_system, where))
+    return ds.FileSystemDataset(fragments, SCHEMA, parquet)
+
+
+def _files(
+    run: Run, epochs: Collection[int] | None, folder: Path | None
+) -> Iterator[tuple[int, fs.FileSystem, str]]:
+    """The epochs' files of a run, in order: (epoch, file system, path)."""
+    client = MlflowClient()
+    run_id = run.info.run_id
+    try:
+        partitions = [one.path for one in client.list_artifacts(run_id, names.ACTIVATIONS) if one.is_dir]
+    except MlflowException as error:
+        raise TrackingError(f"The artifacts of run {run_id!r} cannot be listed: {error.message}") from error
+    paths = {names.epoch_of(f"{one}/part-0.parquet"): f"{one}/part-0.parquet" for one in sorted(partitions)}
+    wanted = {epoch: path for epoch, path in paths.items() if epochs is None or epoch in epochs}
+    file_system, root = _file_system(run.info.artifact_uri)
+    if file_system is not None:
+        yield from ((epoch, file_system, f"{root}/{path}") for epoch, path in wanted.items())
+        return
+    if folder is None:
+        raise TrackingError(
+            f"The artifacts of run {run_id!r} lie behind an MLflow server: give scan_activations a folder for them."
+        )
+    tracking_uri = mlflow.get_tracking_uri()
+
+    def fetch(path: str) -> str:
+        target = folder / f"run_id={run_id}" / path
+        write_file(target, download(run.info.artifact_uri, tracking_uri, path))
+        return str(target)
+
+    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+        try:
+            local = list(pool.map(fetch, wanted.values()))
+        except (MlflowException, requests.RequestException, OSError) as error:
+            raise TrackingError(f"The activations of run {run_id!r} cannot be downloaded: {error}") from error
+    yield from ((epoch, fs.LocalFileSystem(), path) for epoch, path in zip(wanted, local, strict=True))
+
+
+def _file_system(artifact_uri: str) -> tuple[fs.FileSystem | None, str]:
+    """Where the files can be read in place; no file system where only the MLflow server can read them."""
+    scheme = urlsplit(artifact_uri).scheme
+    if scheme in {"", "file"}:
+        return fs.LocalFileSystem(), local_file_uri_to_path(artifact_uri)
+    if scheme in {"s3", "gs", "gcs", "abfs", "abfss"}:
+        return fs.FileSystem.from_uri(artifact_uri)
+    return None, ""

@@ -1,0 +1,260 @@
+"""Asking for many runs at once: tidy frames of metrics, and runs with what convergence came to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
+
+from mlflow_dynamics.errors import ConfigError, TrackingError
+from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.history import metric_histories
+from mlflow_dynamics.tracking.store import redact
+
+PLATEAU_MEDIAN: Final = 5
+PLATEAU_TOLERANCE: Final = 0.005
+"""Accuracy counts as flat from the first epoch whose centred 5-epoch median is within half a point of the best."""
+
+_GROUPS: Final = ("dynamics/", "train/", "validation/")
+_RUN_COLUMNS: Final = ("run_id", "run_name", "experiment_id", "status", "start_time", "end_time")
+_PAGE: Final = 1_000
+_IDS_PER_SEARCH: Final = 200
+_RUN_ID: Final = re.compile(r"[\w-]{1,256}")
+
+
+def load_metrics(
+    runs: str | Sequence[str] | None = None,
+    *,
+    experiment: str | Sequence[str] | None = None,
+    filter_string: str = "",
+    metrics: Sequence[str] | None = None,
+    params: Sequence[str] = (),
+    tags: Sequence[str] = (),
+) -> pd.DataFrame:
+    """The metrics of many runs as one tidy frame, a row for each run and epoch.
+
+    Args:
+        runs: a run id or several; without them, all runs of `experiment` that pass `filter_string`.
+        experiment: the name of an experiment, or several; None with `runs` None is MLflow's active one.
+        filter_string: MLflow's own search syntax.
+        metrics: metric keys; None takes every one below dynamics/, train/ and validation/.
+        params: parameters that become columns `params.NAME`.
+        tags: tags that become columns `tags.NAME`.
+
+    Returns:
+        Columns run_id, epoch, the metrics, then params and tags; ordered as the runs were asked for (the newest
+        first in a search) and by epoch. A metric that a run lacks is NaN; where one was logged twice at a step, the
+        later value counts. Runs that still train give what is there; with nothing to return the frame is empty but
+        has its columns.
+
+    Raises:
+        TrackingError: a run of `runs` is unknown or deleted, an experiment is unknown, or the store cannot be read.
+        ConfigError: both `runs` and `experiment` are given.
+    """
+    found = find_runs(runs, experiment=experiment, filter_string=filter_string)
+    keys = list(metrics) if metrics is not None else _keys(found)
+    ids = [run.info.run_id for run in found]
+    try:
+        long = metric_histories(mlflow.get_tracking_uri(), ids, keys)
+    except MlflowException as error:
+        raise TrackingError(f"The metrics cannot be read: {error.message}") from error
+    wide = _widen(long, ids, keys)
+    for prefix, chosen in (("params", params), ("tags", tags)):
+        for name in chosen:
+            values = {run.info.run_id: getattr(run.data, prefix).get(name) for run in found}
+            wide[f"{prefix}.{name}"] = wide["run_id"].map(values)
+    return wide
+
+
+def load_metrics_table(
+    runs: str | Sequence[str] | None = None,
+    *,
+    experiment: str | Sequence[str] | None = None,
+    filter_string: str = "",
+    metrics: Sequence[str] | None = None,
+    params: Sequence[str] = (),
+    tags: Sequence[str] = (),
+) -> pa.Table:
+    """`load_metrics` as an Arrow table; a metric that a run lacks is null."""
+    frame = load_metrics(
+        runs, experiment=experiment, filter_string=filter_string, metrics=metrics, params=params, tags=tags
+    )
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def search_runs(
+    experiment: str | Sequence[str] | None = None,
+    filter_string: str = "",
+    *,
+    order_by: Sequence[str] = (),
+    max_results: int | None = None,
+) -> pd.DataFrame:
+    """Runs with what convergence came to, a row each.
+
+    Args:
+        experiment: the name of an experiment, or several; None is MLflow's active one.
+        filter_string: MLflow's own search syntax, as are the terms of `order_by`.
+        order_by: default: the newest run first.
+        max_results: at most so many runs; None is all.
+
+    Returns:
+        Columns run_id, run_name, experiment_id, status, start_time, end_time (UTC), warning_epoch (the convergence
+        signal's first), stopped_early, plateau_epoch (first epoch whose centred 5-epoch median of validation
+        accuracy is within 0.5 points of that median's best), lead_time (plateau_epoch - warning_epoch), and the last
+        value of each dynamics metric and of validation accuracy. What a run lacks is missing, not 0.
+
+    Raises:
+        TrackingError: an experiment is unknown or the store cannot be read, or refuses the filter.
+    """
+    found = find_runs(
+        None, experiment=experiment, filter_string=filter_string, order_by=order_by, max_results=max_results
+    )
+    frame = pd.DataFrame.from_records([_describe(run) for run in found], columns=list(_RUN_COLUMNS))
+    for column in ("start_time", "end_time"):
+        frame[column] = pd.to_datetime(frame[column], unit="ms", utc=True)
+    tags = [run.data.tags for run in found]
+    frame["warning_epoch"] = _integers(one.get(names.TAG_CONVERGED_EPOCH) for one in tags)
+    frame["stopped_early"] = [one.get(names.TAG_STOPPED_EARLY) == "true" for one in tags]
+    frame["plateau_epoch"] = _plateaus(found)
+    frame["lead_time"] = frame["plateau_epoch"] - frame["warning_epoch"]
+    for key in (*names.DYNAMICS_METRICS, names.VALIDATION_ACCURACY):
+        frame[key] = pd.Series([run.data.metrics.get(key, np.nan) for run in found], dtype="float64")
+    return frame
+
+
+def plateau_epoch(
+    accuracy: Sequence[float] | np.ndarray, *, tolerance: float = PLATEAU_TOLERANCE
+) -> int | None:
+    """The first epoch from which accuracy is flat, or None where there are no finite values.
+
+    Args:
+        accuracy: (epochs,) in [0, 1].
+        tolerance: how far from its best the centred 5-epoch median counts as flat.
+    """
+    series = pd.Series(np.asarray(accuracy, dtype=np.float64))
+    median = series.rolling(PLATEAU_MEDIAN, center=True, min_periods=1).median().to_numpy()
+    if not np.isfinite(median).any():
+        return None
+    return int(np.flatnonzero(median >= np.nanmax(median) - tolerance)[0])
+
+
+def find_runs(
+    runs: str | Sequence[str] | None,
+    *,
+    experiment: str | Sequence[str] | None = None,
+    filter_string: str = "",
+    order_by: Sequence[str] = (),
+    max_results: int | None = None,
+) -> list[Run]:
+    """The runs that `runs` names, in that order, or that a search finds; errors as for `load_metrics`."""
+    client = MlflowClient()
+    try:
+        if runs is None:
+            ids = _experiment_ids(client, experiment)
+            return _search(client, ids, filter_string, ViewType.ACTIVE_ONLY, order_by, max_results)
+        if experiment is not None or filter_string:
+            raise ConfigError("Give runs, or experiment and filter_string, not both.")
+        return _named(client, [runs] if isinstance(runs, str) else list(runs))
+    except MlflowException as error:
+        raise TrackingError(f"The runs cannot be read: {error.message}") from error
+
+
+def _named(client: MlflowClient, run_ids: list[str]) -> list[Run]:
+    everywhere = [one.experiment_id for one in client.search_experiments(view_type=ViewType.ALL)]
+    found: dict[str, Run] = {}
+    for start in range(0, len(run_ids), _IDS_PER_SEARCH):
+        some = [one for one in run_ids[start : start + _IDS_PER_SEARCH] if _RUN_ID.fullmatch(str(one))]
+        quoted = ", ".join(f"'{one}'" for one in some)
+        if some:
+            page = _search(client, everywhere, f"attributes.run_id IN ({quoted})", ViewType.ALL)
+            found.update({run.info.run_id: run for run in page})
+    for run_id in run_ids:
+        if run_id not in found:
+            raise TrackingError(f"There is no run {run_id!r} in {redact(mlflow.get_tracking_uri())}.")
+        if found[run_id].info.lifecycle_stage == LifecycleStage.DELETED:
+            raise TrackingError(
+                f"Run {run_id!r} is deleted; mlflow runs restore --run-id {run_id} brings it back."
+            )
+    return [found[run_id] for run_id in run_ids]
+
+
+def _search(
+    client: MlflowClient,
+    experiment_ids: list[str],
+    filter_string: str,
+    view: int,
+    order_by: Sequence[str] = (),
+    max_results: int | None = None,
+) -> list[Run]:
+    found: list[Run] = []
+    token = None
+    while max_results is None or len(found) < max_results:
+        size = _PAGE if max_results is None else min(_PAGE, max_results - len(found))
+        page = client.search_runs(experiment_ids, filter_string, view, size, list(order_by), token)
+        found += page
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def _experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None) -> list[str]:
+    if experiment is None:
+        return [str(fluent._get_experiment_id())]
+    ids = []
+    for name in [experiment] if isinstance(experiment, str) else experiment:
+        one = client.get_experiment_by_name(name)
+        if one is None:
+            raise TrackingError(f"There is no experiment {name!r} in {redact(mlflow.get_tracking_uri())}.")
+        ids.append(one.experiment_id)
+    return ids
+
+
+def _keys(runs: Iterable[Run]) -> list[str]:
+    own = {key for run in runs for key in run.data.metrics if key.startswith(_GROUPS)}
+    return [*names.DYNAMICS_METRICS, *sorted(own.difference(names.DYNAMICS_METRICS))]
+
+
+def _widen(long: pd.DataFrame, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+    long = long.sort_values("timestamp", kind="stable").drop_duplicates(
+        ["run_id", "step", "key"], keep="last"
+    )
+    wide = long.set_index(["run_id", "step", "key"])["value"].unstack("key")
+    wide = wide.reindex(columns=list(keys)).astype("float64").rename_axis(columns=None)
+    wide = wide.reset_index().rename(columns={"step": "epoch"})
+    wide = wide.astype({"run_id": "str", "epoch": "int64"})
+    order = {run_id: position for position, run_id in enumerate(run_ids)}
+    return wide.sort_values(
+        ["run_id", "epoch"],
+        key=lambda one: one.map(order) if one.name == "run_id" else one,
+        ignore_index=True,
+    )
+
+
+def _plateaus(runs: Sequence[Run]) -> pd.Series:
+    ids = [run.info.run_id for run in runs if names.VALIDATION_ACCURACY in run.data.metrics]
+    long = metric_histories(mlflow.get_tracking_uri(), ids, [names.VALIDATION_ACCURACY])
+    accuracy = _widen(long, ids, [names.VALIDATION_ACCURACY])
+    found: dict[str, int | None] = {}
+    for run_id, one in accuracy.groupby("run_id"):
+        position = plateau_epoch(one[names.VALIDATION_ACCURACY])
+        found[str(run_id)] = None if position is None else int(one["epoch"].iloc[position])
+    return _integers(found.get(run.info.run_id) for run in runs)
+
+
+def _integers(values: Iterable[object]) -> pd.Series:
+    numbers = pd.to_numeric(pd.Series(list(values), dtype="object"), errors="coerce")
+    return numbers.astype("Int64")
+
+
+def _describe(run: Run) -> tuple[object, ...]:
+    return tuple(getattr(run.info, column) for column in _RUN_COLUMNS)

@@ -1,0 +1,233 @@
+"""Asking: right values from a SQLite store and through a server, the same either way, and clear errors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from tracking_records import activations, layers, write_epoch
+from tracking_server import FaultyProxy
+
+from mlflow_dynamics.errors import ConfigError, TrackingError
+from mlflow_dynamics.tracking import (
+    RunWriter,
+    history,
+    load_activations,
+    load_layers,
+    load_metrics,
+    load_metrics_table,
+    names,
+    scan_activations,
+    search_runs,
+)
+from mlflow_dynamics.tracking.query import plateau_epoch
+
+
+def record(experiment_id: str, name: str, epochs: int) -> str:
+    client = MlflowClient()
+    run_id = str(client.create_run(experiment_id, run_name=name).info.run_id)
+    writer = RunWriter(run_id)
+    writer.write_layers(layers())
+    for epoch in range(epochs):
+        write_epoch(writer, epoch)
+        accuracy = {names.VALIDATION_ACCURACY: min(0.1 * epoch, 0.7)}
+        writer.write_epoch(epoch, None, accuracy, None, 1000 + epoch)
+    writer.log_params({"optimizer": name})
+    writer.set_tags({names.TAG_CONVERGED_EPOCH: 4})
+    assert writer.close(60) == 0
+    return run_id
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def recorded(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """An experiment "study" with runs sgd (12 epochs), adam (3), bare (no dynamics) and deleted."""
+    if request.param == "server":
+        mlflow.set_tracking_uri(request.getfixturevalue("server").uri)
+    else:
+        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+    client = MlflowClient()
+    name = f"study-{request.node.name}"
+    experiment = client.create_experiment(name)
+    runs = {"experiment": name, "id": experiment}
+    runs["sgd"] = record(experiment, "sgd", 12)
+    runs["adam"] = record(experiment, "adam", 3)
+    runs["bare"] = str(client.create_run(experiment, run_name="bare").info.run_id)
+    runs["deleted"] = str(client.create_run(experiment, run_name="deleted").info.run_id)
+    client.delete_run(runs["deleted"])
+    return runs
+
+
+def test_queries_give_the_recorded_values(recorded: dict[str, str]) -> None:
+    frame = load_metrics(
+        [recorded["sgd"], recorded["adam"], recorded["bare"]], params=["optimizer"], tags=["absent"]
+    )
+    assert list(frame.columns[:3]) == ["run_id", "epoch", names.INTEGRATION]
+    assert set(names.DYNAMICS_METRICS) <= set(frame.columns)
+    assert len(frame) == 15
+    assert frame["run_id"].drop_duplicates().tolist() == [recorded["sgd"], recorded["adam"]]
+    assert frame["epoch"].tolist() == [*range(12), *range(3)]
+    assert frame[names.TRAIN_LOSS].tolist() == [1 / (epoch + 1) for epoch in frame["epoch"]]
+    assert frame[names.INTEGRATION].tolist() == [1 + epoch / 1000 for epoch in frame["epoch"]]
+    assert frame[names.STABILITY].isna().all()
+    assert frame["params.optimizer"].tolist() == ["sgd"] * 12 + ["adam"] * 3
+    assert frame["tags.absent"].isna().all()
+
+    by_experiment = load_metrics(
+        experiment=recorded["experiment"],
+        filter_string="params.optimizer = 'adam'",
+        metrics=[names.TRAIN_LOSS],
+    )
+    assert list(by_experiment.columns) == ["run_id", "epoch", names.TRAIN_LOSS]
+    assert by_experiment[names.TRAIN_LOSS].tolist() == [1, 1 / 2, 1 / 3]
+
+    table = load_metrics_table(recorded["adam"])
+    assert isinstance(table, pa.Table)
+    assert table[names.STABILITY].null_count == 3
+
+    found = search_runs(recorded["experiment"])
+    assert found["run_name"].tolist() == ["bare", "adam", "sgd"]
+    sgd = found.set_index("run_name").loc["sgd"]
+    assert sgd["plateau_epoch"] == 7
+    assert sgd["warning_epoch"] == 4
+    assert sgd["lead_time"] == 3
+    assert sgd[names.INTEGRATION] == 1.011
+    assert found.set_index("run_name")["plateau_epoch"].isna()["bare"]
+    assert len(search_runs(recorded["experiment"], max_results=2)) == 2
+    ordered = search_runs(recorded["experiment"], order_by=["params.optimizer DESC"], max_results=1)
+    assert ordered["run_name"].tolist() == ["sgd"]
+
+    table = load_activations(
+        recorded["sgd"], epochs=[3, 7], layers=[1, "block4.conv"], columns=["epoch", "layer", "mean"]
+    )
+    assert table.schema.names == ["epoch", "layer", "mean"]
+    assert table.num_rows == 2 * 2 * 20
+    three = table.filter(pa.compute.equal(table["epoch"], 3)).to_pandas()
+    np.testing.assert_array_equal(three.loc[three["layer"] == 4, "mean"], activations(3).mean[4])
+    both = load_activations([recorded["sgd"], recorded["adam"]])
+    assert both.num_rows == 15 * 100
+    assert both.schema.names == ["run_id", "epoch", "step", "layer", "mean", "std"]
+    assert load_activations(recorded["bare"]).num_rows == 0
+    assert load_activations(recorded["bare"]).schema.names == both.schema.names
+    assert load_layers(recorded["sgd"]) == layers()
+
+
+def test_what_cannot_be_found_is_one_clear_sentence(recorded: dict[str, str]) -> None:
+    for unknown in ("0" * 32, "a'; DROP TABLE runs --", ""):
+        for call in (load_metrics, load_activations):
+            with pytest.raises(TrackingError, match="There is no run"):
+                call([recorded["sgd"], unknown])
+    with pytest.raises(
+        TrackingError, match=f"is deleted; mlflow runs restore --run-id {recorded['deleted']}"
+    ):
+        load_metrics(recorded["deleted"])
+    with pytest.raises(TrackingError, match="There is no experiment 'nowhere'"):
+        search_runs("nowhere")
+    with pytest.raises(TrackingError, match="The runs cannot be read"):
+        search_runs(recorded["experiment"], "this is no filter")
+    with pytest.raises(ConfigError, match="not both"):
+        load_metrics(recorded["sgd"], experiment="study")
+    with pytest.raises(ConfigError, match=r"columns='mena' is not known.*Did you mean 'mean'"):
+        load_activations(recorded["sgd"], columns=["mena"])
+    with pytest.raises(ConfigError, match=r"layers='block9\.conv' is not known.*Did you mean 'block"):
+        load_activations(recorded["sgd"], layers=["block9.conv"])
+    with pytest.raises(TrackingError, match=r"holds no dynamics/layers\.parquet"):
+        load_layers(recorded["bare"])
+
+
+def test_nothing_found_is_an_empty_frame_with_its_columns(recorded: dict[str, str]) -> None:
+    frame = load_metrics(recorded["bare"])
+    assert frame.empty
+    assert list(frame.columns) == ["run_id", "epoch", *names.DYNAMICS_METRICS]
+    assert frame["epoch"].dtype == np.int64
+    none = search_runs(recorded["experiment"], "params.optimizer = 'none'")
+    assert none.empty
+    assert {"warning_epoch", "plateau_epoch", *names.DYNAMICS_METRICS} <= set(none.columns)
+
+
+def test_many_runs_scan_as_one_data_set(recorded: dict[str, str], tmp_path: Path) -> None:
+    data_set = scan_activations([recorded["sgd"], recorded["adam"]], folder=tmp_path / "kept")
+    table = data_set.to_table(filter=pa.dataset.field("run_id") == recorded["adam"])
+    assert table.num_rows == 300
+    assert set(table["run_id"].to_pylist()) == {recorded["adam"]}
+    assert data_set.count_rows() == 1500
+
+
+def test_a_damaged_file_is_named_and_the_others_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+    run_id = record("0", "sgd", 3)
+    (path,) = tmp_path.rglob("activations/epoch=00001/part-0.parquet")
+    path.write_bytes(path.read_bytes()[:-10])
+    table = load_activations(run_id)
+    assert sorted(set(table["epoch"].to_pylist())) == [0, 2]
+    assert "Epoch 1 of run" in caplog.text
+    assert "truncated or not a Parquet file" in caplog.text
+
+
+def test_only_the_epochs_asked_for_are_fetched(proxy: FaultyProxy) -> None:
+    mlflow.set_tracking_uri(proxy.uri)
+    run_id = record("0", "sgd", 10)
+    before = proxy.requests
+    load_activations(run_id, epochs=[4])
+    assert proxy.requests - before <= 8
+
+
+def test_a_server_without_the_bulk_endpoint_and_cut_answers_give_the_same(
+    proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.set_tracking_uri(proxy.uri)
+    runs = [record("0", "sgd", 4), record("0", "adam", 6)]
+    expected = load_metrics(runs)
+    assert len(expected) == 10
+    proxy.fault, proxy.faulty_paths = 404, "get-history-bulk"
+    pd.testing.assert_frame_equal(load_metrics(runs), expected)
+    proxy.fault = None
+    monkeypatch.setattr(history, "ROWS_PER_REQUEST", 5)
+    pd.testing.assert_frame_equal(load_metrics(runs), expected)
+
+
+def test_the_later_of_two_values_at_a_step_counts_and_nan_stays_nan(tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    client.log_metric(run_id, names.TRAIN_LOSS, 2.0, timestamp=2000, step=0)
+    client.log_metric(run_id, names.TRAIN_LOSS, 1.0, timestamp=1000, step=0)
+    client.log_metric(run_id, names.TRAIN_LOSS, math.nan, timestamp=3000, step=1)
+    frame = load_metrics(run_id, metrics=[names.TRAIN_LOSS])
+    assert frame[names.TRAIN_LOSS].tolist()[0] == 2.0
+    assert math.isnan(frame[names.TRAIN_LOSS].tolist()[1])
+
+
+def test_a_server_that_is_gone_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match="The runs cannot be read"):
+        load_metrics(["0" * 32])
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=40))
+def test_the_plateau_is_where_the_median_stays_near_its_best(accuracy: list[float]) -> None:
+    epoch = plateau_epoch(accuracy)
+    if all(math.isnan(value) for value in accuracy):
+        assert epoch is None
+    else:
+        assert epoch is not None
+        assert 0 <= epoch < len(accuracy)
+
+
+def test_the_plateau_of_known_curves() -> None:
+    assert plateau_epoch([0.5] * 10) == 0
+    assert plateau_epoch([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.7, 0.7, 0.7, 0.7]) == 6
+    spike = [0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5]
+    assert plateau_epoch(spike) == 4

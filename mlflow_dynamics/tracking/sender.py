@@ -243,7 +243,13 @@ def create_run(store: AbstractStore, record: RunRecord) -> str:
 def _experiment_id(store: AbstractStore, name: str) -> str:
     experiment = store.get_experiment_by_name(name)
     if experiment is None:
-        return str(store.create_experiment(name, None, tags=[ExperimentTag(*names.MODEL_TRAINING_KIND)]))
+        try:
+            return str(store.create_experiment(name, None, tags=[ExperimentTag(*names.MODEL_TRAINING_KIND)]))
+        except MlflowException as error:
+            # Another run has created it in between.
+            experiment = store.get_experiment_by_name(name)
+            if experiment is None:
+                raise error
     if experiment.lifecycle_stage == LifecycleStage.DELETED:
         raise TrackingError(
             f"The experiment {name!r} is deleted; restore it (mlflow experiments restore -x "

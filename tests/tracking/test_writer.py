@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -14,9 +17,10 @@ from mlflow import MlflowClient
 from tracking_records import activations, assert_complete, layers, measures, wait_until, write_epoch
 from tracking_server import FaultyProxy, MlflowServer
 
-from mlflow_dynamics.errors import ConfigError, DataError
+from mlflow_dynamics.errors import ConfigError, DataError, TrackingError
 from mlflow_dynamics.tracking import RunWriter, end_run, names, open_run, spool
 from mlflow_dynamics.tracking.spool import RunRecord, Spool
+from mlflow_dynamics.tracking.sync import sync
 
 
 def new_run(uri: str) -> str:
@@ -387,3 +391,93 @@ def test_a_spool_that_another_holds_is_left_alone(tmp_path: Path) -> None:
     assert second.folder.name == "abc.1"
     first.close()
     second.close()
+
+
+def test_a_forked_worker_that_ends_or_dies_takes_nothing_with_it(server: MlflowServer) -> None:
+    run_id = new_run(server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri)
+    for epoch in range(4):
+        child = os.fork()
+        if child == 0:
+            if epoch % 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(0)
+        os.waitpid(child, 0)
+        write_epoch(writer, epoch)
+    spool_folder = writer._spool.folder
+    with pytest.raises(TrackingError, match="in use"):
+        Spool(spool_folder)
+    assert writer.close(30) == 0
+    assert_complete(server.uri, run_id, 4)
+
+
+def test_runs_of_several_threads_and_nested_runs_stay_apart(server: MlflowServer) -> None:
+    mlflow.set_tracking_uri(server.uri)
+    opened: dict[str, str] = {}
+
+    def train(name: str) -> None:
+        run_id, owned = open_run(experiment_name="threads", run_name=name)
+        assert owned
+        assert not run_id.startswith("local-")
+        writer = RunWriter(run_id)
+        for epoch in range(3):
+            write_epoch(writer, epoch)
+        assert end_run(writer, "FINISHED", 60) == 0
+        opened[name] = run_id
+
+    threads = [threading.Thread(target=train, args=(f"thread {number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(opened.values())) == 4
+    for run_id in opened.values():
+        assert_complete(server.uri, run_id, 3)
+        assert MlflowClient(server.uri).get_run(run_id).info.status == "FINISHED"
+
+    with mlflow.start_run() as parent, mlflow.start_run(nested=True) as child:
+        run_id, owned = open_run()
+        assert (run_id, owned) == (child.info.run_id, False)
+        writer = RunWriter(run_id)
+        write_epoch(writer, 0)
+        assert writer.close(30) == 0
+    assert_complete(server.uri, child.info.run_id, 1)
+    assert MlflowClient(server.uri).get_run(parent.info.run_id).data.metrics == {}
+
+
+def test_the_run_that_mlflow_prepared_is_used(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow.set_tracking_uri(server.uri)
+    prepared = new_run(server.uri)
+    monkeypatch.setenv("MLFLOW_RUN_ID", prepared)
+    assert open_run() == (prepared, False)
+
+
+def test_an_owned_run_is_the_active_one_until_it_ends(server: MlflowServer) -> None:
+    mlflow.set_tracking_uri(server.uri)
+    run_id, owned = open_run(experiment_name="owned")
+    assert owned
+    mlflow.log_metric("mine", 1.0)
+    writer = RunWriter(run_id)
+    assert end_run(writer, "FAILED", 30) == 0
+    assert mlflow.active_run() is None
+    run = MlflowClient(server.uri).get_run(run_id)
+    assert run.data.metrics == {"mine": 1.0}
+    assert run.info.status == "FAILED"
+
+
+def test_ending_a_run_whose_server_is_gone_waits_no_longer_than_asked(proxy: FaultyProxy) -> None:
+    mlflow.set_tracking_uri(proxy.uri)
+    run_id, owned = open_run()
+    assert owned
+    writer = RunWriter(run_id)
+    write_epoch(writer, 0)
+    wait_until(lambda: not writer._spool.entries())
+    proxy.refuse()
+    began = time.monotonic()
+    assert end_run(writer, "FINISHED", 1.0) == 1
+    assert time.monotonic() - began < 3
+    assert mlflow.active_run() is None
+    proxy.listen()
+    wait_until(lambda: not writer._sender.is_alive())
+    sync()
+    assert MlflowClient(proxy.uri).get_run(run_id).info.status == "FINISHED"

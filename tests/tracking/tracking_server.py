@@ -55,7 +55,7 @@ class MlflowServer:
 
     def _wait_until_healthy(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
             try:

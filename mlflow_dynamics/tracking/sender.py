@@ -245,11 +245,11 @@ def _experiment_id(store: AbstractStore, name: str) -> str:
     if experiment is None:
         try:
             return str(store.create_experiment(name, None, tags=[ExperimentTag(*names.MODEL_TRAINING_KIND)]))
-        except MlflowException as error:
+        except MlflowException:
             # Another run has created it in between.
             experiment = store.get_experiment_by_name(name)
             if experiment is None:
-                raise error
+                raise
     if experiment.lifecycle_stage == LifecycleStage.DELETED:
         raise TrackingError(
             f"The experiment {name!r} is deleted; restore it (mlflow experiments restore -x "

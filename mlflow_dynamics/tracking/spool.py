@@ -120,6 +120,10 @@ class Entry:
         except FileNotFoundError:
             return None
 
+    def memory_bytes(self) -> int:
+        """What its files take in memory."""
+        return sum(map(len, self._files.values()))
+
     def drop_batch(self) -> None:
         """Forget the metrics, parameters and tags: they are sent."""
         self._batch = None
@@ -171,7 +175,7 @@ class Spool:
             shutil.rmtree(leftover, ignore_errors=True)
         entries = self.entries()
         self._next = entries[-1].number + 1 if entries else 0
-        self._bytes = sum(
+        self._disk_bytes = sum(
             file.stat().st_size for file in folder.glob("queue/*/artifacts/**/*") if file.is_file()
         )
         for entry in entries:
@@ -189,11 +193,12 @@ class Spool:
                 self._report_disk(error)
                 entry = Entry(number, batch=batch, files=files)
                 self._memory.append(entry)
-            self._bytes += sum(map(len, files.values()))
+            if entry.folder is not None:
+                self._disk_bytes += sum(map(len, files.values()))
             for path in files:
                 older = self._owners.get(path)
                 if older is not None:
-                    self._bytes -= older.drop_artifact(path)
+                    self._forget(older, path)
                 self._owners[path] = entry
             self._keep_bounds()
 
@@ -208,7 +213,7 @@ class Spool:
     def artifact_sent(self, entry: Entry, path: str) -> None:
         """Forget a file that MLflow has."""
         with self._mutex:
-            self._bytes -= entry.drop_artifact(path)
+            self._forget(entry, path)
             if self._owners.get(path) is not None and self._owners[path].number == entry.number:
                 del self._owners[path]
 
@@ -280,23 +285,31 @@ class Spool:
             raise
         return Entry(number, folder=folder)
 
+    def _forget(self, entry: Entry, path: str) -> int:
+        freed = entry.drop_artifact(path)
+        if entry.folder is not None:
+            self._disk_bytes -= freed
+        return freed
+
     def _keep_bounds(self) -> None:
-        """Where the files outgrow their bound, the oldest unsent activations go first; numbers never go."""
-        bound = MAX_MEMORY_BYTES if self._memory else MAX_DISK_BYTES
-        if self._bytes <= bound:
+        """Where the files outgrow a bound, the oldest unsent activations go first; numbers never go."""
+        self._drop_oldest(self._disk_bytes - MAX_DISK_BYTES, on_disk=True)
+        in_memory = sum(entry.memory_bytes() for entry in self._memory)
+        self._drop_oldest(in_memory - MAX_MEMORY_BYTES, on_disk=False)
+
+    def _drop_oldest(self, excess: int, *, on_disk: bool) -> None:
+        if excess <= 0:
             return
         if not self._over_bound:
             self._over_bound = True
             _logger.warning(
-                "More than %d MB wait to be sent in %s: the oldest activations go, metrics are kept.",
-                bound // 1024**2,
-                self.folder,
+                "Too much waits to be sent in %s: the oldest activations go, metrics are kept.", self.folder
             )
         for path, entry in list(self._owners.items()):
-            if self._bytes <= bound:
+            if excess <= 0:
                 return
-            if path.startswith(f"{ACTIVATIONS}/"):
-                self._bytes -= entry.drop_artifact(path)
+            if path.startswith(f"{ACTIVATIONS}/") and (entry.folder is not None) == on_disk:
+                excess -= self._forget(entry, path)
                 del self._owners[path]
 
     def _report_disk(self, error: OSError) -> None:

@@ -106,7 +106,7 @@ def _postgresql(folder: Path) -> Iterator[str]:
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
     command("pg_ctl", "-D", folder / "data", "-l", folder / "log", "-o", options, "-w", "start")
     try:
-        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
         command("pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
 

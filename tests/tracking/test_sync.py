@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from tracking_records import assert_complete, layers, wait_until, write_epoch
 from tracking_server import FaultyProxy, MlflowServer
 
-from mlflow_dynamics.tracking import RunWriter, names, open_run
+from mlflow_dynamics.tracking import RunWriter, names, open_run, spool
 from mlflow_dynamics.tracking.spool import RunRecord, Spool
 from mlflow_dynamics.tracking.sync import sync, sync_in_background
 
@@ -257,6 +257,26 @@ def test_a_full_disk_and_no_server_lose_only_what_fits_nowhere_and_say_so(
     steps = sorted(metric.step for metric in history)
     assert steps
     assert steps == list(range(len(steps)))
+
+
+def test_beyond_the_bound_of_memory_the_oldest_activations_in_memory_go(
+    proxy: FaultyProxy, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "MAX_MEMORY_BYTES", 60_000)
+    run_id = new_run(proxy.uri)
+    proxy.fault = 503
+    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk)
+    for epoch in range(60):
+        write_epoch(writer, epoch)
+    proxy.fault = None
+    assert writer.close(60) == 0
+    client = MlflowClient(proxy.uri)
+    assert len(client.get_metric_history(run_id, names.TRAIN_LOSS)) == 60
+    assert len(client.list_artifacts(run_id, names.LAYER_MEASURES)) == 60
+    kept = [int(file.path[-5:]) for file in client.list_artifacts(run_id, names.ACTIVATIONS)]
+    on_disk = kept[: next(index for index, epoch in enumerate(kept) if epoch != index)]
+    assert len(on_disk) > 3
+    assert kept == [*on_disk, *range(60 - len(kept) + len(on_disk), 60)]
 
 
 def test_a_spool_that_cannot_be_made_is_no_reason_not_to_record(

@@ -393,6 +393,7 @@ def test_a_spool_that_another_holds_is_left_alone(tmp_path: Path) -> None:
     second.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_worker_that_ends_or_dies_takes_nothing_with_it(server: MlflowServer) -> None:
     run_id = new_run(server.uri)
     writer = RunWriter(run_id, tracking_uri=server.uri)

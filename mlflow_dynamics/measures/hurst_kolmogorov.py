@@ -111,6 +111,7 @@ def _summary(at_nodes: Array, level: float) -> tuple[Array, Array, Array, Mask]:
     posterior = at_nodes @ _interpolation()
     mode = posterior.argmax(axis=-1)
     density = np.exp(posterior - posterior.max(axis=-1, keepdims=True))
+    density[:, [0, -1]] /= 2  # trapezoid rule
     cumulative = np.cumsum(density, axis=-1)
     total = cumulative[:, -1:]
     tail = (1 - level) / 2

@@ -124,7 +124,7 @@ def test_an_epoch_left_by_an_exception_is_not_recorded() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with mlflow_dynamics.track(model) as tracker:
-        with pytest.raises(ValueError, match="mid-epoch"), tracker.epoch(0):
+        with pytest.raises(ValueError, match="mid-epoch"), tracker.epoch(0):  # noqa: PT012
             epoch(model, optimizer)
             raise ValueError("mid-epoch")
         for number in range(3):

@@ -52,7 +52,9 @@ class TrainingConfig:
     device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     seed: int = _parameter(0, "of weights, order and augmentation; the same seed gives the same losses")
     workers: int = _parameter(0, "processes that load data")
-    early_stopping: EarlyStopping = _parameter("warn", f"on the convergence signal: one of {', '.join(EARLY_STOPPING)}")
+    early_stopping: EarlyStopping = _parameter(
+        "warn", f"on the convergence signal: one of {', '.join(EARLY_STOPPING)}"
+    )
     record_every: int = _parameter(1, "record activations at every n-th training step")
     batch_samples: int = _parameter(8, "samples of each batch that enter a layer's statistics")
     signal: str = _parameter("rms", "what stands for a layer at a step: rms, mean or std")

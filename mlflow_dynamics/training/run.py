@@ -95,7 +95,9 @@ def managed_run(
 ) -> Iterator[str]:
     """An active run's id; the run ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
     with _terminate_as_interrupt():
-        run = mlflow.start_run(run_name=name, nested=nested, tags=dict(tags or {}), log_system_metrics=system_metrics)
+        run = mlflow.start_run(
+            run_name=name, nested=nested, tags=dict(tags or {}), log_system_metrics=system_metrics
+        )
         run_id: str = run.info.run_id
         try:
             yield run_id
@@ -180,20 +182,46 @@ def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
             # What the interrupted run had recorded and not sent is part of it.
             sync()
             tracker.carry_on(config.resume, epochs=first)
+        best = _Best()
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):
             tracker.end_epoch(epoch.number, **epoch.as_metrics())
             trainer.save(_checkpoint_path(run_id))
             bar.write(_epoch_line(epoch, tracker.wait(epoch.number)))
             bar.set_description(f"epoch {epoch.number + 1}")
-            if tracker.should_stop:
-                break
+            if config.early_stopping == "stop":
+                best.keep(epoch, trainer.model)
+                if tracker.should_stop:
+                    best.restore(trainer.model)
+                    break
 
 
 def _schedule(config: TrainingConfig) -> Schedule:
     """What the convergence monitor may know of the learning rate ahead."""
     drops = drop_epochs(config.epochs) if config.schedule == "step" else ()
     return Schedule(name=config.schedule, planned_epochs=config.epochs, drop_epochs=drops)
+
+
+class _Best:
+    """The weights of the epoch with the highest validation accuracy, to which an early stop goes back."""
+
+    def __init__(self) -> None:
+        self._epoch: Epoch | None = None
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def keep(self, epoch: Epoch, model: nn.Module) -> None:
+        if self._epoch is None or epoch.validation_accuracy > self._epoch.validation_accuracy:
+            self._epoch = epoch
+            self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+    def restore(self, model: nn.Module) -> None:
+        assert self._epoch is not None
+        model.load_state_dict(self._weights)
+        logger.info(
+            "Stopped early; the model is that of epoch %d, with the best validation accuracy (%.3f).",
+            self._epoch.number,
+            self._epoch.validation_accuracy,
+        )
 
 
 def _epoch_line(epoch: Epoch, summary: EpochSummary | None) -> str:
@@ -251,7 +279,9 @@ def _log_new_parameters(run_id: str, parameters: dict[str, str]) -> None:
 
 def _log_dataset(data: ImageData) -> None:
     """Log the two parts of the data set as the run's inputs, with where they came from and their sizes."""
-    source = CodeDatasetSource(tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}})
+    source = CodeDatasetSource(
+        tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}}
+    )
     kind, colon, path = data.name.partition(":")
     name = Path(path).resolve().name if colon else kind
     for part, context in (("train", "training"), ("test", "validation")):

@@ -7,21 +7,31 @@ from mlflow_dynamics.measures.hurst_kolmogorov import HurstKolmogorov, hurst_kol
 from mlflow_dynamics.measures.protocols import SignalWindow
 from mlflow_dynamics.measures.stability import stability_index, volatility
 from mlflow_dynamics.measures.synchrony import metastability, metastability_ratio, order_parameter, synchrony
+from mlflow_dynamics.measures.uncertainty import (
+    Interval,
+    SurrogateTests,
+    integration_interval,
+    surrogate_tests,
+)
 
 __all__ = [
     "ESTIMATORS",
     "HurstKolmogorov",
+    "Interval",
     "SignalWindow",
+    "SurrogateTests",
     "dfa",
     "fluctuations",
     "hurst",
     "hurst_kolmogorov",
     "integration",
+    "integration_interval",
     "measure",
     "metastability",
     "metastability_ratio",
     "order_parameter",
     "stability_index",
+    "surrogate_tests",
     "synchrony",
     "volatility",
 ]

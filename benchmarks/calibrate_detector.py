@@ -68,10 +68,27 @@ def calibrate(draws: int) -> dict[str, list[float]]:
         print(
             epochs, {k: v[-1] for k, v in table.items()}, f"{time.perf_counter() - began:.0f} s", flush=True
         )
-    # An open end must be safe at every length up to the longest.
     for name in ("falling_open", "rising_open"):
-        table[name] = [float(v) for v in np.maximum.accumulate(table[name])]
+        table[name] = open_boundary(table[name], draws, sign=1 if name == "falling_open" else -1)
     return {"lengths": list(LENGTHS), **table}
+
+
+def open_boundary(curve: list[float], draws: int, *, sign: int) -> list[float]:
+    """The curve of each length's flat threshold, raised until all of it together holds TARGET to the longest."""
+    longest = LENGTHS[-1]
+    n = np.arange(detector.MIN_DIFFERENCES, longest)
+    height = np.interp(np.log(n + 1), np.log(LENGTHS), curve)
+    factors = []
+    for null, make in NULLS.items():
+        rng = np.random.default_rng([SEED, 1, list(NULLS).index(null)])
+        peaks = []
+        for start in range(0, draws // 8, CHUNK):
+            series = make(rng, min(CHUNK, draws // 8 - start), longest)
+            statistic = sign * detector.trend_series(series)[:, detector.MIN_DIFFERENCES :]
+            peaks.append((statistic / height).max(axis=1))
+        factors.append(float(np.quantile(np.concatenate(peaks), 1.0 - TARGET)))
+    print("open boundary: the curve times", round(max(factors), 4), flush=True)
+    return [round(value * max(factors), 4) for value in curve]
 
 
 def main() -> None:

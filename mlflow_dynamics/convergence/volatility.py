@@ -91,7 +91,8 @@ def boundary(
 
     h(N) (N/(n+1))^0.4 with h calibrated per planned length N (benchmarks/calibrate_detector.py), interpolated
     linearly in log N between the lengths of the table and kept at its ends' beyond them. Where the length is not
-    known, and past the planned end, one threshold holds for all epochs: that calibrated for the table's longest.
+    known, and past the planned end, a boundary that rises slowly with n holds false alarms down up to the table's
+    longest length (500 epochs).
 
     Args:
         differences: n, any shape.
@@ -101,7 +102,7 @@ def boundary(
     table = thresholds()
     side = "rising" if rising else "falling"
     n = np.asarray(differences, dtype=np.float64)
-    open_ended = np.full(n.shape, table[f"{side}_open"][-1])
+    open_ended = np.interp(np.log(n + 1), np.log(table["lengths"]), table[f"{side}_open"])
     if planned_epochs is None:
         return open_ended
     height = np.interp(np.log(planned_epochs), np.log(table["lengths"]), table[side])

@@ -162,6 +162,26 @@ def test_many_runs_scan_as_one_data_set(recorded: dict[str, str], tmp_path: Path
     assert data_set.count_rows() == 1500
 
 
+def test_duckdb_and_polars_read_many_runs_in_one_query(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    polars = pytest.importorskip("polars")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+    runs = [record("0", "sgd", 3), record("0", "adam", 2)]
+    recorded = scan_activations(runs)
+    query = "SELECT run_id, count(*), avg(std) FROM recorded WHERE epoch = 1 GROUP BY run_id"
+    with duckdb.connect() as connection:
+        connection.register("recorded", recorded)
+        by_duckdb = {run_id: (rows, std) for run_id, rows, std in connection.execute(query).fetchall()}
+    frame = polars.scan_pyarrow_dataset(recorded).filter(polars.col("epoch") == 1).group_by("run_id")
+    by_polars = frame.agg(polars.len(), polars.col("std").mean()).collect()
+    expected = float(activations(1).std.mean())
+    for found in (by_duckdb, {run_id: (rows, std) for run_id, rows, std in by_polars.iter_rows()}):
+        assert found.keys() == set(runs)
+        for rows, std in found.values():
+            assert rows == 100
+            assert std == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_damaged_file_is_named_and_the_others_are_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

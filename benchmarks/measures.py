@@ -1,0 +1,148 @@
+"""Times the measures: plain DFA beside other packages on equal boxes, and all measures of one window.
+
+    python benchmarks/measures.py
+
+One process on one core; repetitions of all candidates are interleaved and medians are compared, so that other load
+on the machine hits all alike. Packages that are not installed are left out (antropy, fracjax, nolds, neurokit2,
+fathon, MFDFA).
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+
+from mlflow_dynamics.measures import dfa, measure, surrogate_tests
+
+LAYERS = 64
+STEPS = (64, 512, 4096)
+SLOW_SHARE = 30  # a candidate that is this many times slower is timed on few repetitions
+
+
+def antropy_boxes(steps: int) -> np.ndarray:
+    """antropy's box sizes, which cannot be chosen: everybody else is given the same."""
+    sizes = [4]
+    factor = 1.2
+    count = int(np.floor(np.log(0.1 * steps / 4) / np.log(factor)))
+    for power in range(count + 1):
+        size = int(np.floor(4 * factor**power))
+        if size > sizes[-1]:
+            sizes.append(size)
+    return np.array(sizes)
+
+
+def candidates(signals: np.ndarray, sizes: np.ndarray) -> dict[str, Callable[[], object]]:
+    """Name -> plain DFA of all signals: no overlap, order 1, given boxes."""
+    boxes = tuple(sizes.tolist())
+    found: dict[str, Callable[[], object]] = {
+        "mlflow_dynamics": lambda: dfa(
+            signals, box_sizes=boxes, overlap=False, corrected=False, weighted=False
+        )
+    }
+    if find_spec("antropy"):
+        from antropy import detrended_fluctuation
+
+        found["antropy"] = lambda: [detrended_fluctuation(one) for one in signals]
+    if find_spec("fracjax"):
+        import jax
+        from fracjax.estimators.dfa import make_kernel
+
+        kernel = jax.jit(jax.vmap(make_kernel(boxes)))
+        held = jax.numpy.asarray(signals, dtype=jax.numpy.float32)
+        found["fracjax (jit, float32)"] = lambda: kernel(held).block_until_ready()
+    if find_spec("nolds"):
+        import nolds
+
+        found["nolds"] = lambda: [
+            nolds.dfa(one, nvals=sizes, overlap=False, fit_exp="poly") for one in signals
+        ]
+    if find_spec("neurokit2"):
+        import neurokit2
+
+        found["neurokit2"] = lambda: [
+            neurokit2.fractal_dfa(one, scale=sizes, overlap=False) for one in signals
+        ]
+    if find_spec("fathon"):
+        import fathon
+
+        def with_fathon() -> None:
+            for one in signals:
+                computed = fathon.DFA(np.cumsum(one - one.mean()))
+                computed.computeFlucVec(sizes, polOrd=1)
+
+        found["fathon (F only)"] = with_fathon
+    if find_spec("MFDFA"):
+        from MFDFA import MFDFA
+
+        found["MFDFA (F only)"] = lambda: [MFDFA(one, lag=sizes, order=1, q=2) for one in signals]
+    return found
+
+
+def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Name -> median seconds of a call; repetitions interleaved, after one unmeasured call each."""
+    first: dict[str, float] = {}
+    for name, call in calls.items():
+        call()
+        first[name] = timed(call)
+    fastest = min(first.values())
+    times: dict[str, list[float]] = {name: [value] for name, value in first.items()}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for name, call in calls.items():
+            if first[name] < SLOW_SHARE * fastest or len(times[name]) < 3:
+                times[name].append(timed(call))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print both tables as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=5.0, help="of measurement for each table column")
+    seconds = parser.parse_args().seconds
+    warnings.simplefilter("ignore")  # other packages' on short signals
+    rng = np.random.default_rng(0)
+    columns = {}
+    for steps in STEPS:
+        signals = rng.normal(size=(LAYERS, steps))
+        columns[steps] = medians(candidates(signals, antropy_boxes(steps)), seconds)
+    print("| plain DFA, equal boxes | " + " | ".join(f"{LAYERS} x {steps}" for steps in STEPS) + " |")
+    print("| --- |" + " --- |" * len(STEPS))
+    for name in columns[STEPS[0]]:
+        cells = []
+        for steps in STEPS:
+            ours, theirs = columns[steps]["mlflow_dynamics"], columns[steps][name]
+            cells.append(f"{theirs * 1e3:.2f} ms ({theirs / ours:.1f} x)")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    white = rng.normal(size=(128, 512))
+    walks = white.cumsum(axis=1)
+    calls: dict[str, Callable[[], object]] = {
+        "measure, white noise": lambda: measure(white),
+        "measure, random walks": lambda: measure(walks),
+        'measure, estimator="hk"': lambda: measure(white, estimator="hk"),
+        "surrogate_tests, 99 of each kind": lambda: surrogate_tests(walks),
+    }
+    print("\n| one window of 128 x 512 | median |\n| --- | --- |")
+    for name, median in medians(calls, seconds).items():
+        print(f"| {name} | {median * 1e3:.1f} ms |")
+
+
+if __name__ == "__main__":
+    main()

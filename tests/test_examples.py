@@ -1,0 +1,51 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A small finished run in a store of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.search_experiments()
+    command = [sys.executable, "-m", "mlflow_dynamics.cli", "train", "--epochs", "4", "--limit-train", "640"]
+    subprocess.run(command, check=True, capture_output=True)
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    yield run.info.run_id
+
+
+def test_compare_signals(run_id: str) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "compare_signals.py", run_id], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {line[:35].strip(): line[35:].split() for line in done.stdout.splitlines()[1:]}
+    assert len(rows) == 5
+    over_steps = [float(value) for name, values in rows.items() if "steps" in name for value in values]
+    assert all(0 < value < 2 for value in over_steps)
+
+
+def test_recompute_with_the_runs_own_settings_gives_its_own_numbers(run_id: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow_dynamics.cli", "recompute", run_id, "--log", "again"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = mlflow.get_run(run_id).data.metrics
+    own = {k.removeprefix("dynamics/"): v for k, v in metrics.items() if k.startswith("dynamics/")}
+    again = {k.removeprefix("dynamics.again/"): v for k, v in metrics.items() if k.startswith("dynamics.again/")}
+    assert again.keys() == own.keys() - {"convergence_signal", "convergence_score"}
+    assert again == pytest.approx({key: own[key] for key in again}, abs=1e-9)

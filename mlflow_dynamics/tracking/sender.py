@@ -18,7 +18,8 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_B
 
 from mlflow_dynamics.errors import DataError, TrackingError
 from mlflow_dynamics.tracking import names
-from mlflow_dynamics.tracking.spool import Batch, Entry, RunRecord, Spool
+from mlflow_dynamics.tracking.entry import Batch, Entry
+from mlflow_dynamics.tracking.spool import RunRecord, Spool
 from mlflow_dynamics.tracking.store import connect, redact, upload
 
 FIRST_PAUSE_S: Final = 0.5
@@ -172,8 +173,11 @@ class Sender(threading.Thread):
         while not self._abandoned.is_set():
             self._work.clear()
             closing = self._closing.is_set()
+            # A pass with nothing to send has not met the store, and says nothing of it.
+            waiting = bool(self._spool.entries())
             error = self._delivery.run_once()
-            self._report(error)
+            if waiting:
+                self._report(error)
             if closing and error is None:
                 break
             if error is None:

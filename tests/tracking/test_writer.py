@@ -19,6 +19,7 @@ from tracking_server import FaultyProxy, MlflowServer
 
 from mlflow_dynamics.errors import ConfigError, DataError, TrackingError
 from mlflow_dynamics.tracking import RunWriter, end_run, names, open_run, spool
+from mlflow_dynamics.tracking.sender import Sender
 from mlflow_dynamics.tracking.spool import RunRecord, Spool
 from mlflow_dynamics.tracking.sync import sync
 
@@ -264,6 +265,19 @@ def test_a_server_that_was_never_there_gets_the_run_later_with_its_right_times(
     assert_complete(server.uri, writer.run_id, 3)
     assert "takes no run (there is no connection)" in caplog.text
     assert len([record for record in caplog.records if record.name.startswith("mlflow_dynamics")]) == 2
+
+
+def test_nothing_to_send_is_no_sign_that_the_server_is_back(
+    proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.refuse()
+    record = RunRecord(tracking_uri=proxy.uri, run_id=None, local_id="x")
+    sender = Sender(Spool(tmp_path / "local-x", record), proxy.uri)
+    sender.start()
+    sender.finish(10)
+    assert not sender.is_alive()
+    assert sender.failing is not None
+    assert caplog.records == []
 
 
 def test_a_lost_answer_to_the_creation_makes_no_second_run(proxy: FaultyProxy, server: MlflowServer) -> None:

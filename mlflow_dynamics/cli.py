@@ -116,11 +116,12 @@ def sync(folder: Path | None) -> None:
 
     runs = sync(folder)
     for run in runs:
-        rest = f", {run.left} left: {run.reason}" if run.left else ""
-        click.echo(f"{run.run_id or run.folder.name}: {run.sent} records sent{rest}")
+        rest = f", {run.left} left" if run.left else ""
+        reason = f" ({run.reason})" if run.reason else ""
+        click.echo(f"{run.run_id or run.folder.name}: {run.sent} records sent{rest}{reason}")
     if not runs:
         click.echo("Nothing is waiting to be sent.")
-    if any(run.left for run in runs):
+    if any(run.left or run.reason for run in runs):
         sys.exit(EXIT_UNSENT)
 
 

@@ -295,8 +295,8 @@ class Autologging:
             "; of several drawn in turn, the first" if finder.several else "",
         )
         writer = RunWriter(run.run_id)
-        writer.log_params(recorded_parameters(self._recording, self._measures))
         monitor = None if self._early_stopping == "off" else ConvergenceMonitor(mode=self._early_stopping)
+        writer.log_params(recorded_parameters(self._recording, self._measures, monitor))
         return Tracker(
             training.recorder,
             writer,

@@ -102,7 +102,7 @@ def track(
     except DynamicsError:
         recorder.remove()
         raise
-    writer.log_params(recorded_parameters(recording, measures))
+    writer.log_params(recorded_parameters(recording, measures, monitor))
     return Tracker(
         recorder,
         writer,
@@ -113,9 +113,14 @@ def track(
     )
 
 
-def recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
-    """What the recorded numbers depend on, as parameters of the run."""
-    values = asdict(recording) | asdict(measures) | {"estimator": measures.resolved_estimator}
+def recorded_parameters(
+    recording: RecordingConfig, measures: MeasureConfig, monitor: ConvergenceMonitor | None
+) -> dict[str, object]:
+    """What the recorded numbers and the warning depend on, as parameters of the run."""
+    values: dict[str, object] = asdict(recording) | asdict(measures)
+    values["estimator"] = measures.resolved_estimator
+    if monitor is not None:
+        values |= {f"warning/{key}": value for key, value in monitor.parameters.items()}
     return {f"dynamics/{key}": value for key, value in values.items()}
 
 
@@ -145,6 +150,7 @@ class Tracker:
         self._stability: list[float] = []
         self._next_epoch = 0
         self._reason_told = False
+        self._converged_told = False
         self._boundary = Boundary(recorder.remove)
         self._measured = threading.Condition()
         self._summary: EpochSummary | None = None
@@ -287,15 +293,17 @@ class Tracker:
     def _judge(self, epoch: int, stability: float, metrics: dict[str, float]) -> Verdict | None:
         if self._monitor is None:
             return None
-        already = self._monitor.converged_epoch
         verdict = self._monitor.update(
             epoch,
             stability,
             loss=metrics.get(names.TRAIN_LOSS),
             learning_rate=metrics.get(names.LEARNING_RATE),
         )
-        if already is None and self._monitor.converged_epoch is not None:
+        before = self._summary.verdict.state if self._summary is not None and self._summary.verdict else None
+        if verdict.state != before and verdict.state in ("converging", "unsettled", "diverging"):
             logger.info("%s", verdict.message)
+        if verdict.signal and not self._converged_told:
+            self._converged_told = True
             self._writer.set_tags({names.TAG_CONVERGED_EPOCH: str(self._monitor.converged_epoch)})
         return verdict
 

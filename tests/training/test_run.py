@@ -102,7 +102,6 @@ def test_a_seed_gives_the_same_losses_twice_and_recording_does_not_change_them(f
         assert series(first, key) == series(second, key)
 
 
-@pytest.mark.slow
 def test_a_killed_training_is_carried_on_as_if_it_had_never_stopped(folder: Path) -> None:
     train("--epochs", "6", *QUICK)
     with subprocess.Popen(

@@ -1,1 +1,0 @@
-"""One thin module per training framework, imported only when that framework is used."""

@@ -1,1 +1,0 @@
-"""Figures and pages about one run or many."""

@@ -46,6 +46,8 @@ def test_recompute_with_the_runs_own_settings_gives_its_own_numbers(run_id: str)
     assert done.returncode == 0, done.stderr
     metrics = mlflow.get_run(run_id).data.metrics
     own = {k.removeprefix("dynamics/"): v for k, v in metrics.items() if k.startswith("dynamics/")}
-    again = {k.removeprefix("dynamics.again/"): v for k, v in metrics.items() if k.startswith("dynamics.again/")}
+    again = {
+        k.removeprefix("dynamics.again/"): v for k, v in metrics.items() if k.startswith("dynamics.again/")
+    }
     assert again.keys() == own.keys() - {"convergence_signal", "convergence_score"}
     assert again == pytest.approx({key: own[key] for key in again}, abs=1e-9)

@@ -104,7 +104,9 @@ def test_a_failure_of_ours_ends_the_recording_and_is_told_once(
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_the_users_exception_passes_through_and_names_the_end(error: type[BaseException], status: str) -> None:
+def test_the_users_exception_passes_through_and_names_the_end(
+    error: type[BaseException], status: str
+) -> None:
     model = network()
     with pytest.raises(error), mlflow_dynamics.track(model):
         raise error

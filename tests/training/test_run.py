@@ -123,7 +123,12 @@ def test_a_killed_training_is_carried_on_as_if_it_had_never_stopped(folder: Path
 
 def test_an_interrupted_training_ends_as_killed_with_what_it_recorded(folder: Path) -> None:
     with subprocess.Popen(
-        command("--epochs", "50", *QUICK), env=environment(), stderr=subprocess.PIPE, text=True
+        command("--epochs", "50", *QUICK),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs this in the background has it ignore Ctrl-C, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         wait_for_epoch(1)
         process.send_signal(signal.SIGINT)

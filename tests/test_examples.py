@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -14,7 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
-def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A small finished run in a store of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -22,7 +21,7 @@ def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow_dynamics.cli", "train", "--epochs", "4", "--limit-train", "640"]
     subprocess.run(command, check=True, capture_output=True)
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    yield run.info.run_id
+    return run.info.run_id
 
 
 def test_compare_signals(run_id: str) -> None:

@@ -6,18 +6,16 @@ import copy
 import importlib.metadata
 import logging
 import platform
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import mlflow
 import torch
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow.models import infer_signature
 from torch import nn
 from tqdm import tqdm
@@ -28,6 +26,7 @@ from mlflow_dynamics.session import EpochSummary, track
 from mlflow_dynamics.tracking.sync import sync
 from mlflow_dynamics.training.config import TrainingConfig
 from mlflow_dynamics.training.data import ImageData, load_dataset
+from mlflow_dynamics.training.interruption import ignore_interrupts, keep_killed, terminate_as_interrupt
 from mlflow_dynamics.training.loop import Epoch, Trainer, resolve_device, seed_everything
 from mlflow_dynamics.training.models import build_model, input_size
 from mlflow_dynamics.training.optimisation import build_optimizer, build_schedule, drop_epochs
@@ -94,7 +93,8 @@ def managed_run(
     name: str, *, nested: bool = False, tags: Mapping[str, str] | None = None, system_metrics: bool = True
 ) -> Iterator[str]:
     """An active run's id; the run ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
-    with _terminate_as_interrupt():
+    launched = MLFLOW_RUN_ID.defined
+    with terminate_as_interrupt():
         run = mlflow.start_run(
             run_name=name, nested=nested, tags=dict(tags or {}), log_system_metrics=system_metrics
         )
@@ -102,37 +102,15 @@ def managed_run(
         try:
             yield run_id
         except KeyboardInterrupt:
-            # `mlflow run` answers Ctrl-C with a SIGTERM to this process; the status must be sent before that ends it.
-            _ignore_interrupts()
+            ignore_interrupts()
             mlflow.end_run("KILLED")
+            if launched:
+                keep_killed(run_id)
             raise
         except BaseException:
             mlflow.end_run("FAILED")
             raise
         mlflow.end_run("FINISHED")
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM (a scheduler's or `mlflow run`'s request to stop) as Ctrl-C, where signals can be handled."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _ignore_interrupts() -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _trainer(config: TrainingConfig, *, model: nn.Module, data: ImageData, device: torch.device) -> Trainer:

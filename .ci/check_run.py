@@ -57,7 +57,7 @@ def main() -> None:
         problems.append("no logged model")
     else:
         mlflow.pytorch.load_model(models[0].model_uri)
-    sys.exit("\n".join(problems))
+    sys.exit("\n".join(problems) or 0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import pyarrow.dataset as ds
 import pytest
 from mlflow.entities import Run
 
+ROOT = Path(__file__).parents[2]
+
 QUICK = ("--limit-train", "640", "--limit-test", "64", "--seed", "3")
 """20 steps an epoch: the measures begin in epoch 3."""
 
@@ -140,6 +142,28 @@ def test_an_interrupted_training_ends_as_killed_with_what_it_recorded(folder: Pa
     epochs = set(series(run, "train/loss"))
     assert {0, 1} <= epochs
     assert set(activations(run).to_table()["epoch"].to_pylist()) == epochs
+
+
+def test_ctrl_c_under_mlflow_run_leaves_a_killed_run(folder: Path) -> None:
+    launcher = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with subprocess.Popen(
+        [*launcher, "-P", "limit_train=640", "-P", "limit_test=64"],
+        env=environment() | {"PATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        wait_for_epoch(1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and the training alike
+        assert process.wait(60) != 0
+    deadline = time.monotonic() + 60
+    while runs()[0].info.status != "KILLED" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (run,) = runs()
+    assert run.info.status == "KILLED"
+    assert {0, 1} <= set(series(run, "train/loss"))
 
 
 def wait_for_epoch(epoch: int) -> None:

@@ -134,5 +134,7 @@ def _partition(root: str, epoch: int) -> str:
 
 
 def _is_normal_path(path: str) -> bool:
+    # MLflow refuses a leading '..' also where it only begins a name, as in '...' or '..x'.
     pure = PurePosixPath(path)
-    return str(pure) == path and not pure.is_absolute() and ".." not in pure.parts and path != "."
+    inside = not pure.is_absolute() and ".." not in pure.parts and not path.startswith("..")
+    return str(pure) == path and inside and path != "."

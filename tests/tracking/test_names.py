@@ -61,7 +61,7 @@ def test_artifact_paths_that_we_take_stay_in_the_folder(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["../x", "/etc/passwd", "a/../../b", "a//b", "", ".", "a\\b", "C:/x", "a/./b"]
+    "path", ["../x", "/etc/passwd", "a/../../b", "a//b", "", ".", "a\\b", "C:/x", "a/./b", "...", "..a/b"]
 )
 def test_artifact_paths_that_leave_are_refused(path: str) -> None:
     with pytest.raises(ConfigError, match="relative path"):

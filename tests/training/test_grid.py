@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -15,12 +14,9 @@ from mlflow_dynamics.training.grid import paper_cells, train_grid
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    yield tmp_path
-    mlflow.set_tracking_uri(before)
+def folder(tmp_path: Path) -> Path:
+    """The working folder, which holds the store."""
+    return tmp_path
 
 
 def cell(seed: int, **changes: object) -> TrainingConfig:

@@ -1,0 +1,47 @@
+"""Every test has its own working folder and MLflow store, and leaves MLflow's global state as it found it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient, fluent
+from mlflow.tracking._tracking_service import utils as tracking_service
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow SQLite store without a run, to be copied: making one takes seconds of migrations."""
+    path = tmp_path_factory.mktemp("empty_store") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_mlflow(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The test begins in a folder that holds an empty store; what it sets in MLflow is undone."""
+    environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
+    state = tracking_service._tracking_uri, fluent._active_experiment_id
+    for key in environment:
+        del os.environ[key]
+    monkeypatch.chdir(tmp_path)
+    store = shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(store)) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", (f"{tmp_path}/mlruns/0",))
+    mlflow.set_tracking_uri(f"sqlite:///{store}")
+    fluent._active_experiment_id = None
+    yield tmp_path
+    while mlflow.active_run() is not None:
+        mlflow.end_run()
+    for key in [key for key in os.environ if key.startswith("MLFLOW_")]:
+        del os.environ[key]
+    os.environ.update(environment)
+    tracking_service._tracking_uri, fluent._active_experiment_id = state

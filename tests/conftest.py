@@ -14,6 +14,9 @@ import pytest
 from mlflow.tracking import MlflowClient, fluent
 from mlflow.tracking._tracking_service import utils as tracking_service
 
+# One thread each, here and in the processes that tests start: as many tests run at once as there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -27,21 +27,25 @@ class RecordingConfig:
 
     Attributes:
         record_every: record every n-th optimizer step (1 = all).
-        batch_samples: at most this many samples of a batch enter a layer's statistics.
+        batch_samples: at most this many samples of a batch enter a layer's statistics; None means the whole batch. A
+            part of it is another signal: normalisation fixes the moments of the whole batch, not of a part, so the
+            part's sampling noise, common to all layers, drowns the dynamics (docs/measures.md).
         include: glob patterns on layer names or types; empty means every weight layer.
         exclude: glob patterns on layer names or types that are left out.
         max_layers: a deeper network is thinned evenly to this many layers.
     """
 
     record_every: int = 1
-    batch_samples: int = 8
+    batch_samples: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_layers: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("record_every", "batch_samples", "max_layers"):
+        for name in ("record_every", "max_layers"):
             _require_positive(name, getattr(self, name))
+        if self.batch_samples is not None:
+            _require_positive("batch_samples", self.batch_samples)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,9 @@ class TrainingConfig:
         "warn", f"on the convergence signal: one of {', '.join(EARLY_STOPPING)}"
     )
     record_every: int = _parameter(1, "record activations at every n-th training step")
-    batch_samples: int = _parameter(8, "samples of each batch that enter a layer's statistics")
+    batch_samples: int | None = _optional(
+        int, "all", "at most so many samples of each batch enter a layer's statistics"
+    )
     signal: str = _parameter("rms", "what stands for a layer at a step: rms, mean or std")
     protocol: str = _parameter("steps", "what plays the part of time: steps, epochs or depth")
     window: int = _parameter(512, "training steps that enter the measures of an epoch")

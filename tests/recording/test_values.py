@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording import Recorder
+from mlflow_dynamics.recording.hooks import moments
 from mlflow_dynamics.recording.recorder import pooled
 
 STEPS = 4
@@ -229,7 +230,7 @@ def test_autocast_output_is_recorded_as_the_layer_gives_it() -> None:
     optimizer = sgd(model)
     images, targets = batches(1)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = model[0](images)[:8].double()
+        expected = model[0](images).double()
         with Recorder(model, RecordingConfig()) as recorder:
             nn.functional.cross_entropy(model(images), targets).backward()
             optimizer.step()
@@ -249,6 +250,18 @@ def test_batch_samples_bounds_what_enters() -> None:
         epoch = recorder.end_epoch(0).result()
     assert epoch.mean.item() == pytest.approx(output[:2].mean().item())
     assert epoch.mean.item() != pytest.approx(output.mean().item())
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1e4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_are_those_of_the_whole_output(offset: float, layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = (torch.randn(32, 8, 24, 24, generator=generator) + offset).to(memory_format=layout)
+    _, mean, variance, squared = moments(output, torch.ones(()), None).double()
+    expected = output.double()
+    assert mean.item() == pytest.approx(expected.mean().item(), rel=1e-6, abs=1e-6)
+    assert variance.item() == pytest.approx(expected.var(correction=0).item(), rel=1e-4)
+    assert squared.item() == pytest.approx(mean.item() ** 2, rel=1e-6, abs=1e-9)
 
 
 def test_a_layer_that_skips_a_step_is_nan_there_and_does_not_keep_an_old_value() -> None:

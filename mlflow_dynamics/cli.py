@@ -109,6 +109,31 @@ def recompute(run_id: str, name: str | None, **changes: Any) -> None:
 
 
 @commands.command()
+@click.argument("run_id")
+@click.option(
+    "--stop",
+    is_flag=False,
+    flag_value="true",
+    default=False,
+    type=bool,
+    help="ask the run to stop on the signal",
+)
+@click.option("--poll", default=10.0, show_default=True, help="seconds between two looks at a live run")
+def watch(run_id: str, stop: bool, poll: float) -> None:
+    """Follow a live run from outside, or look back at one: each epoch and the warning's verdict."""
+    from mlflow_dynamics.watching import watch
+
+    click.echo("epoch  stability  volatility  validation accuracy  signal  score  verdict")
+    for epoch in watch(run_id, stop=stop, poll_s=poll):
+        verdict = epoch.verdict
+        sentence = verdict.message.partition(": ")[2]
+        click.echo(
+            f"{verdict.epoch:5d}  {epoch.stability:9.4f}  {epoch.volatility:10.4f}  {epoch.validation_accuracy:19.4f}"
+            f"  {verdict.signal:6d}  {verdict.score:5.2f}  {sentence}"
+        )
+
+
+@commands.command()
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def sync(folder: Path | None) -> None:
     """Send what earlier runs could not send, each value once."""

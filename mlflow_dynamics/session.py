@@ -218,11 +218,12 @@ class Tracker:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the convergence signal asks to stop after the last ended epoch (only with "stop")."""
-        if self._monitor is None or self._next_epoch == 0:
-            return False
-        summary = self.wait(self._next_epoch - 1)
-        stop = summary is not None and summary.verdict is not None and summary.verdict.should_stop
+        """Whether to stop after the last ended epoch: the convergence signal says so (only with "stop"), or
+        `mlflow-dynamics watch --stop` has asked for it."""
+        stop = self._writer.stop_requested
+        if not stop and self._monitor is not None and self._next_epoch > 0:
+            summary = self.wait(self._next_epoch - 1)
+            stop = summary is not None and summary.verdict is not None and summary.verdict.should_stop
         if stop:
             self._boundary.run(self._writer.set_tags, {names.TAG_STOPPED_EARLY: "true"})
         return stop

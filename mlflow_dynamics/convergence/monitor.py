@@ -95,9 +95,14 @@ class ConvergenceMonitor:
         return {
             "detector": self._name,
             "mode": self._mode,
-            "schedule": self._schedule.name,
+            **self._schedule.parameters,
             **self._detector.parameters,
         }
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the last epoch's verdict was to end the training; only in mode "stop"."""
+        return self._should_stop
 
     def update(
         self, epoch: int, stability: float, *, loss: float | None = None, learning_rate: float | None = None
@@ -126,6 +131,7 @@ class ConvergenceMonitor:
         self._fed: list[_Fed] = []
         self._losses: list[float] = []
         self._rate: float | None = None
+        self._should_stop = False
         self._resume_at = 0
         self._seen_stability = False
         self.converged_epoch: int | None = None
@@ -204,6 +210,7 @@ class ConvergenceMonitor:
     def _verdict(
         self, fed: _Fed, state: State, score: float, message: str, *, should_stop: bool = False
     ) -> Verdict:
+        self._should_stop = should_stop
         return Verdict(
             epoch=fed.epoch,
             signal=int(self._since is not None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,9 @@ HOLD_OFF: Final = 5
 
 SMOOTH: Final = ("cosine", "onecycle")
 """Schedules that lower the rate all the time, most at the end, where accuracy still rises."""
+
+_UNKNOWN: Final = "unknown"
+_NONE: Final = "none"
 
 LAST_PHASE: Final = 0.75
 """Under a smooth schedule the last phase begins at this fraction of the planned epochs (at 15 % of a cosine's rate)."""
@@ -43,6 +47,15 @@ class Schedule:
             )
 
     @property
+    def parameters(self) -> Mapping[str, int | str]:
+        """As parameters of a run, from which `schedule_of` reads it back."""
+        return {
+            "schedule": self.name,
+            "planned_epochs": _UNKNOWN if self.planned_epochs is None else self.planned_epochs,
+            "drop_epochs": ",".join(map(str, self.drop_epochs)) or _NONE,
+        }
+
+    @property
     def smooth(self) -> bool:
         """Whether the rate is lowered all the time rather than by steps."""
         return self.name in SMOOTH
@@ -60,6 +73,27 @@ class Schedule:
         if epoch < last_phase:
             return f"the last phase of the {self.name} schedule begins at epoch {last_phase}"
         return None
+
+
+def schedule_of(parameters: Mapping[str, str]) -> Schedule:
+    """The schedule that `Schedule.parameters` has become in a run; what is not there is not known.
+
+    Raises:
+        ConfigError: a value is none that `Schedule.parameters` writes.
+    """
+    planned = parameters.get("planned_epochs", _UNKNOWN)
+    drops = parameters.get("drop_epochs", _NONE)
+    try:
+        return Schedule(
+            name=parameters.get("schedule", "constant"),
+            planned_epochs=None if planned == _UNKNOWN else int(planned),
+            drop_epochs=() if drops == _NONE else tuple(int(drop) for drop in drops.split(",")),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"planned_epochs={planned!r} and drop_epochs={drops!r} must be whole numbers (the latter separated by "
+            f"commas), {_UNKNOWN!r} or {_NONE!r}."
+        ) from error
 
 
 def is_step(before: float | None, after: float | None) -> bool:

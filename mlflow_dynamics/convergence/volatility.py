@@ -134,10 +134,7 @@ class VolatilityDetector:
     @property
     def parameters(self) -> Mapping[str, float | int | str]:
         """What the verdict depends on."""
-        return {
-            "min_differences": MIN_DIFFERENCES,
-            "planned_epochs": "unknown" if self._planned_epochs is None else self._planned_epochs,
-        }
+        return {"min_differences": MIN_DIFFERENCES}
 
     def update(self, epoch: int, stability: float) -> Reading:
         """Read the next epoch's stability (finite). A difference across missing epochs is not used."""

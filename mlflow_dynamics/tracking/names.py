@@ -49,6 +49,8 @@ DYNAMICS_METRICS: Final = (*MEASURE_METRICS, VOLATILITY, CONVERGENCE_SIGNAL, CON
 TAG_SCHEMA_VERSION: Final = "dynamics.schema_version"
 TAG_CONVERGED_EPOCH: Final = "dynamics.converged_epoch"
 TAG_STOPPED_EARLY: Final = "dynamics.stopped_early"
+TAG_STOP_REQUESTED: Final = "dynamics.stop_requested"
+"""Set from outside (`mlflow-dynamics watch --stop`): a tracked run stops after its next epoch."""
 TAG_LOCAL_ID: Final = "dynamics.local_id"
 """On runs that were created after the fact: the name under which the run was recorded locally."""
 

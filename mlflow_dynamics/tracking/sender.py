@@ -65,6 +65,15 @@ class Delivery:
                 self._spool.finish(entry)
         return artifact_error
 
+    def stop_is_requested(self) -> bool:
+        """Whether the run has been asked from outside to stop; False where the store cannot say."""
+        if self._store is None or self._spool.run.run_id is None:
+            return False
+        try:
+            return names.TAG_STOP_REQUESTED in self._store.get_run(self._spool.run.run_id).data.tags
+        except Exception:  # noqa: BLE001 - stores are plug-ins; the next record to send will tell of the failure
+            return False
+
     def _ready(self) -> str:
         if self._store is None:
             self._store = connect(self._tracking_uri)
@@ -154,6 +163,7 @@ class Sender(threading.Thread):
         # A run recorded offline begins with a failure, of which `open_run` told.
         offline = spool.run.run_id is None
         self.failing: Exception | None = TrackingError("the run is not created yet") if offline else None
+        self.stop_requested = False
 
     def wake(self) -> None:
         """There is something new to send."""
@@ -178,6 +188,8 @@ class Sender(threading.Thread):
             error = self._delivery.run_once()
             if waiting:
                 self._report(error)
+            if waiting and error is None and not self.stop_requested:
+                self.stop_requested = self._delivery.stop_is_requested()
             if closing and error is None:
                 break
             if error is None:

@@ -61,6 +61,11 @@ class RunWriter:
         """The MLflow run's id; None as long as the run waits to be created."""
         return self._spool.run.run_id
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether, when last something was sent, the run had been asked from outside to stop."""
+        return self._sender.stop_requested
+
     def write_layers(self, layers: Sequence[Layer]) -> None:
         """Record the layers, to which the rows of the other files refer: `dynamics/layers.parquet`."""
         self._layers = tuple(layers)

@@ -169,9 +169,9 @@ def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
             bar.set_description(f"epoch {epoch.number + 1}")
             if config.early_stopping == "stop":
                 best.keep(epoch, trainer.model)
-                if tracker.should_stop:
-                    best.restore(trainer.model)
-                    break
+            if tracker.should_stop:
+                best.restore(trainer.model)
+                break
 
 
 def _schedule(config: TrainingConfig) -> Schedule:
@@ -193,7 +193,9 @@ class _Best:
             self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
     def restore(self, model: nn.Module) -> None:
-        assert self._epoch is not None
+        if self._epoch is None:
+            logger.info("Stopped early on request; the model is that of the last epoch.")
+            return
         model.load_state_dict(self._weights)
         logger.info(
             "Stopped early; the model is that of epoch %d, with the best validation accuracy (%.3f).",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule
-from mlflow_dynamics.convergence.schedule import HOLD_OFF
+from mlflow_dynamics.convergence.schedule import HOLD_OFF, schedule_of
 from mlflow_dynamics.errors import ConfigError
 
 EPOCHS = 100
@@ -45,6 +45,7 @@ def test_a_settling_series_is_signalled_and_stopped():
     assert 30 < at < 60
     assert [v.signal for v in verdicts] == [0] * at + [1] * (EPOCHS - at)
     assert [v.should_stop for v in verdicts] == [False] * at + [True] * (EPOCHS - at)
+    assert monitor.should_stop
     assert verdicts[at].state == "converging"
     assert verdicts[at].score >= 1
     assert verdicts[at - 1].score < 1
@@ -267,9 +268,30 @@ def test_parameters_are_those_of_monitor_and_detector():
         "detector": "volatility",
         "mode": "stop",
         "schedule": "constant",
-        "min_differences": 16,
         "planned_epochs": EPOCHS,
+        "drop_epochs": "none",
+        "min_differences": 16,
     }
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(),
+        Schedule(name="step", planned_epochs=60, drop_epochs=(30, 45)),
+        Schedule(name="cosine", planned_epochs=9),
+    ],
+)
+def test_a_schedule_is_read_back_from_the_parameters_of_a_run(schedule):
+    logged = {key: str(value) for key, value in ConvergenceMonitor(schedule=schedule).parameters.items()}
+    assert schedule_of(logged) == schedule
+
+
+def test_parameters_that_are_no_schedule_are_said():
+    with pytest.raises(
+        ConfigError, match="planned_epochs='soon' and drop_epochs='none' must be whole numbers"
+    ):
+        schedule_of({"planned_epochs": "soon"})
 
 
 @pytest.mark.parametrize("epoch", [-1, 1.5, True])

@@ -1,0 +1,182 @@
+"""Trains the grid on which the early warning is judged, and keeps each run's epochs as one row each in a CSV file.
+
+    python benchmarks/warning_grid.py ../shared/data tests/data/warning_grid.csv
+
+54 runs: a ResNet-20, a small VGG and a small ViT on an easy and a hard set of images, under constant, step and
+cosine schedules, three seeds each. Runs that are in the file already are skipped, so it can be interrupted; the
+order is such that whatever is there is balanced. `mlflow-dynamics evaluate` reads the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import mlflow
+import pandas as pd
+import timm
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import mlflow_dynamics
+from mlflow_dynamics.training.data import ImageData, load_dataset
+from mlflow_dynamics.training.loop import Trainer, seed_everything
+from mlflow_dynamics.training.models import build_model
+from mlflow_dynamics.training.optimisation import build_optimizer, build_schedule
+
+EPOCHS: Final = 30
+BATCH_SIZE: Final = 32
+TRAIN_IMAGES: Final = 2048
+"""64 steps an epoch: the measures begin with the first."""
+
+VALIDATION_IMAGES: Final = 1000
+DATASETS: Final = ("cifar10", "tinyimagenet100")
+SCHEDULES: Final = ("cosine", "constant", "step")
+SEEDS: Final = (0, 1, 2)
+
+
+def small_vgg(data: ImageData) -> nn.Module:
+    """Six convolutions in three blocks, as VGG with a sixteenth of its channels."""
+    layers: list[nn.Module] = []
+    channels = data.channels
+    for width in (16, 32, 64):
+        for _ in range(2):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    side = data.image_size // 8
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side**2, data.num_classes))
+
+
+def small_vit(data: ImageData) -> nn.Module:
+    """A ViT of four blocks on patches of 4 x 4."""
+    model: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=data.image_size,
+        patch_size=4,
+        embed_dim=96,
+        depth=4,
+        num_heads=3,
+        num_classes=data.num_classes,
+    )
+    return model
+
+
+def resnet20(data: ImageData) -> nn.Module:
+    """ResNet-20, as `mlflow run` trains it by default."""
+    return build_model(
+        "resnet20",
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        channels=data.channels,
+        pretrained=False,
+        checkpoint=None,
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with the optimizer that suits it."""
+
+    build: Callable[[ImageData], nn.Module]
+    optimizer: str
+    learning_rate: float
+
+
+MODELS: Final = {
+    "small_vgg": Model(small_vgg, "sgd", 0.03),
+    "small_vit": Model(small_vit, "adamw", 1e-3),
+    "resnet20": Model(resnet20, "sgd", 0.05),
+}
+
+
+def train(model: str, schedule: str, seed: int, data: ImageData) -> str:
+    """Train one cell of the grid in an MLflow run; its id."""
+    chosen = MODELS[model]
+    seed_everything(seed)
+    network = chosen.build(data)
+    optimizer = build_optimizer(
+        chosen.optimizer, network.parameters(), learning_rate=chosen.learning_rate, weight_decay=5e-4
+    )
+    scheduler = build_schedule(
+        schedule,
+        optimizer,
+        learning_rate=chosen.learning_rate,
+        epochs=EPOCHS,
+        steps_per_epoch=-(-len(data.train) // BATCH_SIZE),
+    )
+    trainer = Trainer(
+        model=network,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        data=data,
+        batch_size=BATCH_SIZE,
+        device=torch.device("cpu"),
+        precision="fp32",
+        seed=seed,
+        workers=0,
+    )
+    with (
+        mlflow.start_run() as run,
+        mlflow_dynamics.track(network, optimizer=optimizer, early_stopping="off") as tracker,
+    ):
+        for epoch in trainer.epochs(EPOCHS):
+            tracker.end_epoch(**epoch.as_metrics())
+    return str(run.info.run_id)
+
+
+def epochs_of(run_id: str) -> pd.DataFrame:
+    """One row an epoch, one column a metric, without those that tell of the machine."""
+    frame = mlflow_dynamics.load_metrics([run_id])
+    return frame.drop(columns=["run_id", "train/epoch_seconds", "train/images_per_second"])
+
+
+def cells() -> Iterator[tuple[int, str, str, str]]:
+    """(seed, schedule, dataset, model) of every run."""
+    return itertools.product(SEEDS, SCHEDULES, DATASETS, MODELS)
+
+
+def main() -> None:
+    """Train what the file lacks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", type=Path, help="the folder with the data sets")
+    parser.add_argument("traces", type=Path, help="the CSV file to complete")
+    arguments = parser.parse_args()
+    logging.getLogger("mlflow_dynamics").setLevel(logging.WARNING)
+    keys = ["seed", "schedule", "dataset", "model"]
+    done = set()
+    if arguments.traces.exists():
+        done = set(pd.read_csv(arguments.traces)[keys].itertuples(index=False, name=None))
+    data = {
+        name: load_dataset(
+            f"parquet:{arguments.images / name}",
+            data_dir=Path(),
+            limit_train=TRAIN_IMAGES,
+            limit_test=VALIDATION_IMAGES,
+            image_size=32,
+            augment=True,
+            seed=0,
+        )
+        for name in DATASETS
+    }
+    for cell in tqdm([cell for cell in cells() if cell not in done], unit="run"):
+        seed, schedule, dataset, model = cell
+        frame = epochs_of(train(model, schedule, seed, data[dataset]))
+        for position, (key, value) in enumerate(zip(keys, cell, strict=True)):
+            frame.insert(position, key, value)
+        arguments.traces.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(
+            arguments.traces, mode="a", index=False, header=not arguments.traces.exists(), float_format="%.6g"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,7 @@ from mlflow_dynamics.measures import dfa, measure, surrogate_tests
 
 LAYERS = 64
 STEPS = (64, 512, 4096)
-SLOW_SHARE = 30  # a candidate that is this many times slower is timed on few repetitions
+TURN_S = 0.005  # what a turn of a fast candidate lasts
 
 
 def antropy_boxes(steps: int) -> np.ndarray:
@@ -91,25 +91,26 @@ def candidates(signals: np.ndarray, sizes: np.ndarray) -> dict[str, Callable[[],
 
 
 def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Name -> median seconds of a call; repetitions interleaved, after one unmeasured call each."""
-    first: dict[str, float] = {}
+    """Name -> median seconds of a call; turns are interleaved, and each lasts some milliseconds, as in a loop."""
+    calls_a_turn: dict[str, int] = {}
     for name, call in calls.items():
         call()
-        first[name] = timed(call)
-    fastest = min(first.values())
-    times: dict[str, list[float]] = {name: [value] for name, value in first.items()}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for name, call in calls.items():
-            if first[name] < SLOW_SHARE * fastest or len(times[name]) < 3:
-                times[name].append(timed(call))
+        calls_a_turn[name] = max(1, round(TURN_S / timed(call, 1)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    while due := [name for name in calls if spent[name] < seconds / len(calls)]:
+        for name in due:
+            times[name].append(timed(calls[name], calls_a_turn[name]))
+            spent[name] += times[name][-1] * calls_a_turn[name]
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def timed(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], object], repetitions: int) -> float:
+    """Seconds a call takes on average."""
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    for _ in range(repetitions):
+        call()
+    return (time.perf_counter() - start) / repetitions
 
 
 def main() -> None:

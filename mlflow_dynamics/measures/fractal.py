@@ -81,7 +81,8 @@ def fluctuations(
             f"shape {values.shape}."
         )
     centred, deviation = standardise(values, order=0)
-    squares = _mean_squares(np.cumsum(centred, axis=-1), sizes, order, overlap)
+    profile = np.cumsum(centred, axis=-1, out=centred)
+    squares = _mean_squares(profile, sizes, order, overlap)
     box = np.asarray(sizes, dtype=np.int64)
     if corrected and order == 1:
         squares *= box**2 / (box**2 - 4.0)

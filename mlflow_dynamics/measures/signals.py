@@ -15,6 +15,9 @@ CONSTANT: Final = 1e-12
 """A signal that departs from a straight line by less than this fraction of its size is constant: rounding is
 2e-16 a sample, and grows with the square root of the number of samples summed."""
 
+STEEP: Final = 1e-3
+"""Below this ratio of signal to trend, rounding leaves enough of the trend to be taken out a second time."""
+
 
 def as_signals(signals: ArrayLike, *, layers: bool) -> Array:
     """The signals as float64 (..., steps), or (..., layers, steps) where `layers` asks for that axis too.
@@ -42,6 +45,17 @@ def trend_basis(steps: int, order: int) -> Array:
     return basis
 
 
+def _detrend(values: Array, order: int) -> Array:
+    """Take the polynomial trend out of signals (..., steps), in place; returns their standard deviation (...,)."""
+    if order == 0:
+        values -= values.mean(axis=-1, keepdims=True)
+    else:
+        basis = trend_basis(values.shape[-1], order)
+        values -= (values @ basis.T) @ basis
+    deviation: Array = np.sqrt(np.einsum("...t,...t->...", values, values) / values.shape[-1])
+    return deviation
+
+
 def standardise(values: Array, *, order: int) -> tuple[Array, Array]:
     """Signals less their polynomial trend, in units of their own standard deviation.
 
@@ -57,18 +71,18 @@ def standardise(values: Array, *, order: int) -> tuple[Array, Array]:
     steps = values.shape[-1]
     if steps < order + 2 or values.size == 0:
         return np.zeros(values.shape), np.full(values.shape[:-1], np.nan)
-    size = np.abs(values).max(axis=-1)
+    size = np.maximum(values.max(axis=-1), -values.min(axis=-1))
     usable = np.isfinite(size) & (size > 0)
     # A power of two, so that scaling is exact: squares of 1e-200 or 1e200 would otherwise under- or overflow.
-    exponent = np.where(usable, np.frexp(np.where(usable, size, 1.0))[1], 0)
+    # (Within what 2.0**-exponent can be: subnormal signals stay somewhat below 1.)
+    exponent = np.clip(np.frexp(np.where(usable, size, 1.0))[1], -1022, 1022)
     finite = values if usable.all() else np.where(usable[..., None], values, 0.0)
-    detrended = np.ldexp(finite, -exponent[..., None])
-    basis = trend_basis(steps, order)
-    for _ in range(2):  # the second pass takes away what rounding left of a trend much larger than the signal
-        detrended -= (detrended @ basis.T) @ basis
-    deviation = np.sqrt(np.einsum("...t,...t->...", detrended, detrended) / steps)
+    detrended = finite * np.ldexp(1.0, -exponent)[..., None]
+    deviation = _detrend(detrended, order)
+    if (deviation < STEEP).any():
+        deviation = _detrend(detrended, order)
     usable &= deviation > CONSTANT
-    detrended /= np.where(usable, deviation, np.inf)[..., None]
+    detrended *= (1 / np.where(usable, deviation, np.inf))[..., None]
     with np.errstate(over="ignore", under="ignore"):
         deviation = np.where(usable, np.ldexp(deviation, exponent), np.nan)
     return detrended, deviation

@@ -88,6 +88,7 @@ def paper(**parameters: Any) -> None:
 @click.option("--protocol", help="steps, epochs or depth  [default: the run's own]")
 @click.option("--window", type=int, help="training steps  [default: the run's own]")
 @click.option("--estimator", help="dfa or hk  [default: the run's own, or the new protocol's]")
+@click.option("--uncertainty/--no-uncertainty", default=None, help="also integration's interval and p-values")
 @click.option("--log", "name", help="also log the measures beside the originals, as dynamics.NAME/...")
 def recompute(run_id: str, name: str | None, **changes: Any) -> None:
     """Measure a recorded run anew, under another protocol, window, signal or estimator."""
@@ -98,11 +99,13 @@ def recompute(run_id: str, name: str | None, **changes: Any) -> None:
         given.setdefault("estimator", None)
     config = dataclasses.replace(settings_of(run_id), **given)
     epochs = []
-    columns = ("integration", "metastability", "synchrony", "stability")
-    click.echo("epoch" + "".join(f"{column:>15}" for column in (*columns, "volatility")))
+    columns = ["integration", "metastability", "synchrony", "stability"]
+    if config.uncertainty:
+        columns += ["integration_low", "integration_high", "coupling_p", "metastability_p"]
+    click.echo("epoch" + "".join(f"{column:>17}" for column in (*columns, "volatility")))
     for epoch in recompute(run_id, config):
         values = [getattr(epoch.measures, column) for column in columns]
-        click.echo(f"{epoch.epoch:5d}" + "".join(f"{value:15.6f}" for value in (*values, epoch.volatility)))
+        click.echo(f"{epoch.epoch:5d}" + "".join(f"{value:17.6f}" for value in (*values, epoch.volatility)))
         epochs.append(epoch)
     if name is not None:
         log_recomputed(run_id, epochs, name=name)

@@ -57,6 +57,7 @@ class MeasureConfig:
         protocol: what plays the part of time: "steps", "epochs" or "depth".
         window: the last so many steps up to the end of the epoch enter the measures.
         estimator: of the integration exponent: "dfa" or "hk"; None means the protocol's own ("hk" for "epochs").
+        uncertainty: also give integration's confidence interval and the p-values of the surrogate tests.
         volatility_window: volatility is the standard deviation of stability over this many epochs.
     """
 
@@ -64,6 +65,7 @@ class MeasureConfig:
     protocol: ProtocolName = "steps"
     window: int = 512
     estimator: Estimator | None = None
+    uncertainty: bool = False
     volatility_window: int = 5
 
     def __post_init__(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Final
 
 import mlflow
 import numpy as np
@@ -20,7 +20,12 @@ from mlflow_dynamics.records import Measures
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.replay import recorded_epochs
 
-_NAME = re.compile(r"^[A-Za-z0-9_-]{1,50}$")
+_READ: Final[dict[str, Callable[[str], Any]]] = {
+    "window": int,
+    "volatility_window": int,
+    "uncertainty": lambda text: text == "True",
+}
+_NAME: Final = re.compile(r"^[A-Za-z0-9_-]{1,50}$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ def settings_of(run_id: str) -> MeasureConfig:
     for field in fields(MeasureConfig):
         text = parameters.get(f"dynamics/{field.name}")
         if text is not None:
-            values[field.name] = int(text) if field.name in ("window", "volatility_window") else text
+            values[field.name] = _READ.get(field.name, str)(text)
     return MeasureConfig(**values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,9 @@ class Measures:
         metastability: standard deviation of the order parameter, 0 to 0.5.
         metastability_ratio: metastability over the floor of incoherent layers, comparable across depths.
         stability: the combined index, 0 to 1.
+        integration_low, integration_high: 95 % confidence interval of integration; NaN unless asked for.
+        coupling_p: p-value of the synchrony among uncoupled layers, 0 to 1; NaN unless asked for.
+        metastability_p: p-value of the metastability among linearly coupled layers, 0 to 1; NaN unless asked for.
         layers_dropped: layers left out because they were constant or not finite in the window.
         exponents: (layers,) each layer's own exponent, NaN where dropped.
         phase_coherence: (layers,) each layer's mean phase agreement with the others, -1 to 1, NaN where dropped.
@@ -67,6 +71,10 @@ class Measures:
     metastability: float
     metastability_ratio: float
     stability: float
+    integration_low: float = math.nan
+    integration_high: float = math.nan
+    coupling_p: float = math.nan
+    metastability_p: float = math.nan
     layers_dropped: int
     exponents: NDArray[np.float64]
     phase_coherence: NDArray[np.float64]

@@ -10,6 +10,7 @@ import numpy as np
 from mlflow_dynamics.config import MIN_STEPS, MeasureConfig
 from mlflow_dynamics.measures.epoch import measure, undefined
 from mlflow_dynamics.measures.signals import Array
+from mlflow_dynamics.measures.uncertainty import integration_interval, surrogate_tests
 from mlflow_dynamics.records import EpochActivations, Measures
 
 MIN_EPOCHS: Final = 16
@@ -68,6 +69,21 @@ class SignalWindow:
 
         In `depth` a signal is a step, not a layer: exponents and phase coherence of layers are NaN there.
         """
+        found = self._measure()
+        if not self._config.uncertainty or found.reason is not None:
+            return found
+        signals = self.signals()
+        interval = integration_interval(signals, estimator=self._config.resolved_estimator)
+        tests = surrogate_tests(signals)
+        return replace(
+            found,
+            integration_low=interval.low,
+            integration_high=interval.high,
+            coupling_p=tests.coupling_p,
+            metastability_p=tests.metastability_p,
+        )
+
+    def _measure(self) -> Measures:
         signals = self.signals()
         estimator = self._config.resolved_estimator
         match self._config.protocol:

@@ -29,6 +29,10 @@ METASTABILITY: Final = "dynamics/metastability"
 SYNCHRONY: Final = "dynamics/synchrony"
 METASTABILITY_RATIO: Final = "dynamics/metastability_ratio"
 STABILITY: Final = "dynamics/stability"
+INTEGRATION_LOW: Final = "dynamics/integration_low"
+INTEGRATION_HIGH: Final = "dynamics/integration_high"
+COUPLING_P: Final = "dynamics/coupling_p"
+METASTABILITY_P: Final = "dynamics/metastability_p"
 VOLATILITY: Final = "dynamics/volatility"
 LAYERS_DROPPED: Final = "dynamics/layers_dropped"
 CONVERGENCE_SIGNAL: Final = "dynamics/convergence_signal"
@@ -43,6 +47,14 @@ MEASURE_METRICS: Final = {
     LAYERS_DROPPED: "layers_dropped",
 }
 """Metric key -> field of `records.Measures`."""
+
+UNCERTAINTY_METRICS: Final = {
+    INTEGRATION_LOW: "integration_low",
+    INTEGRATION_HIGH: "integration_high",
+    COUPLING_P: "coupling_p",
+    METASTABILITY_P: "metastability_p",
+}
+"""Likewise, of those that are logged on request."""
 
 DYNAMICS_METRICS: Final = (*MEASURE_METRICS, VOLATILITY, CONVERGENCE_SIGNAL, CONVERGENCE_SCORE)
 
@@ -97,7 +109,7 @@ def epoch_of(path: str) -> int:
 
 def measure_metrics(measures: Measures) -> dict[str, float]:
     """An epoch's measures under their metric keys; undefined ones are left out, never logged as 0."""
-    values = {key: float(getattr(measures, field)) for key, field in MEASURE_METRICS.items()}
+    values = {key: float(getattr(measures, field)) for key, field in (MEASURE_METRICS | UNCERTAINTY_METRICS).items()}
     if measures.reason is not None and not measures.layers_dropped:
         # Nothing was measured, so that no layer was dropped says nothing either.
         del values[LAYERS_DROPPED]

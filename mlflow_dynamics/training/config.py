@@ -65,6 +65,9 @@ class TrainingConfig:
     estimator: str | None = _optional(
         str, "auto", "of the integration exponent: dfa, hk, or the protocol's own"
     )
+    uncertainty: bool = _parameter(
+        False, "also log integration's confidence interval and the p-values of the surrogate tests"
+    )
     resume: str | None = _optional(
         str, "none", "carry on from the checkpoint of this interrupted run (its id)"
     )
@@ -107,6 +110,7 @@ class TrainingConfig:
             protocol=self.protocol,  # type: ignore[arg-type]
             window=self.window,
             estimator=self.estimator,  # type: ignore[arg-type]
+            uncertainty=self.uncertainty,
         )
 
     @property

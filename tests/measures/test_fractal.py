@@ -1,5 +1,7 @@
 """DFA against its definition, closed forms, published values and an independent implementation."""
 
+import warnings
+
 import numpy as np
 import pytest
 from known_signals import autoregression, fractional_noise, plain_fluctuations
@@ -46,6 +48,17 @@ def test_agrees_with_antropy():
         assert plain(signal, boxes, overlap=False) == pytest.approx(
             antropy.detrended_fluctuation(signal), abs=1e-9
         )
+
+
+def test_agrees_with_nolds():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns while it is compiled
+        nolds = pytest.importorskip("nolds", reason="nolds is a test extra")
+    rng = np.random.default_rng(0)
+    for signal in (rng.normal(size=3000), rng.normal(size=777).cumsum(), autoregression(rng, 0.9, 512, 1)[0]):
+        boxes = antropy_boxes(len(signal))
+        theirs = nolds.dfa(signal, nvals=boxes, overlap=False, fit_exp="poly")
+        assert plain(signal, boxes, overlap=False) == pytest.approx(theirs, abs=1e-9)
 
 
 SHAPES = {

@@ -47,6 +47,23 @@ def test_steps_are_the_last_of_the_record(signal):
     assert found.measure().stability == pytest.approx(expected.stability, abs=1e-9)
 
 
+@pytest.mark.parametrize(("protocol", "epochs"), [("steps", 5), ("epochs", MIN_EPOCHS), ("depth", 5)])
+def test_uncertainty_is_given_on_request_and_changes_nothing_else(protocol, epochs):
+    records = [record(e, 30) for e in range(epochs)]
+    without = window(records, protocol=protocol).measure()
+    found = window(records, protocol=protocol, uncertainty=True).measure()
+    assert found.integration_low < found.integration == without.integration < found.integration_high
+    assert 0 < found.coupling_p <= 1
+    assert 0 < found.metastability_p <= 1
+    assert found.stability == without.stability
+    unasked = (without.integration_low, without.integration_high, without.coupling_p, without.metastability_p)
+    assert np.isnan(unasked).all()
+
+
+def test_uncertainty_of_what_is_undefined_is_undefined():
+    assert np.isnan(window([record(0, 20)], uncertainty=True).measure().coupling_p)
+
+
 def test_an_epoch_longer_than_the_window_is_cut():
     one = record(0, 500)
     np.testing.assert_array_equal(window([one], window=64, signal="std").signals(), one.std[:, -64:])

@@ -137,6 +137,21 @@ def watch(run_id: str, stop: bool, poll: float) -> None:
 
 
 @commands.command()
+@click.argument("run_id")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="report.html")
+def report(run_id: str, output: Path) -> None:
+    """Draw a run's report anew, as one page that needs no network."""
+    from mlflow_dynamics.recompute import settings_of
+    from mlflow_dynamics.report.artifacts import render
+    from mlflow_dynamics.report.history import history_of
+    from mlflow_dynamics.tracking import names
+
+    history = history_of(run_id, settings_of(run_id))
+    output.write_bytes(render(history, pictures=False)[names.REPORT])
+    click.echo(f"Written: {output}")
+
+
+@commands.command()
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def sync(folder: Path | None) -> None:
     """Send what earlier runs could not send, each value once."""

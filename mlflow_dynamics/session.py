@@ -22,6 +22,9 @@ from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.records import EpochActivations, Measures
+from mlflow_dynamics.report.clock import RedrawClock
+from mlflow_dynamics.report.history import RunHistory, last_order
+from mlflow_dynamics.report.summary import summary as describe
 from mlflow_dynamics.tracking import RunWriter, end_run, names, open_run
 from mlflow_dynamics.tracking.replay import recorded_epochs
 
@@ -151,6 +154,12 @@ class Tracker:
         self._next_epoch = 0
         self._reason_told = False
         self._converged_told = False
+        definitions = recorded_parameters(recorder.config, measures, monitor)
+        self._history = RunHistory(
+            title=writer.title,
+            definitions={key.removeprefix("dynamics/"): str(value) for key, value in definitions.items()},
+        )
+        self._clock = RedrawClock()
         self._boundary = Boundary(recorder.remove)
         self._measured = threading.Condition()
         self._summary: EpochSummary | None = None
@@ -273,6 +282,7 @@ class Tracker:
         activations = ended.activations()
         if self._summary is None:
             self._writer.write_layers(activations.layers)
+            self._history.layers = tuple(layer.name for layer in activations.layers)
         self._window.append(activations)
         measures = self._window.measure()
         self._stability.append(measures.stability)
@@ -288,8 +298,21 @@ class Tracker:
         self._writer.write_epoch(
             activations.epoch, activations, metrics if logged else {}, measures, ended.timestamp_ms
         )
+        self._history.add(activations.epoch, metrics, measures)
         with self._measured:
             self._summary = summary
+        if self._clock.due:
+            self._draw(pictures=False)
+
+    def _draw(self, *, pictures: bool) -> None:
+        if not self._history.measured:
+            return
+        with self._clock:
+            # Drawing libraries are loaded by whoever draws, not by every training that begins.
+            from mlflow_dynamics.report.artifacts import render
+
+            self._history.order = last_order(self._window)
+            self._writer.write_files(render(self._history, pictures=pictures))
 
     def _judge(self, epoch: int, stability: float, metrics: dict[str, float]) -> Verdict | None:
         if self._monitor is None:
@@ -322,7 +345,15 @@ class Tracker:
         return metrics
 
     def _close(self, status: str) -> None:
+        Boundary(self._recorder.remove).run(self._conclude)
         if self._owns_run:
             end_run(self._writer, status, CLOSE_TIMEOUT_S)
         else:
             self._writer.close(CLOSE_TIMEOUT_S)
+
+    def _conclude(self) -> None:
+        """The complete report, and what happened as the run's description."""
+        if self._boundary.failure is None and self._history.measured:
+            self._draw(pictures=True)
+            sentences = " ".join(describe(self._history))
+            self._writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{sentences}"})

@@ -69,11 +69,19 @@ TAG_LOCAL_ID: Final = "dynamics.local_id"
 MODEL_TRAINING_KIND: Final = ("mlflow.experimentKind", "custom_model_development")
 """Experiment tag with which MLflow's UI opens an experiment in its model-training view, not the GenAI one."""
 
+TAG_DESCRIPTION: Final = "mlflow.note.content"
+"""MLflow's own tag for what its UI shows as the run's description."""
+
+DESCRIPTION: Final = "**Dynamics.** "
+"""Begins a description of ours: another one is the user's and stays."""
+
 ARTIFACT_ROOT: Final = "dynamics"
 ACTIVATIONS: Final = "dynamics/activations"
 LAYER_MEASURES: Final = "dynamics/layer_measures"
 LAYERS: Final = "dynamics/layers.parquet"
 REPORT: Final = "dynamics/report.html"
+
+FIGURES: Final = "dynamics/figures"
 
 LOCAL_PREFIX: Final = "local-"
 """Begins the local name of a run whose server did not answer when it began."""
@@ -99,6 +107,11 @@ def layer_measures_path(epoch: int) -> str:
     return _partition(LAYER_MEASURES, epoch)
 
 
+def figure_path(name: str) -> str:
+    """`dynamics/figures/NAME.png`."""
+    return f"{FIGURES}/{name}.png"
+
+
 def epoch_of(path: str) -> int:
     """The epoch in a partition's path; DataError where there is none."""
     match = _EPOCH_PATH.search(path)
@@ -109,7 +122,9 @@ def epoch_of(path: str) -> int:
 
 def measure_metrics(measures: Measures) -> dict[str, float]:
     """An epoch's measures under their metric keys; undefined ones are left out, never logged as 0."""
-    values = {key: float(getattr(measures, field)) for key, field in (MEASURE_METRICS | UNCERTAINTY_METRICS).items()}
+    values = {
+        key: float(getattr(measures, field)) for key, field in (MEASURE_METRICS | UNCERTAINTY_METRICS).items()
+    }
     if measures.reason is not None and not measures.layers_dropped:
         # Nothing was measured, so that no layer was dropped says nothing either.
         del values[LAYERS_DROPPED]

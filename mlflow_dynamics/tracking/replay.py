@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.records import EpochActivations
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.parquet import read_activations, read_layers
+from mlflow_dynamics.tracking.store import download
 
 _OWN = (f"{names.ARTIFACT_ROOT}/", "system/")
 
@@ -61,17 +63,18 @@ def recorded_epochs(run_id: str) -> Iterator[RecordedEpoch]:
                 metrics.setdefault(point.step, {})[key] = point.value
                 timestamps[point.step] = point.timestamp
     with tempfile.TemporaryDirectory() as folder:
-        layers = read_layers(_download(run_id, names.LAYERS, folder))
+        path = Path(folder) / "file.parquet"
+        path.write_bytes(_read(run, names.LAYERS))
+        layers = read_layers(path)
         for file in files:
-            path = _download(run_id, file, folder)
+            path.write_bytes(_read(run, file))
             epoch = names.epoch_of(file)
             yield RecordedEpoch(
                 activations=read_activations(path, layers),
                 metrics=metrics.get(epoch, {}),
                 timestamp_ms=timestamps.get(epoch, run.info.start_time),
             )
-            path.unlink()
 
 
-def _download(run_id: str, artifact: str, folder: str) -> Path:
-    return Path(download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=folder))
+def _read(run: Run, artifact: str) -> bytes:
+    return download(run.info.artifact_uri, mlflow.get_tracking_uri(), artifact)

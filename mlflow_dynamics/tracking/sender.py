@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import threading
+from collections.abc import Mapping
 from typing import Final
 
 import requests
@@ -82,7 +83,11 @@ class Delivery:
         run_id = self._spool.run.run_id
         assert run_id is not None
         if self._artifact_uri is None:
-            self._artifact_uri = self._store.get_run(run_id).info.artifact_uri
+            info = self._store.get_run(run_id).info
+            experiment = self._store.get_experiment(info.experiment_id)
+            if names.MODEL_TRAINING_KIND[0] not in experiment.tags:
+                self._store.set_experiment_tag(info.experiment_id, ExperimentTag(*names.MODEL_TRAINING_KIND))
+            self._artifact_uri = info.artifact_uri
         return run_id
 
     def _send_batch(self, run_id: str, entry: Entry) -> None:
@@ -95,7 +100,7 @@ class Delivery:
             for start in range(0, len(metrics), MAX_METRICS_PER_BATCH // 2):
                 self._store.log_batch(run_id, metrics[start : start + MAX_METRICS_PER_BATCH // 2], [], [])
             params = [Param(key, value) for key, value in batch.params.items()]
-            tags = [RunTag(key, value) for key, value in batch.tags.items()]
+            tags = [RunTag(key, value) for key, value in self._ours(run_id, batch.tags).items()]
             for start in range(0, max(len(params), len(tags)), MAX_PARAMS_TAGS_PER_BATCH):
                 part = slice(start, start + MAX_PARAMS_TAGS_PER_BATCH)
                 self._store.log_batch(run_id, [], params[part], tags[part])
@@ -115,6 +120,16 @@ class Delivery:
             for metric in metrics:
                 self._sent_steps[metric.key].add(metric.step)
         entry.drop_batch()
+
+    def _ours(self, run_id: str, tags: Mapping[str, str]) -> Mapping[str, str]:
+        """The tags less a description where the run has one of the user's own."""
+        assert self._store is not None
+        if names.TAG_DESCRIPTION not in tags:
+            return tags
+        present = self._store.get_run(run_id).data.tags.get(names.TAG_DESCRIPTION, names.DESCRIPTION)
+        if present.startswith(names.DESCRIPTION):
+            return tags
+        return {key: value for key, value in tags.items() if key != names.TAG_DESCRIPTION}
 
     def _unsent(self, run_id: str, batch: Batch) -> list[Metric]:
         assert self._store is not None

@@ -18,6 +18,7 @@ from google.protobuf.json_format import ParseError
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracking._tracking_service.utils import _get_store
@@ -98,6 +99,8 @@ def download(artifact_uri: str, tracking_uri: str, path: str) -> bytes:
         response = http_request(get_default_host_creds(repository.artifact_uri), f"/{path}", "GET")
         augmented_raise_for_status(response)
         return response.content
+    if isinstance(repository, LocalArtifactRepository):
+        return Path(repository.artifact_dir, path).read_bytes()
     with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
         return Path(repository.download_artifacts(path, folder)).read_bytes()
 

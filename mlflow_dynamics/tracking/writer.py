@@ -62,6 +62,14 @@ class RunWriter:
         return self._spool.run.run_id
 
     @property
+    def title(self) -> str:
+        """The run's name where it is the active one, else its id or local name."""
+        active = mlflow.active_run()
+        if active is not None and active.info.run_id == self.run_id:
+            return str(active.info.run_name)
+        return self._spool.folder.name
+
+    @property
     def stop_requested(self) -> bool:
         """Whether, when last something was sent, the run had been asked from outside to stop."""
         return self._sender.stop_requested
@@ -125,6 +133,10 @@ class RunWriter:
         except OSError as error:
             raise ConfigError(f"{local_path} cannot be recorded as an artifact: {error.strerror}.") from error
         self._put(files={path: data})
+
+    def write_files(self, files: Mapping[str, bytes]) -> None:
+        """Record artifacts, artifact path -> content; each replaces an older one of its path that still waits."""
+        self._put(files={names.check_artifact_path(path): data for path, data in files.items()})
 
     def end_run(self, status: str = "FINISHED", end_time_ms: int | None = None) -> None:
         """Record the end of a run that we opened: the store learns of it after everything before it."""

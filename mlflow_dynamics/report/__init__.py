@@ -1,0 +1,1 @@
+"""A run's report: figures of its dynamics on one page that needs no network."""

@@ -1,0 +1,36 @@
+"""When the page is drawn anew while a run trains: rarely enough to cost next to nothing."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Final
+
+SHARE: Final = 0.02
+"""At most this part of the time goes into drawing."""
+
+FIRST_DRAWING_S: Final = 4.0
+"""What the first drawing is taken to last: it loads the drawing libraries."""
+
+
+class RedrawClock:
+    """Measures what drawings last (`with clock:`) and says when the next one is due."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + FIRST_DRAWING_S / SHARE
+        self._began = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the page may be drawn again."""
+        return time.monotonic() >= self._next
+
+    def __enter__(self) -> RedrawClock:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        now = time.monotonic()
+        self._next = now + (now - self._began) / SHARE

@@ -1,0 +1,240 @@
+"""The figures of a run's report, as Altair charts: a history in, charts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mlflow_dynamics.report.history import RunHistory
+from mlflow_dynamics.tracking import names
+
+HEIGHT: Final = 130
+AXIS_WIDTH: Final = 46
+"""Of the vertical axes, so that charts below each other share one time axis."""
+
+WARNING: Final = "#d95f02"
+PLATEAU: Final = "#1b9e77"
+
+_PANELS: Final[Sequence[tuple[str, Mapping[str, str]]]] = (
+    ("accuracy", {names.TRAIN_ACCURACY: "train", names.VALIDATION_ACCURACY: "validation"}),
+    ("loss", {names.TRAIN_LOSS: "train", names.VALIDATION_LOSS: "validation"}),
+    ("integration", {names.INTEGRATION: "integration"}),
+    ("order parameter", {names.SYNCHRONY: "synchrony", names.METASTABILITY: "metastability"}),
+    ("stability", {names.STABILITY: "stability"}),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of the page: charts below each other, and what to see in them."""
+
+    name: str
+    title: str
+    caption: str
+    charts: tuple[Any, ...]
+
+
+def draw(history: RunHistory) -> list[Figure]:
+    """The figures of a run; those for which nothing is recorded are left out."""
+    figures = [
+        _overview(history),
+        _volatility(history),
+        _path(history),
+        *_heat_maps(history),
+        _order(history),
+    ]
+    return [figure for figure in figures if figure is not None and figure.charts]
+
+
+def _overview(history: RunHistory) -> Figure:
+    frame = history.frame
+    marks = _marks(history)
+    last = frame["epoch"].max()
+    charts = []
+    for title, series in _PANELS:
+        present = {key: name for key, name in series.items() if key in frame}
+        if not present:
+            continue
+        long = frame.rename(columns=present).melt("epoch", list(present.values()), "series", "value").dropna()
+        lines = _lines(long, title, last)
+        charts.append(lines if marks is None else alt.layer(lines, marks))
+    return Figure(
+        name="overview",
+        title="Training and its dynamics",
+        caption="Accuracy and loss above the measures, on one time axis. Dashed: the warning; dotted: the plateau.",
+        charts=tuple(_finish(chart) for chart in charts),
+    )
+
+
+def _lines(long: pd.DataFrame, title: str, last: float) -> Any:
+    legend = alt.Legend(orient="top") if long["series"].nunique() > 1 else None
+    return (
+        alt.Chart(long)
+        .mark_line(point=alt.OverlayMarkDef(size=18))
+        .encode(
+            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(domain=[0, last])),
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+            color=alt.Color("series:N", title=None, legend=legend),
+            tooltip=["epoch:Q", "series:N", alt.Tooltip("value:Q", format=".4f")],
+        )
+    )
+
+
+def _marks(history: RunHistory) -> Any | None:
+    """Vertical rules at the warning and at the plateau."""
+    rules = []
+    for epoch, what, colour, dash in (
+        (history.converged_epoch, "convergence signal", WARNING, [6, 3]),
+        (history.plateau, "plateau of validation accuracy", PLATEAU, [2, 2]),
+    ):
+        if epoch is not None:
+            at = alt.Chart(pd.DataFrame({"epoch": [epoch], "what": [what]}))
+            rules.append(
+                at.mark_rule(color=colour, strokeDash=dash, size=2).encode(
+                    x="epoch:Q", tooltip=["what:N", "epoch:Q"]
+                )
+            )
+    return alt.layer(*rules) if rules else None
+
+
+def _volatility(history: RunHistory) -> Figure | None:
+    frame = history.frame
+    if names.VOLATILITY not in frame:
+        return None
+    long = frame[["epoch", names.VOLATILITY]].rename(columns={names.VOLATILITY: "value"}).dropna()
+    lines = _lines(long.assign(series="volatility"), "volatility", frame["epoch"].max())
+    marks = _marks(history)
+    return Figure(
+        name="volatility",
+        title="Volatility, the early warning and the plateau",
+        caption=_when(history),
+        charts=(_finish(lines if marks is None else alt.layer(lines, marks)),),
+    )
+
+
+def _when(history: RunHistory) -> str:
+    warning, plateau = history.converged_epoch, history.plateau
+    said = "No convergence signal" if warning is None else f"Convergence signal at epoch {warning} (dashed)"
+    flat = "" if plateau is None else f"; validation accuracy is flat from epoch {plateau} (dotted)"
+    return f"{said}{flat}."
+
+
+def _path(history: RunHistory) -> Figure | None:
+    frame = history.frame
+    keys = [names.INTEGRATION, names.METASTABILITY]
+    if not set(keys) <= set(frame):
+        return None
+    path = frame[["epoch", *keys]].dropna().set_axis(["epoch", "integration", "metastability"], axis=1)
+    base = alt.Chart(path).encode(
+        x=alt.X("integration:Q", scale=alt.Scale(zero=False)),
+        y=alt.Y("metastability:Q", scale=alt.Scale(zero=False)),
+        order="epoch:Q",
+    )
+    points = base.mark_circle(size=60, opacity=1).encode(
+        color=alt.Color("epoch:Q", scale=alt.Scale(scheme="viridis")),
+        tooltip=[
+            "epoch:Q",
+            alt.Tooltip("integration:Q", format=".3f"),
+            alt.Tooltip("metastability:Q", format=".3f"),
+        ],
+    )
+    return Figure(
+        name="path",
+        title="The path through integration and metastability",
+        caption="One point an epoch: trainings of different style take different paths.",
+        charts=(_finish(alt.layer(base.mark_line(color="#bbbbbb"), points), height=300),),
+    )
+
+
+def _heat_maps(history: RunHistory) -> list[Figure]:
+    if not history.measured:
+        return []
+    return [
+        _heat_map(
+            history,
+            history.exponents,
+            name="exponents",
+            title="Scaling exponent of each layer",
+            caption="Layers in forward order from the top. 0.5: no memory; 1: long memory; 1.5: a random walk.",
+            scale=alt.Scale(scheme="viridis"),
+        ),
+        _heat_map(
+            history,
+            history.phase_coherence,
+            name="phase_coherence",
+            title="Phase coherence of each layer with the others",
+            caption="1: the layer moves with the others; 0: on its own; -1: against them.",
+            scale=alt.Scale(scheme="redblue", domain=[-1, 1], reverse=True),
+        ),
+    ]
+
+
+def _heat_map(
+    history: RunHistory,
+    values: Mapping[int, NDArray[np.float64]],
+    *,
+    name: str,
+    title: str,
+    caption: str,
+    scale: alt.Scale,
+) -> Figure:
+    epochs, matrix = history.by_layer(values)
+    # One row a layer with all its values, taken apart in the browser: a tenth of the size of a row for each cell.
+    rows = [
+        {
+            "layer": f"{index} {layer}",
+            "value": [None if np.isnan(value) else round(float(value), 2) for value in series],
+        }
+        for index, (layer, series) in enumerate(zip(history.layers, matrix, strict=False))
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .transform_flatten(["value"])
+        .transform_window(column="row_number()", groupby=["layer"])
+        .transform_calculate(epoch=f"{epochs}[datum.column - 1]")
+        .mark_rect()
+        .encode(
+            x=alt.X("epoch:O", title="epoch", axis=alt.Axis(labelOverlap=True)),
+            y=alt.Y(
+                "layer:N",
+                sort=None,
+                title=None,
+                axis=alt.Axis(labelLimit=150, labelOverlap=True, labelFontSize=9),
+            ),
+            color=alt.Color("value:Q", scale=scale, title=None),
+            tooltip=["layer:N", "epoch:O", "value:Q"],
+        )
+    )
+    height = int(min(max(12 * len(rows), 120), 600))
+    return Figure(name=name, title=title, caption=caption, charts=(_finish(chart, height=height),))
+
+
+def _order(history: RunHistory) -> Figure | None:
+    if len(history.order) == 0:
+        return None
+    frame = pd.DataFrame({"step": np.arange(len(history.order)), "R": history.order.round(4)})
+    chart = (
+        alt.Chart(frame)
+        .mark_line(size=1)
+        .encode(
+            x=alt.X("step:Q", title="step of the last window"),
+            y=alt.Y("R:Q", scale=alt.Scale(domain=[0, 1])),
+            tooltip=["step:Q", "R:Q"],
+        )
+    )
+    return Figure(
+        name="order_parameter",
+        title="The order parameter R(t) over the last window",
+        caption="Its mean is the synchrony of the last epoch, its standard deviation the metastability.",
+        charts=(_finish(chart),),
+    )
+
+
+def _finish(chart: Any, *, height: int = HEIGHT) -> Any:
+    return chart.properties(width="container", height=height).configure_axisY(minExtent=AXIS_WIDTH)

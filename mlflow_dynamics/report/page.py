@@ -1,0 +1,108 @@
+"""The page: figures and a table in one HTML file that needs no network, and a picture of each figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+import altair as alt
+import jinja2
+import vl_convert
+
+from mlflow_dynamics.report.figures import Figure
+
+PICTURE_WIDTH: Final = 640
+
+_ENVIRONMENT: Final = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+
+_TEMPLATE: Final = _ENVIRONMENT.from_string(
+    """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 900px; margin: 0 auto; padding: 8px 12px; }
+h1 { font-size: 1.3em; margin: 0.4em 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.05em; margin: 1.6em 0 0; }
+p { margin: 0.2em 0 0.6em; color: #555; }
+.chart { width: 100%; }
+table { border-collapse: collapse; font-size: 0.9em; }
+td, th { text-align: left; padding: 2px 14px 2px 0; border-bottom: 1px solid #eee; vertical-align: top;
+  overflow-wrap: anywhere; }
+</style>
+<script>{{ bundle | safe }}</script>
+</head>
+<body>
+<h1>{{ title }}</h1>
+{% for line in lines %}<p>{{ line }}</p>
+{% endfor %}
+{% for figure in figures %}
+<h2>{{ figure.title }}</h2>
+<p>{{ figure.caption }}</p>
+{% for chart in figure.charts %}<div class="chart" id="{{ figure.name }}-{{ loop.index0 }}"></div>
+{% endfor %}
+{% endfor %}
+{% for heading, rows in tables.items() %}
+<h2>{{ heading }}</h2>
+<table>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endfor %}
+<script>
+const specs = {{ specs | tojson }};
+for (const [id, spec] of Object.entries(specs)) {
+  vegaEmbed("#" + id, spec, {actions: false, renderer: "svg"}).catch(console.error);
+}
+</script>
+</body>
+</html>
+"""
+)
+
+
+def page(
+    title: str,
+    lines: Sequence[str],
+    figures: Sequence[Figure],
+    tables: Mapping[str, Sequence[Sequence[str]]],
+) -> str:
+    """The page as HTML; every text in it comes out as text.
+
+    Args:
+        title: the heading.
+        lines: sentences below it.
+        figures: drawn in this order.
+        tables: heading -> rows of cells, below the figures.
+    """
+    specs = {
+        f"{figure.name}-{i}": chart.to_dict() for figure in figures for i, chart in enumerate(figure.charts)
+    }
+    return _TEMPLATE.render(
+        title=title, lines=lines, figures=figures, tables=tables, specs=specs, bundle=_bundle()
+    )
+
+
+def picture(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    charts = [chart.copy().properties(width=PICTURE_WIDTH) for chart in figure.charts]
+    for chart in charts:
+        chart.config = alt.Undefined
+    whole: Any = alt.vconcat(*charts) if len(charts) > 1 else charts[0]
+    png: bytes = vl_convert.vegalite_to_png(
+        whole.resolve_scale(color="independent").configure_axisY(minExtent=50).to_json()
+        if len(charts) > 1
+        else whole.to_json()
+    )
+    return png
+
+
+@cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and vega-embed; a script must not hold its own end tag."""
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle.replace("</script", "<\\/script")

@@ -1,0 +1,104 @@
+"""MLflow's own UI, seen with a real browser: the charts of a run, and its report in the artifact viewer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from torch import nn
+from tracking_server import MlflowServer
+
+import mlflow_dynamics
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the test extra")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")
+
+WIDTH, HEIGHT = 1500, 950
+
+
+def train(epochs: int = 4, steps: int = 70) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with mlflow_dynamics.track(model) as tracker:
+        for epoch in range(epochs):
+            for _ in range(steps):
+                inputs = torch.randn(32, 8)
+                loss = nn.functional.cross_entropy(model(inputs), (inputs[:, 0] > 0).long())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            tracker.end_epoch(**{"train/loss": loss.item(), "validation/accuracy": 0.5 + 0.1 * epoch})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    running = MlflowServer(tmp_path_factory.mktemp("browsed")).start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def run(server: MlflowServer, own_mlflow: Path) -> mlflow.entities.Run:
+    mlflow.set_tracking_uri(server.uri)
+    with mlflow.start_run(run_name="seen <b>by</b> a browser"):
+        train()
+    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list", max_results=1)
+    return found
+
+
+@pytest.fixture
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+def test_the_ui_shows_the_charts_and_the_report(
+    run: mlflow.entities.Run, server: MlflowServer, browser: sync_api.Browser, tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    base = f"{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+    page.goto(f"{base}/model-metrics")
+    page.get_by_text("convergence_signal", exact=True).first.wait_for(timeout=60_000)
+    for key in ("integration", "metastability", "stability"):
+        page.get_by_text(key, exact=True).first.wait_for(timeout=20_000)
+    page.screenshot(path=tmp_path / "charts.png")
+
+    page.goto(f"{base}/artifacts/dynamics/report.html")
+    frame = page.frame_locator("iframe")
+    frame.get_by_role("heading", name="Training and its dynamics").wait_for(timeout=60_000)
+    frame.locator("#overview-0 svg").wait_for(timeout=20_000)
+    drawn = frame.locator(".chart svg").count()
+    assert drawn == frame.locator(".chart").count() >= 6
+    # In the viewer's frame nothing may be wider than the frame.
+    assert frame.locator("body").evaluate("body => body.scrollWidth <= window.innerWidth")
+    assert frame.get_by_role("heading", name="seen <b>by</b> a browser").count() == 1
+    page.screenshot(path=tmp_path / "report.png")
+    assert (tmp_path / "charts.png").stat().st_size > 20_000 < (tmp_path / "report.png").stat().st_size
+    assert troubles == []
+
+
+def test_the_run_says_what_happened_and_its_experiment_opens_for_model_training(
+    run: mlflow.entities.Run,
+) -> None:
+    described = run.data.tags["mlflow.note.content"]
+    assert described.startswith("**Dynamics.** Validation accuracy is flat")
+    experiment = mlflow.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_description_of_the_users_own_stays(server: MlflowServer) -> None:
+    mlflow.set_tracking_uri(server.uri)
+    with mlflow.start_run(description="mine") as run:
+        train()
+    assert mlflow.get_run(run.info.run_id).data.tags["mlflow.note.content"] == "mine"

@@ -174,6 +174,7 @@ def main() -> None:
         frame = epochs_of(train(model, schedule, seed, data[dataset]))
         for position, (key, value) in enumerate(zip(keys, cell, strict=True)):
             frame.insert(position, key, value)
+        frame.insert(len(keys), "classes", data[dataset].num_classes)
         arguments.traces.parent.mkdir(parents=True, exist_ok=True)
         frame.to_csv(
             arguments.traces, mode="a", index=False, header=not arguments.traces.exists(), float_format="%.6g"

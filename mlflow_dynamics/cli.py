@@ -152,6 +152,26 @@ def report(run_id: str, output: Path) -> None:
 
 
 @commands.command()
+@click.option("--traces", type=click.Path(path_type=Path), help="a CSV file of epochs")
+@click.option("--experiment", help="or the runs of an MLflow experiment")
+@click.option("--filter", "filter_string", default="", help="of these, in MLflow's search syntax")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="also draw a PNG")
+def evaluate(traces: Path | None, experiment: str | None, filter_string: str, figure: Path | None) -> None:
+    """Compare the early warning with other stopping rules on finished runs."""
+    if (traces is None) == (experiment is None):
+        raise click.UsageError("Give either --traces FILE or --experiment NAME.")
+    from mlflow_dynamics import evaluation
+
+    if traces is not None:
+        frame = evaluation.read_traces(traces)
+    else:
+        frame = evaluation.read_experiment(str(experiment), filter_string)
+    click.echo(evaluation.report(frame))
+    if figure is not None:
+        evaluation.figure(frame).save(figure)
+
+
+@commands.command()
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def sync(folder: Path | None) -> None:
     """Send what earlier runs could not send, each value once."""

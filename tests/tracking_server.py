@@ -74,6 +74,7 @@ class FaultyProxy:
 
     None: forwards. An integer: answers with that status. "garbage": 200 and no JSON. "hang": never answers.
     "lose": forwards, and drops the connection instead of passing the answer on. "refuse": nobody listens.
+    "late": forwards, and passes the answer on after `delay_s` seconds.
     `faulty_paths` limits the fault to paths that contain this text.
     """
 
@@ -83,6 +84,7 @@ class FaultyProxy:
         self.uri = f"http://127.0.0.1:{self.port}"
         self.fault: int | str | None = None
         self.faulty_paths = ""
+        self.delay_s = 30.0
         self.requests = 0
         self._release = threading.Event()
         self._server: ThreadingHTTPServer | None = None
@@ -134,6 +136,8 @@ class FaultyProxy:
                 content = answer.read()
         except (OSError, http.client.HTTPException):
             return
+        if fault == "late":
+            self._release.wait(self.delay_s)
         if fault != "lose":
             self._answer(request, answer.status, content, answer.getheader("Content-Type"))
 

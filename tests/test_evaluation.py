@@ -1,0 +1,131 @@
+"""The evaluation of the early warning: its arithmetic, its honesty about tuning, and the page it is printed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_dynamics.cli import main
+from mlflow_dynamics.errors import DataError
+from mlflow_dynamics.evaluation import (
+    DIAGNOSTIC,
+    PATIENCE,
+    RULES,
+    SAVES_EPOCHS,
+    WARNING,
+    Curves,
+    Rule,
+    curves_of,
+    matched,
+    outcome,
+    read_experiment,
+    read_traces,
+    report,
+)
+
+ROOT = Path(__file__).parents[1]
+TRACES = ROOT / "tests" / "data" / "warning_grid.csv"
+
+
+def run(accuracy: list[float], configuration: str = "a", score: list[float] | None = None) -> Curves:
+    values = np.array(accuracy)
+    return Curves(
+        configuration=(configuration,),
+        accuracy=values,
+        validation_loss=1 - values,
+        training_loss=1 - values,
+        score=np.full(len(values), np.nan) if score is None else np.array(score),
+        warned=None,
+        plateau=None,
+        tolerance=0.005,
+    )
+
+
+def test_a_stop_saves_what_comes_after_it_and_keeps_the_best_before() -> None:
+    rising = run([0.1, 0.4, 0.3, 0.5])
+    assert outcome(rising, 1) == pytest.approx((0.5, 10.0))
+    assert outcome(rising, 2) == pytest.approx((0.25, 10.0))
+    assert outcome(rising, None) == pytest.approx((0.0, 0.0))
+
+
+def test_a_rule_is_tuned_on_other_configurations_than_the_runs_own() -> None:
+    # The setting is the epoch of the stop in "a" runs and its mirror in "b" runs: what suits one betrays the other.
+    rule = Rule(lambda one, s: int(s if one.configuration == ("a",) else 9 - s), range(10))
+    runs = [run([0.1 * e for e in range(10)], name) for name in "ab"]
+    found = matched(rule, runs, saved=0.2)
+    # To save 0.2 elsewhere, a stop at epoch 7: for "a" tuned on "b" that is setting 2, a stop at epoch 2 at home.
+    assert found[:, 0] == pytest.approx([0.7, 0.7])
+
+
+def test_the_rules_are_those_they_are_called() -> None:
+    flat = run([0.1, 0.5, 0.5, 0.5, 0.5, 0.5], score=[np.nan, 0.2, 0.7, 1.2, 0.9, 2.0])
+    assert RULES[PATIENCE].stop(flat, 2) == 3
+    assert RULES[WARNING].stop(flat, 1.0) == 3
+    assert RULES[WARNING].stop(flat, 5.0) is None
+    assert RULES["blind fraction of the budget"].stop(flat, 0.5) == 2
+
+
+def test_the_page_is_what_the_command_prints_from_the_traces(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", "--traces", str(TRACES)])
+    printed = capsys.readouterr().out.strip()
+    assert printed in (ROOT / "docs" / "early-warning.md").read_text()
+
+
+def test_the_readme_claims_no_more_than_the_page() -> None:
+    readme = (ROOT / "README.md").read_text()
+    if report(read_traces(TRACES)).endswith(f"Verdict: {DIAGNOSTIC}."):
+        assert "diagnostic" in readme
+        assert SAVES_EPOCHS not in readme
+
+
+def test_verdicts_of_a_trace_do_not_depend_on_the_order_of_its_rows() -> None:
+    frame = read_traces(TRACES)
+    shuffled = frame.sample(frac=1, random_state=0)
+    for (one, _), (other, _) in zip(curves_of(frame), curves_of(shuffled), strict=True):
+        np.testing.assert_array_equal(one.score, other.score)
+
+
+def test_runs_of_an_experiment_are_read_as_traces_are(own_mlflow: Path) -> None:
+    frame = read_traces(TRACES)
+    some = frame[(frame["seed"] == 0) & (frame["dataset"] == "cifar10") & (frame["model"] == "small_vit")]
+    metrics = [column for column in frame if "/" in column]
+    for (schedule,), one in some.groupby(["schedule"]):
+        with mlflow.start_run():
+            mlflow.log_params({"dataset": "cifar10", "model": "small_vit", "schedule": schedule, "seed": 0})
+            for row in one.to_dict("records"):
+                values = {key: row[key] for key in metrics if row[key] == row[key]}
+                mlflow.log_metrics(values, step=int(row["epoch"]))
+    read = curves_of(read_experiment("Default"))
+    assert len(read) == 3
+    for (ours, _), (theirs, _) in zip(curves_of(some), read, strict=True):
+        np.testing.assert_allclose(ours.score, theirs.score)
+        assert ours.plateau == theirs.plateau
+        assert ours.warned == theirs.warned
+
+
+def test_what_cannot_be_evaluated_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.csv cannot be read"):
+        read_traces(tmp_path / "nowhere.csv")
+    pd.DataFrame({"epoch": [0]}).to_csv(tmp_path / "short.csv")
+    with pytest.raises(DataError, match="lacks dataset, model, schedule, seed"):
+        read_traces(tmp_path / "short.csv")
+    frame = read_traces(TRACES)
+    with pytest.raises(DataError, match="one configuration"):
+        report(
+            frame[
+                (frame["model"] == "small_vit")
+                & (frame["dataset"] == "cifar10")
+                & (frame["schedule"] == "step")
+            ]
+        )
+
+
+def test_either_traces_or_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate"])
+    assert left.value.code == 2
+    assert "Give either --traces FILE or --experiment NAME." in capsys.readouterr().err

@@ -25,7 +25,7 @@ from mlflow_dynamics.records import EpochActivations, Measures
 from mlflow_dynamics.report.clock import RedrawClock
 from mlflow_dynamics.report.history import RunHistory, last_order
 from mlflow_dynamics.report.summary import summary as describe
-from mlflow_dynamics.tracking import RunWriter, end_run, names, open_run
+from mlflow_dynamics.tracking import OpenedRun, RunWriter, end_run, names, open_run
 from mlflow_dynamics.tracking.replay import recorded_epochs
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def track(
     early_stopping: EarlyStopping = "warn",
     schedule: Schedule | None = None,
     log_every_n_epoch: int = 1,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
 ) -> Tracker:
     """Record the dynamics of a training of `model` in an MLflow run: the active one, else one of its own.
 
@@ -90,6 +92,8 @@ def track(
         early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
         schedule: what is known of the learning rate ahead; without it a stop is never held back for a coming drop.
         log_every_n_epoch: write every n-th epoch's metrics (activations are always kept).
+        run_id: record into this run, which stays the caller's to end.
+        tracking_uri: where that run lives; None is MLflow's own.
 
     Raises:
         ConfigError: an argument is not usable.
@@ -100,8 +104,8 @@ def track(
     monitor = None if early_stopping == "off" else ConvergenceMonitor(mode=early_stopping, schedule=schedule)
     recorder = Recorder(model, recording, optimizer=optimizer)
     try:
-        run = open_run()
-        writer = RunWriter(run.run_id)
+        run = open_run() if run_id is None else OpenedRun(run_id, owned=False)
+        writer = RunWriter(run.run_id, tracking_uri=tracking_uri)
     except DynamicsError:
         recorder.remove()
         raise

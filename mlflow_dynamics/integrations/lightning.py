@@ -1,0 +1,88 @@
+"""PyTorch Lightning: a callback that records the dynamics of `Trainer.fit` in the run that Lightning logs to."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import MLFlowLogger
+
+from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
+from mlflow_dynamics.convergence import Schedule
+from mlflow_dynamics.session import Tracker, track
+from mlflow_dynamics.tracking import names
+
+logger = logging.getLogger(__name__)
+
+
+class DynamicsCallback(Callback):
+    """Records every epoch of a fit; with `early_stopping="stop"` it ends the fit on the convergence signal.
+
+    ```python
+    trainer = Trainer(max_epochs=30, logger=MLFlowLogger(), callbacks=[DynamicsCallback()])
+    ```
+
+    The run is that of an `MLFlowLogger`, else the active one (such as that of `mlflow.pytorch.autolog()`), else one
+    of its own. With several processes rank 0 records, from its own part of each batch.
+
+    Args:
+        recording, measures, early_stopping: as for `mlflow_dynamics.track`.
+    """
+
+    def __init__(
+        self,
+        *,
+        recording: RecordingConfig | None = None,
+        measures: MeasureConfig | None = None,
+        early_stopping: EarlyStopping = "warn",
+    ) -> None:
+        self._recording = recording
+        self._measures = measures
+        self._early_stopping: EarlyStopping = early_stopping
+        self._tracker: Tracker | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach to the module."""
+        if not trainer.is_global_zero:
+            return
+        if trainer.world_size > 1:
+            logger.info("Of %d processes, rank 0 records its own part of each batch.", trainer.world_size)
+        ours = next((one for one in trainer.loggers if isinstance(one, MLFlowLogger)), None)
+        planned = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        self._tracker = track(
+            pl_module,
+            recording=self._recording,
+            measures=self._measures,
+            early_stopping=self._early_stopping,
+            schedule=Schedule(planned_epochs=planned),
+            run_id=None if ours is None else ours.run_id,
+            tracking_uri=None if ours is None else ours._tracking_uri,
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the epoch; stop the fit where asked to."""
+        if self._tracker is not None:
+            self._tracker.end_epoch(trainer.current_epoch, **_learning_rate(trainer))
+        # Every rank must come to the same decision, or the others would wait for one that has left.
+        stop = self._tracker is not None and self._tracker.should_stop
+        trainer.should_stop = trainer.should_stop or trainer.strategy.reduce_boolean_decision(stop, all=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send the rest, detach."""
+        self._close("FINISHED")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise after an error or an interruption."""
+        self._close("KILLED" if isinstance(exception, KeyboardInterrupt) else "FAILED")
+
+    def _close(self, status: str) -> None:
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            tracker.close(status)
+
+
+def _learning_rate(trainer: Trainer) -> dict[str, Any]:
+    if not trainer.optimizers:
+        return {}
+    return {names.LEARNING_RATE: float(trainer.optimizers[0].param_groups[0]["lr"])}

@@ -1,0 +1,119 @@
+"""PyTorch Lightning: recorded in its own run, stopped on request, and trained to the same weights as without us."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import MLFlowLogger
+from torch import Tensor, nn
+
+import mlflow_dynamics
+from mlflow_dynamics.integrations.lightning import DynamicsCallback
+from mlflow_dynamics.tracking import names
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and logging intervals
+
+EPOCHS, STEPS = 3, 70
+
+
+class Classifier(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 2))
+        self.fail = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        if self.fail and self.current_epoch == 1:
+            raise RuntimeError("the user's own")
+        inputs, targets = batch
+        loss = nn.functional.cross_entropy(self.layers(inputs), targets)
+        self.log("loss", loss, on_epoch=True, on_step=False)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        inputs, targets = batch
+        self.log("accuracy", (self.layers(inputs).argmax(1) == targets).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader(batches: int) -> torch.utils.data.DataLoader:
+    inputs = torch.randn(batches * 16, 8, generator=torch.Generator().manual_seed(1))
+    data = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long())
+    return torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+
+
+def fit(folder: Path, *, callbacks: tuple = (), logger: object = False, fail: bool = False) -> Classifier:
+    seed_everything(3, verbose=False)
+    model = Classifier()
+    model.fail = fail
+    trainer = Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(model, loader(STEPS), loader(2))
+    return model
+
+
+def test_the_callback_records_into_the_loggers_run_and_changes_nothing(own_mlflow: Path) -> None:
+    logger = MLFlowLogger(experiment_name="lightning", tracking_uri=mlflow.get_tracking_uri())
+    recorded = fit(own_mlflow, callbacks=(DynamicsCallback(),), logger=logger)
+    frame = mlflow_dynamics.load_metrics([logger.run_id])
+    assert list(frame["epoch"][frame[names.STABILITY].notna()]) == list(range(EPOCHS))
+    assert mlflow_dynamics.load_activations(logger.run_id).num_rows == EPOCHS * STEPS * 2
+    run = mlflow.get_run(logger.run_id)
+    assert run.info.status == "FINISHED"
+    assert {"loss", "accuracy"} <= run.data.metrics.keys()
+
+    plain = fit(own_mlflow)
+    for one, other in zip(recorded.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_stop_on_request_ends_the_fit(own_mlflow: Path) -> None:
+    class Ask(DynamicsCallback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            run = mlflow.active_run()
+            assert run is not None
+            mlflow.MlflowClient().set_tag(run.info.run_id, names.TAG_STOP_REQUESTED, "0")
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            super().on_train_epoch_end(trainer, pl_module)
+            assert self._tracker is not None
+            self._tracker.wait(trainer.current_epoch)
+
+    with mlflow.start_run() as run:
+        fit(own_mlflow, callbacks=(Ask(early_stopping="stop"),))
+    assert mlflow.get_run(run.info.run_id).data.tags[names.TAG_STOPPED_EARLY] == "true"
+
+
+def test_an_error_of_the_users_passes_through_and_ends_our_run_as_failed(own_mlflow: Path) -> None:
+    with pytest.raises(RuntimeError, match="the user's own"):
+        fit(own_mlflow, callbacks=(DynamicsCallback(),), fail=True)
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.info.status == "FAILED"
+    assert mlflow.active_run() is None
+
+
+def test_autolog_without_a_callback_finds_epochs_and_steps_beside_mlflows_own(own_mlflow: Path) -> None:
+    mlflow.pytorch.autolog(log_models=False)
+    mlflow_dynamics.autolog()
+    try:
+        fit(own_mlflow)
+    finally:
+        mlflow_dynamics.autolog(disable=True)
+        mlflow.pytorch.autolog(disable=True)
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert mlflow_dynamics.load_activations(run.info.run_id).num_rows == EPOCHS * STEPS * 2
+    assert {"loss", names.STABILITY} <= run.data.metrics.keys()

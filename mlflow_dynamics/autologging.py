@@ -73,7 +73,8 @@ def autolog(
         silent: no log lines below errors.
         recording: which activations; None takes the defaults.
         measures: how they are measured; None takes the defaults.
-        early_stopping: "warn" logs the convergence signal, "off" does not ("stop" needs a loop that asks: `track`).
+        early_stopping: "warn" logs the convergence signal, "off" does not; "stop" only warns
+            too, and says so: a loop must ask (`track`) or be told (a framework's callback).
     """
     global _autologging
     if _autologging is not None:
@@ -179,7 +180,8 @@ class Autologging:
         return construct
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._boundary.run(self._step, optimizer)
+        closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer
+        self._boundary.run(self._step, optimizer, closure or kwargs.get("closure") is not None)
 
     def _batch(self, drawn: Pass) -> None:
         self._drawn = drawn
@@ -219,8 +221,9 @@ class Autologging:
         except RecordingError as error:
             logger.info("Not recorded: %s", error)
 
-    def _step(self, optimizer: Optimizer) -> None:
-        training = next((t for t in self._trainings if t.recorder.counts(optimizer)), None)
+    def _step(self, optimizer: Optimizer, closure: bool) -> None:
+        counting = (t for t in self._trainings if t.recorder.counts(optimizer, forward_to_come=closure))
+        training = next(counting, None)
         if training is None:
             return
         if is_recorded(training.recorder.model, besides=training.recorder):
@@ -228,13 +231,13 @@ class Autologging:
             return
         new_epoch = training.finder.step()
         if training is not self._active and not self._take_over(training, new_epoch):
-            training.step(optimizer)
+            training.step(optimizer, closure=closure)
             return
         if self._rival_stepped:
             self._dismiss_rivals(training)
         if new_epoch:
             self._close_epoch(training)
-        training.step(optimizer)
+        training.step(optimizer, closure=closure)
         if training.finder.lost:
             self._decline(training, _NO_LOADER)
 
@@ -294,6 +297,12 @@ class Autologging:
             "of unknown length" if finder.length is None else f"{finder.length} batches each",
             "; of several drawn in turn, the first" if finder.several else "",
         )
+        if self._early_stopping == "stop":
+            logger.warning(
+                "early_stopping='stop' only warns here: autolog cannot end a loop that is not its own. Ask "
+                "tracker.should_stop of mlflow_dynamics.track(model, early_stopping='stop') in your loop, or pass a "
+                "framework's trainer the DynamicsCallback of mlflow_dynamics.integrations."
+            )
         writer = RunWriter(run.run_id)
         monitor = None if self._early_stopping == "off" else ConvergenceMonitor(mode=self._early_stopping)
         writer.log_params(recorded_parameters(self._recording, self._measures, monitor))

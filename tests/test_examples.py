@@ -47,3 +47,34 @@ def test_recompute_with_the_runs_own_settings_gives_its_own_numbers(run_id: str)
     }
     assert again.keys() == own.keys() - {"convergence_signal", "convergence_score"}
     assert again == pytest.approx({key: own[key] for key in again}, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments"),
+    [
+        ("plain_loop.py", []),
+        ("early_stopping.py", ["--epochs", "6"]),
+        ("lightning_module.py", []),
+        ("hugging_face_trainer.py", []),
+    ],
+)
+def test_an_example_records_its_dynamics(example: str, arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / example, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.info.status == "FINISHED"
+    assert {"dynamics/integration", "dynamics/stability"} <= run.data.metrics.keys()
+
+
+def test_the_plain_loop_is_recorded_without_its_line(tmp_path: Path) -> None:
+    script = (EXAMPLES / "plain_loop.py").read_text()
+    bare = script.replace("import mlflow_dynamics\n", "").replace("mlflow_dynamics.autolog()\n", "")
+    assert "mlflow_dynamics" not in bare.partition('"""')[2].partition('"""')[2]
+    (tmp_path / "train.py").write_text(bare)
+    command = [sys.executable, "-m", "mlflow_dynamics.cli", "run", str(tmp_path / "train.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert {"train/loss", "validation/accuracy", "dynamics/stability"} <= run.data.metrics.keys()

@@ -91,9 +91,11 @@ class FollowedTraining:
         if drawn is not None and not self.recorder.model.training and drawn.loader != self.finder.primary:
             self.losses.validate(drawn.loader, drawn.serial, call)
 
-    def step(self, optimizer: Optimizer) -> None:
-        """Take a step into the open epoch, with the losses behind it."""
+    def step(self, optimizer: Optimizer, *, closure: bool) -> None:
+        """Take a step into the open epoch, with the losses behind it; those of a closure are still to come."""
         self.steps += 1
+        if closure:
+            self.losses.known = False
         for call in self._calls:
             if call is None or call.owner is not self:
                 self.losses.known = False

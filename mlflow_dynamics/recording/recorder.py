@@ -143,10 +143,14 @@ class Recorder:
     ) -> None:
         self.remove()
 
-    def counts(self, optimizer: Optimizer) -> bool:
-        """Whether a step of this optimizer now would be a training step."""
+    def counts(self, optimizer: Optimizer, *, forward_to_come: bool = False) -> bool:
+        """Whether a step of this optimizer now would be a training step.
+
+        Args:
+            forward_to_come: the step itself will run the forward pass, in its closure.
+        """
         # `fresh`: of two optimizers that share one backward pass, only the first makes a step.
-        return self._forward.fresh and self._owns(optimizer)
+        return (self._forward.fresh or forward_to_come) and self._owns(optimizer)
 
     def attached_by(self, hook: object) -> bool:
         """Whether this hook on the model is ours."""

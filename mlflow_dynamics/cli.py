@@ -137,17 +137,28 @@ def watch(run_id: str, stop: bool, poll: float) -> None:
 
 
 @commands.command()
-@click.argument("run_id")
+@click.argument("run_ids", nargs=-1)
+@click.option("--experiment", help="compare all runs of this experiment")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="report.html")
-def report(run_id: str, output: Path) -> None:
-    """Draw a run's report anew, as one page that needs no network."""
-    from mlflow_dynamics.recompute import settings_of
-    from mlflow_dynamics.report.artifacts import render
-    from mlflow_dynamics.report.history import history_of
-    from mlflow_dynamics.tracking import names
+def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> None:
+    """Draw one run's report anew, or compare several runs, as one page that needs no network."""
+    if bool(run_ids) == bool(experiment):
+        raise click.UsageError("Give either RUN_IDS or --experiment NAME.")
+    if len(run_ids) == 1:
+        from mlflow_dynamics.recompute import settings_of
+        from mlflow_dynamics.report.artifacts import render
+        from mlflow_dynamics.report.history import history_of
+        from mlflow_dynamics.tracking import names
 
-    history = history_of(run_id, settings_of(run_id))
-    output.write_bytes(render(history, pictures=False)[names.REPORT])
+        history = history_of(run_ids[0], settings_of(run_ids[0]))
+        content = render(history, pictures=False)[names.REPORT]
+    else:
+        from mlflow_dynamics.report.comparison import comparison_page, gather
+
+        frame = gather(list(run_ids) or None, experiment=experiment)
+        title = "Runs compared" if experiment is None else f"The runs of {experiment}"
+        content = comparison_page(frame, title=title).encode()
+    output.write_bytes(content)
     click.echo(f"Written: {output}")
 
 

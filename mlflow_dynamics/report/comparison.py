@@ -1,0 +1,213 @@
+"""Many runs on one page: the paper's three questions with the runs at hand, and what they cannot answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mlflow_dynamics.errors import TrackingError
+from mlflow_dynamics.report.figures import Figure
+from mlflow_dynamics.report.page import page
+from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.query import find_runs, load_metrics, plateau_epoch
+
+SETTINGS: Final = ("dataset", "model", "optimizer", "schedule")
+"""Parameters of a run; runs that agree in all of them are taken for repetitions of one training (seeds)."""
+
+UNKNOWN: Final = "not logged"
+_LEVEL: Final = 0.95
+
+
+def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) -> pd.DataFrame:
+    """One row a run.
+
+    Args:
+        runs: run ids; None takes every run of `experiment`.
+        experiment: its name.
+
+    Returns:
+        Columns run_id, run_name, dataset, model, optimizer, schedule ("not logged" where a run does not say),
+        integration and metastability (means over the second half of the epochs at which they are defined),
+        warning_epoch, plateau_epoch and lead_time (plateau minus warning, in epochs); NaN where there is none.
+
+    Raises:
+        TrackingError: a run is unknown or deleted, the experiment is unknown, or no run holds dynamics.
+        ConfigError: both `runs` and `experiment` are given.
+    """
+    found = find_runs(runs, experiment=experiment)
+    keys = [names.INTEGRATION, names.METASTABILITY, names.CONVERGENCE_SIGNAL, names.VALIDATION_ACCURACY]
+    metrics = load_metrics([run.info.run_id for run in found], metrics=keys)
+    by_run = dict(tuple(metrics.groupby("run_id")))
+    rows = [
+        {
+            "run_id": run.info.run_id,
+            "run_name": run.info.run_name or run.info.run_id,
+            **{key: run.data.params.get(key, UNKNOWN) for key in SETTINGS},
+            **_numbers(by_run[run.info.run_id]),
+        }
+        for run in found
+        if run.info.run_id in by_run and by_run[run.info.run_id][names.INTEGRATION].notna().any()
+    ]
+    if not rows:
+        raise TrackingError(
+            f"None of the {len(found)} runs holds {names.INTEGRATION}; give runs that were recorded with "
+            "mlflow_dynamics for at least one measured epoch."
+        )
+    return pd.DataFrame.from_records(rows)
+
+
+def integration_by_task(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean integration of each task and architecture, with its 95 % Student interval over runs.
+
+    Returns:
+        Columns dataset, model, runs, integration, low, high; low and high are NaN for a single run.
+    """
+    rows = []
+    for (dataset, model), group in frame.groupby(["dataset", "model"]):
+        values = group["integration"].to_numpy(dtype=np.float64)
+        half = np.nan
+        if len(values) > 1:
+            half = stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * stats.sem(values)
+        mean = values.mean()
+        rows.append((dataset, model, len(values), mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["dataset", "model", "runs", "integration", "low", "high"])
+
+
+def limits(frame: pd.DataFrame) -> list[str]:
+    """What cannot be concluded from these runs, a sentence each; empty where none of the limits applies."""
+    said = []
+    repeated = frame.groupby(list(SETTINGS)).size()
+    if single := int((repeated == 1).sum()):
+        said.append(
+            f"{single} of {len(repeated)} combinations were trained once: whether they differ from others by "
+            "more than a different seed would make them differ cannot be said."
+        )
+    if frame["dataset"].nunique() == 1:
+        said.append("All runs have one data set: whether integration tells tasks apart cannot be said.")
+    for what, word in (("model", "architecture"), ("optimizer", "optimizer"), ("schedule", "schedule")):
+        if frame[what].nunique() == 1:
+            said.append(f"All runs have one {word}: its influence cannot be seen.")
+    lead = int(frame["lead_time"].notna().sum())
+    if lead < len(frame):
+        said.append(
+            f"{len(frame) - lead} of {len(frame)} runs have no lead time: the warning did not fire, or no "
+            "validation accuracy was logged."
+        )
+    return said
+
+
+def draw(frame: pd.DataFrame) -> list[Figure]:
+    """A figure for each of the three questions, of a frame as `gather` returns it."""
+    figures = [_by_task(frame)]
+    if frame["lead_time"].notna().any():
+        figures.append(_lead(frame))
+    return [*figures, _styles(frame)]
+
+
+def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
+    """The page as HTML, of a frame as `gather` returns it; it needs no network."""
+    table = integration_by_task(frame)
+    cells = [["data set", "model", "runs", "integration", "95 % over seeds"]]
+    for row in table.itertuples():
+        interval = "one run" if row.runs == 1 else f"{row.low:.3f} to {row.high:.3f}"
+        cells.append([row.dataset, row.model, str(row.runs), f"{row.integration:.3f}", interval])
+    runs = [["run", *SETTINGS, "integration", "metastability", "warning", "plateau", "lead"]]
+    for _, row in frame.iterrows():
+        numbers = [f"{row[key]:.3f}" for key in ("integration", "metastability")]
+        epochs = [_epoch(row[key]) for key in ("warning_epoch", "plateau_epoch", "lead_time")]
+        runs.append([row["run_name"], *(row[key] for key in SETTINGS), *numbers, *epochs])
+    lines = [f"{len(frame)} runs.", *(limits(frame) or ["Runs differ by seed within every combination."])]
+    return page(title, lines, draw(frame), {"Integration by task and architecture": cells, "The runs": runs})
+
+
+def _numbers(metrics: pd.DataFrame) -> dict[str, float]:
+    defined = metrics.dropna(subset=[names.INTEGRATION, names.METASTABILITY])
+    late = defined.iloc[len(defined) // 2 :]
+    fired = metrics.loc[metrics[names.CONVERGENCE_SIGNAL] > 0, "epoch"]
+    warning = float(fired.iloc[0]) if len(fired) else np.nan
+    accuracy = metrics.dropna(subset=[names.VALIDATION_ACCURACY])
+    position = plateau_epoch(accuracy[names.VALIDATION_ACCURACY])
+    plateau = np.nan if position is None else float(accuracy["epoch"].iloc[position])
+    return {
+        "integration": float(late[names.INTEGRATION].mean()),
+        "metastability": float(late[names.METASTABILITY].mean()),
+        "warning_epoch": warning,
+        "plateau_epoch": plateau,
+        "lead_time": plateau - warning,
+    }
+
+
+def _by_task(frame: pd.DataFrame) -> Figure:
+    axis = alt.X("integration:Q", scale=alt.Scale(zero=False))
+    y, color = alt.Y("model:N", title=None), alt.Color("dataset:N", title="data set")
+    shift = alt.YOffset("dataset:N")
+    tooltip = ["run_name:N", "dataset:N", "model:N", alt.Tooltip("integration:Q", format=".3f")]
+    points = (
+        alt.Chart(frame).mark_circle(size=50).encode(x=axis, y=y, yOffset=shift, color=color, tooltip=tooltip)
+    )
+    intervals = integration_by_task(frame).dropna(subset=["low"])
+    bars = (
+        alt.Chart(intervals)
+        .mark_rule(size=2, opacity=0.6)
+        .encode(x=alt.X("low:Q", title="integration"), x2="high:Q", y=y, yOffset=shift, color=color)
+    )
+    return _figure(
+        "integration",
+        "Does integration separate tasks?",
+        "A point a run, mean over the second half of its epochs; a bar is the 95 % interval of the mean over seeds.",
+        points if intervals.empty else alt.layer(bars, points),
+    )
+
+
+def _lead(frame: pd.DataFrame) -> Figure:
+    chart = (
+        alt.Chart(frame.dropna(subset=["lead_time"]))
+        .mark_circle(size=50)
+        .encode(
+            x=alt.X("lead_time:Q", title="epochs from the warning to the plateau"),
+            y=alt.Y("model:N", title=None),
+            color=alt.Color("dataset:N", title="data set"),
+            tooltip=["run_name:N", "warning_epoch:Q", "plateau_epoch:Q", "lead_time:Q"],
+        )
+    )
+    return _figure(
+        "lead",
+        "Does the warning come before the plateau?",
+        "Above 0 the warning fired before validation accuracy was flat; below 0 it came too late.",
+        chart,
+    )
+
+
+def _styles(frame: pd.DataFrame) -> Figure:
+    style = frame.assign(style=frame["optimizer"] + ", " + frame["schedule"])
+    chart = (
+        alt.Chart(style)
+        .mark_point(size=60, filled=True)
+        .encode(
+            x=alt.X("integration:Q", scale=alt.Scale(zero=False)),
+            y=alt.Y("metastability:Q", scale=alt.Scale(zero=False)),
+            color=alt.Color("style:N", title="optimizer, schedule"),
+            shape=alt.Shape("model:N"),
+            tooltip=["run_name:N", "style:N", "model:N", "integration:Q", "metastability:Q"],
+        )
+    )
+    return _figure(
+        "styles",
+        "Do integration and metastability tell training styles apart?",
+        "A point a run. Metastability depends on the number of layers: compare within one architecture.",
+        chart,
+    )
+
+
+def _figure(name: str, title: str, caption: str, chart: Any) -> Figure:
+    finished = chart.properties(width="container", height=240).configure_legend(orient="bottom", columns=2)
+    return Figure(name=name, title=title, caption=caption, charts=(finished,))
+
+
+def _epoch(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.0f}"

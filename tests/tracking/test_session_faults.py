@@ -1,0 +1,242 @@
+"""Whole trainings while their MLflow server fails: same losses, no step waits, every epoch once, two messages."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from faulty_training import (
+    LONGEST_WAIT_S,
+    assert_every_epoch_once,
+    loader,
+    network,
+    timed_waits,
+    train,
+)
+from mlflow import MlflowClient
+from tracking_records import wait_until
+from tracking_server import FaultyProxy, MlflowServer
+
+import mlflow_dynamics
+from mlflow_dynamics.session import Tracker
+from mlflow_dynamics.tracking import sender
+from mlflow_dynamics.tracking.store import connect
+from mlflow_dynamics.tracking.sync import sync
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def untracked() -> list[float]:
+    """The losses of the training without this project."""
+    return train(network(), loader(), epochs=EPOCHS)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("mlflow_dynamics") and record.levelno >= logging.WARNING
+    ]
+
+
+def train_tracked(before_epoch: Callable[[int, Tracker], None]) -> tuple[list[float], Tracker, float]:
+    """Losses, the closed tracker and the longest wait of a step in milliseconds."""
+    model = network()
+    with timed_waits() as waits, mlflow_dynamics.track(model) as tracker:
+        waits.step()
+        losses = train(
+            model,
+            loader(),
+            epochs=EPOCHS,
+            tracker=tracker,
+            waits=waits,
+            before_epoch=lambda epoch: before_epoch(epoch, tracker),
+        )
+        # What comes after the last step is the end of the training, which may wait.
+        longest = max(waits.per_step[1:])
+    print(f"longest wait of {len(losses)} steps and {EPOCHS} epochs' ends: {1000 * longest:.1f} ms")
+    return losses, tracker, longest
+
+
+def until_it_fails(tracker: Tracker) -> None:
+    wait_until(lambda: tracker._writer._sender.failing)
+
+
+def until_all_is_sent(tracker: Tracker) -> None:
+    wait_until(lambda: not tracker._writer._spool.entries() and not tracker._writer._sender.failing)
+
+
+def test_a_server_that_refuses_at_start_and_comes_up_later(
+    proxy: FaultyProxy, server: MlflowServer, untracked: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.refuse()
+    mlflow.set_tracking_uri(proxy.uri)
+
+    def come_up(epoch: int, tracker: Tracker) -> None:
+        if epoch == 3:
+            assert tracker.run_id is None
+            proxy.listen()
+
+    losses, tracker, longest = train_tracked(come_up)
+    assert losses == untracked
+    assert longest <= LONGEST_WAIT_S
+    assert tracker.run_id is not None
+    assert_every_epoch_once(server.uri, tracker.run_id, losses)
+    assert MlflowClient(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
+    first, second = warnings_of(caplog)
+    assert "takes no run (there is no connection)" in first
+    assert "takes records again" in second
+
+
+@pytest.mark.parametrize("fault", [500, 429, 503, "garbage"])
+def test_a_server_that_fails_in_the_middle_and_recovers(
+    fault: int | str,
+    proxy: FaultyProxy,
+    server: MlflowServer,
+    untracked: list[float],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mlflow.set_tracking_uri(proxy.uri)
+
+    def misbehave(epoch: int, tracker: Tracker) -> None:
+        if epoch == 1:
+            proxy.fault = fault
+        if epoch == 4:
+            until_it_fails(tracker)
+            proxy.fault = None
+
+    losses, tracker, longest = train_tracked(misbehave)
+    assert losses == untracked
+    assert longest <= LONGEST_WAIT_S
+    assert tracker.run_id is not None
+    assert_every_epoch_once(server.uri, tracker.run_id, losses)
+    first, second = warnings_of(caplog)
+    assert "Sending to MLflow" in first
+    assert "takes records again" in second
+
+
+def test_a_server_that_is_gone_for_good_and_sync(
+    proxy: FaultyProxy,
+    server: MlflowServer,
+    untracked: list[float],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlflow_dynamics.session.CLOSE_TIMEOUT_S", 1.0)
+    mlflow.set_tracking_uri(proxy.uri)
+    losses, tracker, longest = train_tracked(lambda epoch, _: proxy.refuse() if epoch == 2 else None)
+    assert losses == untracked
+    assert longest <= LONGEST_WAIT_S
+    assert mlflow.active_run() is None
+    first, last = warnings_of(caplog)
+    assert "Sending to MLflow" in first
+    assert f"Send them with: mlflow-dynamics sync {Path('.mlflow_dynamics').absolute()}" in last
+    run_id = tracker.run_id
+    assert run_id is not None
+    wait_until(lambda: not tracker._writer._sender.is_alive())
+    proxy.listen()
+    (synced,) = sync()
+    assert (synced.run_id, synced.left) == (run_id, 0)
+    assert_every_epoch_once(proxy.uri, run_id, losses)
+    assert MlflowClient(server.uri).get_run(run_id).info.status == "FINISHED"
+
+
+def test_autolog_under_a_server_that_refuses_at_start(
+    proxy: FaultyProxy, server: MlflowServer, untracked: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One step waits: that after the first epoch, at which the run is opened."""
+    proxy.refuse()
+    mlflow.set_tracking_uri(proxy.uri)
+    with timed_waits() as waits:
+        mlflow_dynamics.autolog()
+        waits.step()
+        losses = train(
+            network(),
+            loader(),
+            epochs=EPOCHS,
+            waits=waits,
+            before_epoch=lambda epoch: proxy.listen() if epoch == 4 else None,
+        )
+        # Before the first step: autolog() itself, and the optimizer's construction, at which its model is looked for.
+        steps = waits.per_step[2:]
+        *others, longest, opening = sorted(steps)
+        mlflow_dynamics.autolog(disable=True)
+    print(f"longest wait {1000 * longest:.1f} ms, besides {1000 * opening:.1f} ms to open the run")
+    assert len(others) > EPOCHS * 20 - 3
+    assert losses == untracked
+    (run,) = MlflowClient(server.uri).search_runs(
+        ["0"], "attributes.status = 'FINISHED'", order_by=["start_time DESC"], max_results=1
+    )
+    assert_every_epoch_once(server.uri, run.info.run_id, losses)
+    first, second = warnings_of(caplog)
+    assert "takes no run (there is no connection)" in first
+    assert "takes records again" in second
+    assert longest <= LONGEST_WAIT_S
+    assert steps.index(opening) == 20  # the first step of the second epoch
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_and_restarted(
+    tmp_path: Path, untracked: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = MlflowServer(tmp_path / "server").start()
+    try:
+        mlflow.set_tracking_uri(own.uri)
+
+        def kill(epoch: int, tracker: Tracker) -> None:
+            if epoch == 2:
+                until_all_is_sent(tracker)
+                own.kill()
+            if epoch == 4:
+                until_it_fails(tracker)
+                own.start()
+
+        losses, tracker, longest = train_tracked(kill)
+        assert losses == untracked
+        assert longest <= LONGEST_WAIT_S
+        assert tracker.run_id is not None
+        assert_every_epoch_once(own.uri, tracker.run_id, losses)
+    finally:
+        own.kill()
+    first, second = warnings_of(caplog)
+    assert "there is no connection" in first
+    assert "takes records again" in second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("read_timeout_s", [None, 5.0])
+def test_a_server_that_answers_after_thirty_seconds(
+    read_timeout_s: float | None,
+    proxy: FaultyProxy,
+    server: MlflowServer,
+    untracked: list[float],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within the sender's own 60 s an answer after 30 s is no failure; with 5 s it is one, said once."""
+    if read_timeout_s is not None:
+        monkeypatch.setattr(sender, "connect", lambda uri: connect(uri, read_timeout_s=read_timeout_s))
+    mlflow.set_tracking_uri(proxy.uri)
+    began = time.monotonic()
+
+    def slow_down(epoch: int, tracker: Tracker) -> None:
+        if epoch == 1:
+            proxy.fault = "late"
+        if epoch == 5:
+            assert time.monotonic() - began < 25, "the training waited for an answer"
+            if read_timeout_s is not None:
+                until_it_fails(tracker)
+            proxy.fault = None
+
+    monkeypatch.setattr("mlflow_dynamics.session.CLOSE_TIMEOUT_S", 120.0)
+    losses, tracker, longest = train_tracked(slow_down)
+    assert losses == untracked
+    assert longest <= LONGEST_WAIT_S
+    assert tracker.run_id is not None
+    assert_every_epoch_once(server.uri, tracker.run_id, losses)
+    assert len(warnings_of(caplog)) == (0 if read_timeout_s is None else 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,14 @@ def test_the_plain_loop_is_recorded_without_its_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert {"train/loss", "validation/accuracy", "dynamics/stability"} <= run.data.metrics.keys()
+
+
+def test_the_query_examples_make_their_own_runs_and_then_use_them(tmp_path: Path) -> None:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    for example, expected in (("query_runs.py", "adamw"), ("activations_sql.py", "Polars: the same")):
+        command = [sys.executable, EXAMPLES / example]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert expected in done.stdout
+    assert (tmp_path / "dynamics.png").read_bytes().startswith(b"\x89PNG")
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 2

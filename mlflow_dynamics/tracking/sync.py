@@ -52,7 +52,7 @@ def sync(spool_dir: Path | None = None) -> tuple[SyncedRun, ...]:
             tracking URIs are not kept there: set MLFLOW_TRACKING_URI where the store needs one.
     """
     folders = _run_folders(spool_root(spool_dir))
-    return tuple(_sync_run(folder) for folder in sorted(folders, key=lambda path: path.stat().st_mtime))
+    return tuple(_sync_run(folder) for folder in sorted(folders, key=_modified))
 
 
 def sync_in_background(root: Path, *, own: Path) -> threading.Thread | None:
@@ -96,6 +96,14 @@ def _sync_run(folder: Path) -> SyncedRun:
         )
     finally:
         spool.close()
+
+
+def _modified(folder: Path) -> float:
+    """When the folder was last written; 0 where another process has just sent and removed it."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _run_folders(root: Path) -> list[Path]:

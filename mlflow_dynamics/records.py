@@ -51,6 +51,8 @@ class EpochActivations:
 class Measures:
     """All measures of one window. Undefined ones are NaN, and `reason` says why.
 
+    Of a batch of windows each number is an array (...,), and each (layers,) one is (..., layers).
+
     Attributes:
         integration: mean over layers of the scaling exponent, about 0 to 2.
         synchrony: mean order parameter, 0 to 1.

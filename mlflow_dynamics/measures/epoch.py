@@ -1,9 +1,11 @@
-"""All measures of one window of signals at once: what is logged for an epoch."""
+"""All measures of one window of signals at once, or of a batch of windows: what is logged for an epoch."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mlflow_dynamics.config import MIN_STEPS, Estimator
 from mlflow_dynamics.errors import unknown_choice
@@ -15,76 +17,85 @@ from mlflow_dynamics.records import Measures
 
 
 def measure(signals: ArrayLike, *, estimator: Estimator = "dfa", min_steps: int = MIN_STEPS) -> Measures:
-    """All measures of one window.
+    """All measures of a window, or of each of many.
 
     Each layer is linearly detrended over the window; layers that are constant or not finite are left out and
     counted. What cannot be computed is NaN, and `reason` says why.
 
     Args:
-        signals: (layers, steps).
+        signals: (..., layers, steps).
         estimator: of the exponents, "dfa" or "hk".
         min_steps: shorter windows are undefined.
 
+    Returns:
+        numbers for one window (layers, steps); arrays (...,) and (..., layers) in their place for a batch, and one
+        reason for what is NaN in any of them.
+
     Raises:
-        ValueError: another number of axes, or values that are not real; the message names the shape.
+        ValueError: fewer than two axes, or values that are not real; the message names the shape.
 
     Example:
         >>> import numpy as np
         >>> found = measure(np.random.default_rng(0).normal(size=(20, 512)))
         >>> round(found.integration, 1), round(found.metastability_ratio), found.reason
         (0.5, 1, None)
+        >>> measure(np.random.default_rng(0).normal(size=(3, 20, 512))).synchrony.shape
+        (3,)
     """
     if estimator not in ESTIMATORS:
         raise unknown_choice("estimator", estimator, ESTIMATORS)
     values = as_signals(signals, layers=True)
-    if values.ndim != 2:
-        raise ValueError(f"signals must have shape (layers, steps), not {values.shape}.")
-    layers, steps = values.shape
+    layers, steps = values.shape[-2:]
     if layers == 0:
-        return undefined(0, "no layers are recorded.")
+        return undefined(values.shape[:-1], "no layers are recorded.")
     if steps < min_steps:
-        return undefined(layers, f"{steps} steps are recorded; the measures need at least {min_steps}.")
+        return undefined(
+            values.shape[:-1], f"{steps} steps are recorded; the measures need at least {min_steps}."
+        )
     detrended, deviation = standardise(values, order=1)
     usable = np.isfinite(deviation)
-    count = int(usable.sum())
-    if count == 0:
-        return undefined(
-            layers, f"all {layers} layers are constant or not finite in the window.", dropped=layers
-        )
+    count = usable.sum(axis=-1)
     exponents = ESTIMATORS[estimator](detrended)
     phases = phasors(detrended, usable)
     order = phases.order()
-    integration = float(mean_of_defined(exponents))
-    metastability = float(order.std())
+    integration = mean_of_defined(exponents)
+    metastability = order.std(axis=-1)
     reason = None
-    if count < 2:
+    if (count == 0).any():
+        reason = f"all {layers} layers are constant or not finite in the window."
+    elif (count < 2).any():
         reason = "only one layer varies in the window; synchrony and what follows from it need at least two."
-    elif not np.isfinite(integration):
+    elif np.isnan(integration).any():
         reason = f"no exponent could be estimated by {estimator!r} from {steps} steps."
     return Measures(
-        integration=integration,
-        synchrony=float(order.mean()),
-        metastability=metastability,
-        metastability_ratio=metastability / float(incoherent_metastability(count)),
-        stability=float(stability_index(integration, metastability)),
-        layers_dropped=layers - count,
+        integration=_number(integration),
+        synchrony=_number(order.mean(axis=-1)),
+        metastability=_number(metastability),
+        metastability_ratio=_number(metastability / incoherent_metastability(np.maximum(count, 1))),
+        stability=_number(stability_index(integration, metastability)),
+        layers_dropped=_number(layers - count),
         exponents=exponents,
         phase_coherence=phases.coherence(),
         reason=reason,
     )
 
 
-def undefined(layers: int, reason: str, *, dropped: int = 0) -> Measures:
-    """Measures that are all NaN, with the reason."""
-    nothing = np.full(layers, np.nan)
+def undefined(shape: tuple[int, ...], reason: str, *, dropped: int = 0) -> Measures:
+    """Measures of windows and layers of shape (..., layers) that are all NaN, with the reason."""
+    number = _number(np.full(shape[:-1], np.nan))
     return Measures(
-        integration=np.nan,
-        synchrony=np.nan,
-        metastability=np.nan,
-        metastability_ratio=np.nan,
-        stability=np.nan,
-        layers_dropped=dropped,
-        exponents=nothing,
-        phase_coherence=nothing.copy(),
+        integration=number,
+        synchrony=number,
+        metastability=number,
+        metastability_ratio=number,
+        stability=number,
+        layers_dropped=_number(np.full(shape[:-1], dropped)),
+        exponents=np.full(shape, np.nan),
+        phase_coherence=np.full(shape, np.nan),
         reason=reason,
     )
+
+
+def _number(values: NDArray[Any]) -> Any:
+    """Python's own number for one window, the array as it is for a batch."""
+    return values.item() if values.ndim == 0 else values

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from mlflow_dynamics.measures.signals import Array, as_signals, standardise, trend_basis
@@ -21,6 +22,12 @@ BOXES_PER_OCTAVE: Final = 4
 
 MIN_SIZES: Final = 3
 """A slope through fewer sizes has no residual: nothing would tell whether there is a slope."""
+
+FEW_STEPS: Final = 128
+"""Up to here one product with a matrix of all boxes is faster than going through the sizes."""
+
+CACHED: Final = 2**15
+"""So many numbers stay in a core's cache between two passes over them."""
 
 CANCELLATION: Final = 1e-5
 """Below this ratio of residual to energy, energy minus projections has lost too many digits (F to about 1e-10)."""
@@ -81,8 +88,7 @@ def fluctuations(
             f"shape {values.shape}."
         )
     centred, deviation = standardise(values, order=0)
-    profile = np.cumsum(centred, axis=-1, out=centred)
-    squares = _mean_squares(profile, sizes, order, overlap)
+    squares = _mean_squares(centred, sizes, order, overlap)
     box = np.asarray(sizes, dtype=np.int64)
     if corrected and order == 1:
         squares *= box**2 / (box**2 - 4.0)
@@ -130,38 +136,85 @@ def dfa(
     sizes, f = fluctuations(signals, box_sizes=box_sizes, order=order, overlap=overlap, corrected=corrected)
     if len(sizes) < MIN_SIZES:
         return np.full(f.shape[:-1], np.nan)[()]
-    weights = slope_weights(sizes, weighted)
+    weights = slope_weights(tuple(sizes.tolist()), weighted)
     positive = np.where(f > 0, f, np.nan)
     exponents: Array = (np.log(positive) @ weights)[()]
     return exponents
 
 
-def slope_weights(sizes: NDArray[np.int64], weighted: bool) -> Array:
+@lru_cache(maxsize=64)
+def slope_weights(sizes: tuple[int, ...], weighted: bool) -> Array:
     """(sizes,) what log F is multiplied with to give the least-squares slope on log n."""
     x = np.log(sizes)
-    weights = 1.0 / sizes if weighted else np.ones(len(sizes))
+    weights = 1.0 / np.asarray(sizes) if weighted else np.ones(len(sizes))
     weights = weights / weights.sum()
     centred = x - weights @ x
     slope: Array = weights * centred / (weights @ centred**2)
     return slope
 
 
-def _mean_squares(profile: Array, sizes: tuple[int, ...], order: int, overlap: bool) -> Array:
-    """(..., sizes) mean squared residual of profiles (..., steps) in boxes of each size."""
-    steps = profile.shape[-1]
-    flat = np.ascontiguousarray(profile.reshape(math.prod(profile.shape[:-1]), steps))
-    squares = np.empty((len(flat), len(sizes)))
-    if order != 1:
+def _mean_squares(centred: Array, sizes: tuple[int, ...], order: int, overlap: bool) -> Array:
+    """(..., sizes) mean squared residual of the profiles of centred signals (..., steps) in boxes of each size.
+
+    The signals are overwritten: another large array would cost as much as the sums, in pages the kernel zeroes.
+    """
+    steps = centred.shape[-1]
+    flat = centred.reshape(math.prod(centred.shape[:-1]), steps)
+    shape = (*centred.shape[:-1], len(sizes))
+    if order != 1 or not sizes:
+        profile = np.cumsum(flat, axis=1)
+        squares = np.empty((len(flat), len(sizes)))
         for i, size in enumerate(sizes):
-            squares[:, i] = _residual_square(flat, size, order, overlap)
-        return squares.reshape(*profile.shape[:-1], len(sizes))
-    energy = (flat * flat) @ _coverage(steps, sizes, overlap)
+            squares[:, i] = _residual_square(profile, size, order, overlap)
+        return squares.reshape(shape)
+    if steps <= FEW_STEPS:
+        operator, weights = _products(steps, sizes, overlap)
+        found = flat @ operator
+        profile = found[:, :steps]
+        parts = (found * found) @ weights
+        energy, taken = parts[:, : len(sizes)], parts[:, len(sizes) :]
+    else:
+        profile = np.cumsum(flat, axis=1, out=flat)
+        energy = _energy(profile, sizes, overlap)
+        taken = np.stack([_projection_square(profile, size, overlap) for size in sizes], axis=1)
+    squares = energy - taken
+    lost = squares < CANCELLATION * energy
+    if lost.any():
+        for i, size in enumerate(sizes):
+            squares[lost[:, i], i] = _residual_square(profile[lost[:, i]], size, order, overlap)
+    return squares.reshape(shape)
+
+
+@lru_cache(maxsize=16)
+def _products(steps: int, sizes: tuple[int, ...], overlap: bool) -> tuple[Array, Array]:
+    """Two matrices that stand for all boxes of short signals, where many small operations cost more than one large.
+
+    Centred signals (signals, steps) times the first are their profiles beside the profiles' coordinates on the
+    straight lines of every box of every size; the squares of these times the second are energies and what lines
+    take up, each (signals, sizes).
+    """
+    lines, taken = [], []
     for i, size in enumerate(sizes):
-        squares[:, i] = energy[:, i] - _projection_square(flat, size, overlap)
-        lost = squares[:, i] < CANCELLATION * energy[:, i]
-        if lost.any():
-            squares[lost, i] = _residual_square(flat[lost], size, order, overlap)
-    return squares.reshape(*profile.shape[:-1], len(sizes))
+        stride = size // 2 if overlap else size
+        starts = range(0, steps - size + 1, stride)
+        for start in starts:
+            line = np.zeros((2, steps))
+            line[:, start : start + size] = trend_basis(size, 1)
+            lines.append(line)
+        weight = np.zeros((2 * len(starts), len(sizes)))
+        weight[:, i] = 1 / (len(starts) * size)
+        taken.append(weight)
+    cumulative = np.triu(np.ones((steps, steps)))
+    operator = np.concatenate([cumulative, cumulative @ np.concatenate(lines).T], axis=1)
+    weights = scipy.linalg.block_diag(_coverage(steps, sizes, overlap), np.concatenate(taken))
+    return operator, weights
+
+
+def _energy(profile: Array, sizes: tuple[int, ...], overlap: bool) -> Array:
+    """(signals, sizes) mean square of the profiles in boxes, some signals at a time so that squares stay in cache."""
+    coverage = _coverage(profile.shape[1], sizes, overlap)
+    rows = max(1, CACHED // profile.shape[1])
+    return np.concatenate([profile[i : i + rows] ** 2 @ coverage for i in range(0, len(profile), rows)])
 
 
 @lru_cache(maxsize=16)
@@ -207,8 +260,8 @@ def _projection_square(profile: Array, size: int, overlap: bool) -> Array:
             extra = profile[:, 2 * half :: half][:, :boxes]
             first += half * extra - sums / 2
             sums += extra
-    taken = np.einsum("lb,lb->l", sums, sums) / size
-    taken += np.einsum("lb,lb->l", first, first) * (12.0 / (size * (size**2 - 1)))
+    taken = np.vecdot(sums, sums) / size
+    taken += np.vecdot(first, first) * (12.0 / (size * (size**2 - 1)))
     result: Array = taken / (boxes * size)
     return result
 

@@ -93,7 +93,7 @@ class SignalWindow:
                 layers, epochs = signals.shape
                 if epochs < MIN_EPOCHS:
                     return undefined(
-                        layers,
+                        (layers,),
                         f"{epochs} epochs are recorded; the epochs protocol needs at least {MIN_EPOCHS}.",
                     )
                 return measure(signals, estimator=estimator, min_steps=MIN_EPOCHS)
@@ -104,10 +104,10 @@ class SignalWindow:
         layers = 0 if self._recent is None else len(self._recent)
         steps, finite = profiles.shape
         if steps < MIN_STEPS:
-            return undefined(layers, f"{steps} steps are recorded; the measures need at least {MIN_STEPS}.")
+            return undefined((layers,), f"{steps} steps are recorded; the measures need at least {MIN_STEPS}.")
         if finite < MIN_DEPTH:
             return undefined(
-                layers,
+                (layers,),
                 f"{finite} layers are recorded and finite; the depth protocol needs at least {MIN_DEPTH}.",
                 dropped=layers - finite,
             )

@@ -18,6 +18,10 @@ CONSTANT: Final = 1e-12
 STEEP: Final = 1e-3
 """Below this ratio of signal to trend, rounding leaves enough of the trend to be taken out a second time."""
 
+SMALL: Final = 1e-100
+LARGE: Final = 1e100
+"""Between these, squares of a signal neither under- nor overflow."""
+
 
 def as_signals(signals: ArrayLike, *, layers: bool) -> Array:
     """The signals as float64 (..., steps), or (..., layers, steps) where `layers` asks for that axis too.
@@ -45,15 +49,18 @@ def trend_basis(steps: int, order: int) -> Array:
     return basis
 
 
-def _detrend(values: Array, order: int) -> Array:
-    """Take the polynomial trend out of signals (..., steps), in place; returns their standard deviation (...,)."""
+def _less_trend(values: Array, order: int) -> Array:
+    """Signals (..., steps) less their polynomial trend."""
     if order == 0:
-        values -= values.mean(axis=-1, keepdims=True)
-    else:
-        basis = trend_basis(values.shape[-1], order)
-        values -= (values @ basis.T) @ basis
-    deviation: Array = np.sqrt(np.einsum("...t,...t->...", values, values) / values.shape[-1])
-    return deviation
+        return values - values.sum(axis=-1, keepdims=True) / values.shape[-1]
+    basis = trend_basis(values.shape[-1], order)
+    return values - (values @ basis.T) @ basis
+
+
+def _root_mean_square(values: Array) -> Array:
+    """(...,) of signals (..., steps)."""
+    size: Array = np.sqrt(np.vecdot(values, values) / values.shape[-1])
+    return size
 
 
 def standardise(values: Array, *, order: int) -> tuple[Array, Array]:
@@ -71,16 +78,29 @@ def standardise(values: Array, *, order: int) -> tuple[Array, Array]:
     steps = values.shape[-1]
     if steps < order + 2 or values.size == 0:
         return np.zeros(values.shape), np.full(values.shape[:-1], np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = _root_mean_square(values)
+        detrended = _less_trend(values, order)
+        deviation = _root_mean_square(detrended)
+    if ((deviation > STEEP * size) & (deviation > SMALL) & (size < LARGE)).all():
+        detrended /= deviation[..., None]
+        return detrended, deviation
+    return _standardise_with_care(values, order)
+
+
+def _standardise_with_care(values: Array, order: int) -> tuple[Array, Array]:
+    """The same for signals among which some are constant, steep, not finite, or of extreme size."""
     size = np.maximum(values.max(axis=-1), -values.min(axis=-1))
     usable = np.isfinite(size) & (size > 0)
     # A power of two, so that scaling is exact: squares of 1e-200 or 1e200 would otherwise under- or overflow.
     # (Within what 2.0**-exponent can be: subnormal signals stay somewhat below 1.)
     exponent = np.clip(np.frexp(np.where(usable, size, 1.0))[1], -1022, 1022)
     finite = values if usable.all() else np.where(usable[..., None], values, 0.0)
-    detrended = finite * np.ldexp(1.0, -exponent)[..., None]
-    deviation = _detrend(detrended, order)
+    detrended = _less_trend(finite * np.ldexp(1.0, -exponent)[..., None], order)
+    deviation = _root_mean_square(detrended)
     if (deviation < STEEP).any():
-        deviation = _detrend(detrended, order)
+        detrended = _less_trend(detrended, order)
+        deviation = _root_mean_square(detrended)
     usable &= deviation > CONSTANT
     detrended *= (1 / np.where(usable, deviation, np.inf))[..., None]
     with np.errstate(over="ignore", under="ignore"):

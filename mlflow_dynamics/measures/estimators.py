@@ -59,6 +59,9 @@ def integration(signals: ArrayLike, *, estimator: Estimator = "dfa") -> Array:
     Raises:
         ValueError: fewer than two axes; values that are not real; an unknown estimator.
 
+    References:
+        arXiv 2604.09716; of the estimators see `dfa` and `hurst_kolmogorov`.
+
     Example:
         >>> import numpy as np
         >>> round(float(integration(np.random.default_rng(0).normal(size=(20, 512)))), 1)

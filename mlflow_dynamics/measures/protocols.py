@@ -104,7 +104,9 @@ class SignalWindow:
         layers = 0 if self._recent is None else len(self._recent)
         steps, finite = profiles.shape
         if steps < MIN_STEPS:
-            return undefined((layers,), f"{steps} steps are recorded; the measures need at least {MIN_STEPS}.")
+            return undefined(
+                (layers,), f"{steps} steps are recorded; the measures need at least {MIN_STEPS}."
+            )
         if finite < MIN_DEPTH:
             return undefined(
                 (layers,),

@@ -25,6 +25,9 @@ def stability_index(integration: ArrayLike, metastability: ArrayLike) -> Array:
     Raises:
         ValueError: the two cannot be broadcast to one shape.
 
+    References:
+        arXiv 2604.09716.
+
     Example:
         >>> round(float(stability_index(0.75, 0.25)), 6)
         0.25
@@ -46,6 +49,9 @@ def volatility(stability: ArrayLike, *, window: int = 5) -> float:
 
     Raises:
         ValueError: stability is not one series, or a window below 2.
+
+    References:
+        arXiv 2604.09716.
 
     Example:
         >>> volatility([0.9, 0.2, 0.4, 0.2, 0.4], window=4)

@@ -77,7 +77,7 @@ DESCRIPTION: Final = "**Dynamics.** "
 
 ARTIFACT_ROOT: Final = "dynamics"
 ACTIVATIONS: Final = "dynamics/activations"
-LAYER_MEASURES: Final = "dynamics/layer_measures"
+LAYER_MEASURES: Final = "dynamics/layer_measures.parquet"
 LAYERS: Final = "dynamics/layers.parquet"
 REPORT: Final = "dynamics/report.html"
 
@@ -99,7 +99,7 @@ def activations_path(epoch: int) -> str:
 
 
 def layer_measures_path(epoch: int) -> str:
-    """`dynamics/layer_measures/epoch=00000/part-0.parquet`.
+    """`dynamics/layer_measures.parquet/epoch=00000/part-0.parquet`.
 
     One file an epoch rather than one that is rewritten: nothing recorded earlier has to be at hand to write
     the next epoch, so a resumed run and a run without a server write the same files.

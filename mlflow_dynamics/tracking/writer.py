@@ -93,7 +93,7 @@ class RunWriter:
             epoch: from 0; the step of every metric.
             activations: become `dynamics/activations/epoch=.../part-0.parquet`.
             metrics: metric key -> value, logged as they are.
-            measures: those of each layer become `dynamics/layer_measures/epoch=.../part-0.parquet`; for the
+            measures: those of each layer become `dynamics/layer_measures.parquet/epoch=.../part-0.parquet`; for the
                 metrics see `names.measure_metrics`.
             timestamp_ms: milliseconds since 1970, when the epoch ended.
         """

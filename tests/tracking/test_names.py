@@ -32,7 +32,7 @@ def test_every_key_of_ours_is_one_that_mlflow_takes() -> None:
 
 def test_paths_of_an_epoch_go_there_and_back() -> None:
     assert names.activations_path(3) == "dynamics/activations/epoch=00003/part-0.parquet"
-    assert names.layer_measures_path(123_456) == "dynamics/layer_measures/epoch=123456/part-0.parquet"
+    assert names.layer_measures_path(123_456) == "dynamics/layer_measures.parquet/epoch=123456/part-0.parquet"
     for epoch in (0, 99_999, 123_456):
         assert names.epoch_of(names.activations_path(epoch)) == epoch
     for path in ("dynamics/activations/epoch=3", "dynamics/layers.parquet", "xepoch=00003/part-0.parquet"):

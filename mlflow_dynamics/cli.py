@@ -141,7 +141,12 @@ def watch(run_id: str, stop: bool, poll: float) -> None:
 @click.option("--experiment", help="compare all runs of this experiment")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="report.html")
 def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> None:
-    """Draw one run's report anew, or compare several runs, as one page that needs no network."""
+    """Draw one run's report anew, or compare several runs, as one page that needs no network.
+
+    RUN_IDS may also be one argument with commas between; "none", as MLproject passes it, is like leaving out.
+    """
+    run_ids = tuple(one for given in run_ids for one in given.split(",") if one not in ("", "none"))
+    experiment = None if experiment == "none" else experiment
     if bool(run_ids) == bool(experiment):
         raise click.UsageError("Give either RUN_IDS or --experiment NAME.")
     if len(run_ids) == 1:

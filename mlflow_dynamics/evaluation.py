@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule
 from mlflow_dynamics.convergence import baselines as rules
+from mlflow_dynamics.convergence.plateau import PLATEAU_TOLERANCE, plateau_epoch
 from mlflow_dynamics.convergence.schedule import SMOOTH, is_step
 from mlflow_dynamics.errors import DataError
 from mlflow_dynamics.tracking import names
@@ -135,7 +136,7 @@ def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
     for (*configuration, seed), run in frame.groupby([*CONFIGURATION, "seed"], sort=True):
         run = run.sort_values("epoch")
         classes = run["classes"].iloc[0] if "classes" in run else 0
-        tolerance = 0.01 if classes >= MANY_CLASSES else rules.PLATEAU_TOLERANCE
+        tolerance = 0.01 if classes >= MANY_CLASSES else PLATEAU_TOLERANCE
         monitor = ConvergenceMonitor(schedule=_schedule(str(configuration[-1]), run))
         verdicts = [
             monitor.update(int(epoch), stability, loss=loss)
@@ -151,7 +152,7 @@ def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
             training_loss=run[names.TRAIN_LOSS].to_numpy(dtype=np.float64),
             score=np.array([verdict.score for verdict in verdicts]),
             warned=monitor.converged_epoch,
-            plateau=rules.plateau_epoch(accuracy, tolerance=tolerance),
+            plateau=plateau_epoch(accuracy, tolerance=tolerance),
             tolerance=tolerance,
         )
         found.append((curves, str(seed)))

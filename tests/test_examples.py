@@ -69,6 +69,26 @@ def test_an_example_records_its_dynamics(example: str, arguments: list[str]) -> 
     assert {"dynamics/integration", "dynamics/stability"} <= run.data.metrics.keys()
 
 
+def test_two_optimizers_are_compared(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "compare_optimizers.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = {
+        line.split()[0]: [float(value) for value in line.split()[1:]]
+        for line in done.stdout.splitlines()[2:4]
+    }
+    assert rows.keys() == {"adamw", "sgd"}
+    assert all(value > 0 for values in rows.values() for value in values)
+    page = (tmp_path / "optimizers.html").read_text()
+    assert "4 runs." in page
+    assert "trained once" not in page
+
+
 def test_the_plain_loop_is_recorded_without_its_line(tmp_path: Path) -> None:
     script = (EXAMPLES / "plain_loop.py").read_text()
     bare = script.replace("import mlflow_dynamics\n", "").replace("mlflow_dynamics.autolog()\n", "")

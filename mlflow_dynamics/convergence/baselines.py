@@ -1,4 +1,4 @@
-"""The stopping rules the early warning is compared with, as functions of a run's curves, and what a plateau is.
+"""The stopping rules the early warning is compared with, as functions of a run's curves.
 
 Every rule takes one value an epoch and returns the epoch (from 0) after which it would have stopped, or None.
 """
@@ -14,10 +14,6 @@ from mlflow_dynamics.errors import ConfigError, unknown_choice
 
 STRIP: Final = 5
 """Epochs in one of Prechelt's training strips."""
-
-PLATEAU_WINDOW: Final = 5
-PLATEAU_TOLERANCE: Final = 0.005
-"""0.5 points of an accuracy in [0, 1]; the evaluation takes 0.01 for 100 classes."""
 
 
 def patience_stop(
@@ -145,28 +141,6 @@ def rolling_deviation_stop(
         if in_a_row >= held:
             return i + window - 1
     return None
-
-
-def plateau_epoch(
-    validation_accuracy: ArrayLike, *, tolerance: float = PLATEAU_TOLERANCE, window: int = PLATEAU_WINDOW
-) -> int | None:
-    """The first epoch whose centred median of validation accuracy is within `tolerance` of the run's best epoch.
-
-    At both ends the window is cut to the epochs there are. None where the best epoch stands out so far that the
-    median never comes near it.
-
-    Args:
-        validation_accuracy: (epochs,), in [0, 1], finite.
-        tolerance: of an accuracy in [0, 1]: 0.005 is half a point.
-        window: epochs, odd.
-    """
-    accuracy = np.asarray(validation_accuracy, dtype=np.float64)
-    if len(accuracy) == 0:
-        return None
-    half = window // 2
-    median = np.array([np.median(accuracy[max(0, e - half) : e + half + 1]) for e in range(len(accuracy))])
-    # Half a point is not a binary fraction: 0.8 is to count as within 0.005 of 0.805.
-    return _first(median >= accuracy.max() - tolerance - 1e-12)
 
 
 def _generalization_loss(validation_loss: ArrayLike) -> NDArray[np.float64]:

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.report.figures import Figure
 from mlflow_dynamics.report.page import page
 from mlflow_dynamics.tracking import names
-from mlflow_dynamics.tracking.query import find_runs, load_metrics, plateau_epoch
+from mlflow_dynamics.tracking.query import find_runs, load_metrics
 
 SETTINGS: Final = ("dataset", "model", "optimizer", "schedule")
 """Parameters of a run; runs that agree in all of them are taken for repetitions of one training (seeds)."""
@@ -62,20 +63,21 @@ def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) 
 
 
 def integration_by_task(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean integration of each task and architecture, with its 95 % Student interval over runs.
+    """Mean integration of each task, architecture, optimizer and schedule, with its 95 % Student interval over seeds.
 
     Returns:
-        Columns dataset, model, runs, integration, low, high; low and high are NaN for a single run.
+        Columns dataset, model, optimizer, schedule, runs, integration, low, high; low and high are NaN for a single
+        run.
     """
     rows = []
-    for (dataset, model), group in frame.groupby(["dataset", "model"]):
+    for settings, group in frame.groupby(list(SETTINGS)):
         values = group["integration"].to_numpy(dtype=np.float64)
         half = np.nan
         if len(values) > 1:
             half = stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * stats.sem(values)
         mean = values.mean()
-        rows.append((dataset, model, len(values), mean, mean - half, mean + half))
-    return pd.DataFrame(rows, columns=["dataset", "model", "runs", "integration", "low", "high"])
+        rows.append((*settings, len(values), mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=[*SETTINGS, "runs", "integration", "low", "high"])
 
 
 def limits(frame: pd.DataFrame) -> list[str]:
@@ -95,8 +97,8 @@ def limits(frame: pd.DataFrame) -> list[str]:
     lead = int(frame["lead_time"].notna().sum())
     if lead < len(frame):
         said.append(
-            f"{len(frame) - lead} of {len(frame)} runs have no lead time: the warning did not fire, or no "
-            "validation accuracy was logged."
+            f"{len(frame) - lead} of {len(frame)} runs have no lead time: the warning did not fire, or validation "
+            "accuracy was not flat or not logged."
         )
     return said
 
@@ -112,10 +114,11 @@ def draw(frame: pd.DataFrame) -> list[Figure]:
 def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
     """The page as HTML, of a frame as `gather` returns it; it needs no network."""
     table = integration_by_task(frame)
-    cells = [["data set", "model", "runs", "integration", "95 % over seeds"]]
+    cells = [["data set", "model", "optimizer", "schedule", "runs", "integration", "95 % over seeds"]]
     for row in table.itertuples():
         interval = "one run" if row.runs == 1 else f"{row.low:.3f} to {row.high:.3f}"
-        cells.append([row.dataset, row.model, str(row.runs), f"{row.integration:.3f}", interval])
+        settings = [row.dataset, row.model, row.optimizer, row.schedule]
+        cells.append([*settings, str(row.runs), f"{row.integration:.3f}", interval])
     runs = [["run", *SETTINGS, "integration", "metastability", "warning", "plateau", "lead"]]
     for _, row in frame.iterrows():
         numbers = [f"{row[key]:.3f}" for key in ("integration", "metastability")]
@@ -130,9 +133,8 @@ def _numbers(metrics: pd.DataFrame) -> dict[str, float]:
     late = defined.iloc[len(defined) // 2 :]
     fired = metrics.loc[metrics[names.CONVERGENCE_SIGNAL] > 0, "epoch"]
     warning = float(fired.iloc[0]) if len(fired) else np.nan
-    accuracy = metrics.dropna(subset=[names.VALIDATION_ACCURACY])
-    position = plateau_epoch(accuracy[names.VALIDATION_ACCURACY])
-    plateau = np.nan if position is None else float(accuracy["epoch"].iloc[position])
+    position = plateau_epoch(metrics[names.VALIDATION_ACCURACY])
+    plateau = np.nan if position is None else float(metrics["epoch"].iloc[position])
     return {
         "integration": float(late[names.INTEGRATION].mean()),
         "metastability": float(late[names.METASTABILITY].mean()),
@@ -145,14 +147,16 @@ def _numbers(metrics: pd.DataFrame) -> dict[str, float]:
 def _by_task(frame: pd.DataFrame) -> Figure:
     axis = alt.X("integration:Q", scale=alt.Scale(zero=False))
     y, color = alt.Y("model:N", title=None), alt.Color("dataset:N", title="data set")
-    shift = alt.YOffset("dataset:N")
-    tooltip = ["run_name:N", "dataset:N", "model:N", alt.Tooltip("integration:Q", format=".3f")]
+    shift = alt.YOffset("training:N")
+    tooltip = ["run_name:N", "training:N", "model:N", alt.Tooltip("integration:Q", format=".3f")]
     points = (
-        alt.Chart(frame).mark_circle(size=50).encode(x=axis, y=y, yOffset=shift, color=color, tooltip=tooltip)
+        alt.Chart(_named(frame)[["run_name", "training", "model", "dataset", "integration"]])
+        .mark_circle(size=50)
+        .encode(x=axis, y=y, yOffset=shift, color=color, tooltip=tooltip)
     )
     intervals = integration_by_task(frame).dropna(subset=["low"])
     bars = (
-        alt.Chart(intervals)
+        alt.Chart(_named(intervals))
         .mark_rule(size=2, opacity=0.6)
         .encode(x=alt.X("low:Q", title="integration"), x2="high:Q", y=y, yOffset=shift, color=color)
     )
@@ -164,9 +168,15 @@ def _by_task(frame: pd.DataFrame) -> Figure:
     )
 
 
+def _named(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with one name for what is repeated over seeds of one architecture."""
+    return frame.assign(training=frame["dataset"] + ", " + frame["optimizer"] + ", " + frame["schedule"])
+
+
 def _lead(frame: pd.DataFrame) -> Figure:
+    shown = ["run_name", "dataset", "model", "warning_epoch", "plateau_epoch", "lead_time"]
     chart = (
-        alt.Chart(frame.dropna(subset=["lead_time"]))
+        alt.Chart(frame.dropna(subset=["lead_time"])[shown])
         .mark_circle(size=50)
         .encode(
             x=alt.X("lead_time:Q", title="epochs from the warning to the plateau"),
@@ -186,7 +196,7 @@ def _lead(frame: pd.DataFrame) -> Figure:
 def _styles(frame: pd.DataFrame) -> Figure:
     style = frame.assign(style=frame["optimizer"] + ", " + frame["schedule"])
     chart = (
-        alt.Chart(style)
+        alt.Chart(style[["run_name", "style", "model", "integration", "metastability"]])
         .mark_point(size=60, filled=True)
         .encode(
             x=alt.X("integration:Q", scale=alt.Scale(zero=False)),

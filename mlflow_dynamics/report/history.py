@@ -15,12 +15,13 @@ from mlflow.entities import Run
 from numpy.typing import NDArray
 
 from mlflow_dynamics.config import MeasureConfig
+from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.measures import SignalWindow, order_parameter
 from mlflow_dynamics.records import Measures
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.activations import load_layers
 from mlflow_dynamics.tracking.parquet import read_layer_measures
-from mlflow_dynamics.tracking.query import find_runs, load_metrics, plateau_epoch
+from mlflow_dynamics.tracking.query import find_runs, load_metrics
 from mlflow_dynamics.tracking.replay import recorded_epochs
 from mlflow_dynamics.tracking.store import download
 
@@ -76,7 +77,7 @@ class RunHistory:
 
     @property
     def plateau(self) -> int | None:
-        """The epoch from which validation accuracy is flat, as far as it is known."""
+        """The epoch from which validation accuracy is flat, or None where it is not or is not logged."""
         frame = self.frame
         if names.VALIDATION_ACCURACY not in frame:
             return None

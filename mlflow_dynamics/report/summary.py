@@ -9,10 +9,14 @@ from mlflow_dynamics.tracking import names
 def summary(history: RunHistory) -> list[str]:
     """What happened, in three sentences: plateau, warning, final numbers."""
     plateau, warning = history.plateau, history.converged_epoch
+    if plateau is not None:
+        accuracy = f"flat (within half a point of its best) from epoch {plateau}"
+    elif names.VALIDATION_ACCURACY in history.frame:
+        accuracy = "not flat: it never stays within half a point of its best"
+    else:
+        accuracy = "not logged"
     lines = [
-        "Validation accuracy is not logged."
-        if plateau is None
-        else f"Validation accuracy is flat (within half a point of its best) from epoch {plateau}.",
+        f"Validation accuracy is {accuracy}.",
         "The early warning did not fire."
         if warning is None
         else f"The early warning fired at epoch {warning}.",

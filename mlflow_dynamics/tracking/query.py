@@ -15,14 +15,11 @@ from mlflow.entities import LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 
+from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.errors import ConfigError, TrackingError
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.history import metric_histories
 from mlflow_dynamics.tracking.store import redact
-
-PLATEAU_MEDIAN: Final = 5
-PLATEAU_TOLERANCE: Final = 0.005
-"""Accuracy counts as flat from the first epoch whose centred 5-epoch median is within half a point of the best."""
 
 _GROUPS: Final = ("dynamics/", "train/", "validation/")
 _RUN_COLUMNS: Final = ("run_id", "run_name", "experiment_id", "status", "start_time", "end_time")
@@ -109,7 +106,7 @@ def search_runs(
     Returns:
         Columns run_id, run_name, experiment_id, status, start_time, end_time (UTC), warning_epoch (the convergence
         signal's first), stopped_early, plateau_epoch (first epoch whose centred 5-epoch median of validation
-        accuracy is within 0.5 points of that median's best), lead_time (plateau_epoch - warning_epoch), and the last
+        accuracy is within 0.5 points of the best epoch's), lead_time (plateau_epoch - warning_epoch), and the last
         value of each dynamics metric and of validation accuracy. What a run lacks is missing, not 0.
 
     Raises:
@@ -129,22 +126,6 @@ def search_runs(
     for key in (*names.DYNAMICS_METRICS, names.VALIDATION_ACCURACY):
         frame[key] = pd.Series([run.data.metrics.get(key, np.nan) for run in found], dtype="float64")
     return frame
-
-
-def plateau_epoch(
-    accuracy: Sequence[float] | np.ndarray, *, tolerance: float = PLATEAU_TOLERANCE
-) -> int | None:
-    """The first epoch from which accuracy is flat, or None where there are no finite values.
-
-    Args:
-        accuracy: (epochs,) in [0, 1].
-        tolerance: how far from its best the centred 5-epoch median counts as flat.
-    """
-    series = pd.Series(np.asarray(accuracy, dtype=np.float64))
-    median = series.rolling(PLATEAU_MEDIAN, center=True, min_periods=1).median().to_numpy()
-    if not np.isfinite(median).any():
-        return None
-    return int(np.flatnonzero(median >= np.nanmax(median) - tolerance)[0])
 
 
 def find_runs(

@@ -10,7 +10,6 @@ import pytest
 from mlflow_dynamics.convergence.baselines import (
     generalization_loss_stop,
     patience_stop,
-    plateau_epoch,
     progress_quotient_stop,
     rolling_deviation_stop,
     successive_increase_stop,
@@ -105,20 +104,3 @@ def test_rolling_deviation():
     assert rolling_deviation_stop(values) == expected == 26
     assert rolling_deviation_stop(values[:20]) is None
     assert rolling_deviation_stop([1.0, 2.0]) is None
-
-
-def test_plateau():
-    accuracy = np.array([0.1, 0.4, 0.6, 0.7, 0.796, 0.8, 0.797, 0.799, 0.8, 0.798])
-    # The median of epochs 3 to 7 is 0.797, of 2 to 6 0.796, of 1 to 5 0.7.
-    assert plateau_epoch(accuracy) == 4
-    assert plateau_epoch(accuracy, tolerance=0.0035) == 5
-    assert plateau_epoch([0.5] * 3) == 0
-    assert plateau_epoch([]) is None
-
-
-def test_a_single_lucky_epoch_is_no_plateau():
-    assert plateau_epoch([0.5, 0.5, 0.5, 0.9, 0.5, 0.5, 0.5]) is None
-
-
-def test_plateau_within_half_a_point_includes_half_a_point():
-    assert plateau_epoch([0.2, 0.2, 0.2, 0.8, 0.8, 0.8, 0.8, 0.8, 0.805]) == 3

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow.entities import Metric
 from scipy import stats
 
 from mlflow_dynamics.cli import main
 from mlflow_dynamics.errors import TrackingError
-from mlflow_dynamics.report.comparison import gather, integration_by_task, limits
+from mlflow_dynamics.report.comparison import comparison_page, gather, integration_by_task, limits
 from mlflow_dynamics.tracking import names
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -42,6 +43,8 @@ def make_run(integration: float, *, warning: int | None = 4, **params: str) -> s
 
 def test_numbers_of_known_answer() -> None:
     runs = [make_run(value) for value in (1.2, 1.3, 1.25)] + [make_run(1.0, dataset="hard", warning=None)]
+    other = make_run(2.0, optimizer="adam")
+    assert len(integration_by_task(gather([*runs, other]))) == 3
     frame = gather(runs)
     assert list(frame["integration"]) == pytest.approx([1.2, 1.3, 1.25, 1.0])
     assert list(frame["lead_time"][:3]) == [2, 2, 2]
@@ -78,3 +81,35 @@ def test_runs_without_dynamics_are_refused_in_one_sentence() -> None:
         mlflow.log_metric("loss", 1.0)
     with pytest.raises(TrackingError, match="None of the 1 runs holds dynamics/integration"):
         gather([run.info.run_id])
+
+
+def test_the_project_compares_by_ids_with_commas_between(tmp_path: Path) -> None:
+    ids = ",".join(make_run(value) for value in (1.2, 1.3))
+    output = tmp_path / "compared.html"
+    main(["report", ids, "--experiment", "none", "--output", str(output)])
+    assert "2 runs." in output.read_text()
+    with pytest.raises(SystemExit):
+        main(["report", "none", "--experiment", "none"])
+
+
+def test_three_hundred_runs_fit_on_a_page() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        [
+            {
+                "run_id": "0" * 32,
+                "run_name": f"resnet18 on cifar100, seed {number}",
+                "dataset": f"data{number % 2}",
+                "model": f"model{number % 5}",
+                "optimizer": ("sgd", "adamw")[number % 3 == 0],
+                "schedule": "cosine",
+                "integration": rng.uniform(0.5, 1.5),
+                "metastability": rng.uniform(0, 0.3),
+                "warning_epoch": 20.0,
+                "plateau_epoch": 30.0,
+                "lead_time": 10.0,
+            }
+            for number in range(300)
+        ]
+    )
+    assert len(comparison_page(frame, title="many")) < 1_500_000

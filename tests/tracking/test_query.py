@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow import MlflowClient
 from tracking_records import activations, layers, write_epoch
 from tracking_server import FaultyProxy
@@ -28,7 +26,6 @@ from mlflow_dynamics.tracking import (
     scan_activations,
     search_runs,
 )
-from mlflow_dynamics.tracking.query import plateau_epoch
 
 
 def record(experiment_id: str, name: str, epochs: int) -> str:
@@ -234,20 +231,3 @@ def test_a_server_that_is_gone_is_one_clear_sentence(monkeypatch: pytest.MonkeyP
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     with pytest.raises(TrackingError, match="The runs cannot be read"):
         load_metrics(["0" * 32])
-
-
-@given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=40))
-def test_the_plateau_is_where_the_median_stays_near_its_best(accuracy: list[float]) -> None:
-    epoch = plateau_epoch(accuracy)
-    if all(math.isnan(value) for value in accuracy):
-        assert epoch is None
-    else:
-        assert epoch is not None
-        assert 0 <= epoch < len(accuracy)
-
-
-def test_the_plateau_of_known_curves() -> None:
-    assert plateau_epoch([0.5] * 10) == 0
-    assert plateau_epoch([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.7, 0.7, 0.7, 0.7]) == 6
-    spike = [0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5]
-    assert plateau_epoch(spike) == 4

@@ -1,0 +1,39 @@
+"""Where validation accuracy is flat: what a convergence warning is to come before."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+PLATEAU_WINDOW: Final = 5
+PLATEAU_TOLERANCE: Final = 0.005
+"""0.5 points of an accuracy in [0, 1]; the evaluation takes 0.01 for 100 classes."""
+
+
+def plateau_epoch(
+    validation_accuracy: ArrayLike, *, tolerance: float = PLATEAU_TOLERANCE, window: int = PLATEAU_WINDOW
+) -> int | None:
+    """The first epoch whose centred median of validation accuracy is within `tolerance` of the run's best epoch.
+
+    At both ends the window is cut to the epochs there are; epochs without a value (NaN) are left out. None where
+    there are none, and where the best epoch stands out so far that the median never comes near it.
+
+    Args:
+        validation_accuracy: (epochs,), in [0, 1].
+        tolerance: of an accuracy in [0, 1]: 0.005 is half a point.
+        window: epochs, odd.
+
+    Example:
+        >>> plateau_epoch([0.1, 0.5, 0.6, 0.7, 0.7, 0.7, 0.7])
+        3
+    """
+    values = np.asarray(validation_accuracy, dtype=np.float64)
+    defined = np.flatnonzero(np.isfinite(values))
+    accuracy = values[defined]
+    half = window // 2
+    median = np.array([np.median(accuracy[max(0, e - half) : e + half + 1]) for e in range(len(accuracy))])
+    # Half a point is not a binary fraction: 0.8 is to count as within 0.005 of 0.805.
+    flat = defined[median >= accuracy.max(initial=0.0) - tolerance - 1e-12]
+    return int(flat[0]) if len(flat) else None

@@ -24,7 +24,7 @@ from mlflow_dynamics.recording.discovery import is_recorded, models_of, optimize
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch
-from mlflow_dynamics.session import Tracker, recorded_parameters
+from mlflow_dynamics.session import Tracker, closing
 from mlflow_dynamics.tracking import OpenedRun, RunWriter, names, open_run
 
 logger = logging.getLogger(__name__)
@@ -305,13 +305,12 @@ class Autologging:
             )
         writer = RunWriter(run.run_id)
         monitor = None if self._early_stopping == "off" else ConvergenceMonitor(mode=self._early_stopping)
-        writer.log_params(recorded_parameters(self._recording, self._measures, monitor))
         return Tracker(
             training.recorder,
             writer,
             measures=self._measures,
             monitor=monitor,
-            owns_run=run.owned,
+            close=closing(writer, owned=run.owned),
             log_every_n_epoch=self._log_every_n_epoch,
         )
 

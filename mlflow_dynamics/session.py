@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -99,25 +100,30 @@ def track(
         ConfigError: an argument is not usable.
         RecordingError: the model has no layer that could be recorded.
     """
-    recording = recording or RecordingConfig()
     measures = measures or MeasureConfig()
     monitor = None if early_stopping == "off" else ConvergenceMonitor(mode=early_stopping, schedule=schedule)
-    recorder = Recorder(model, recording, optimizer=optimizer)
+    recorder = Recorder(model, recording or RecordingConfig(), optimizer=optimizer)
     try:
         run = open_run() if run_id is None else OpenedRun(run_id, owned=False)
         writer = RunWriter(run.run_id, tracking_uri=tracking_uri)
     except DynamicsError:
         recorder.remove()
         raise
-    writer.log_params(recorded_parameters(recording, measures, monitor))
     return Tracker(
         recorder,
         writer,
         measures=measures,
         monitor=monitor,
-        owns_run=run.owned,
+        close=closing(writer, owned=run.owned),
         log_every_n_epoch=log_every_n_epoch,
     )
+
+
+def closing(writer: RunWriter, *, owned: bool) -> Callable[[str], object]:
+    """What ends a recording with a status: ends the run if it is ours, and closes the writer."""
+    if owned:
+        return partial(end_run, writer, timeout_s=CLOSE_TIMEOUT_S)
+    return lambda _status: writer.close(CLOSE_TIMEOUT_S)
 
 
 def recorded_parameters(
@@ -134,6 +140,14 @@ def recorded_parameters(
 class Tracker:
     """Follows one training. Made by `track`; ended by `close()` or by leaving its `with` block.
 
+    Args:
+        recorder: of the model.
+        writer: of the run.
+        measures: how activations are measured.
+        monitor: the early warning; None is none.
+        close: called with the status when all is written; None leaves the writer to whoever made it.
+        log_every_n_epoch: write every n-th epoch's metrics.
+
     No method raises because of a failure of ours: it is logged once, recording stops, training goes on.
     """
 
@@ -144,14 +158,14 @@ class Tracker:
         *,
         measures: MeasureConfig,
         monitor: ConvergenceMonitor | None,
-        owns_run: bool,
+        close: Callable[[str], object] | None,
         log_every_n_epoch: int = 1,
     ) -> None:
         self._recorder = recorder
         self._writer = writer
         self._config = measures
         self._monitor = monitor
-        self._owns_run = owns_run
+        self._end = close
         self._log_every_n_epoch = log_every_n_epoch
         self._window = SignalWindow(measures)
         self._stability: list[float] = []
@@ -159,6 +173,7 @@ class Tracker:
         self._reason_told = False
         self._converged_told = False
         definitions = recorded_parameters(recorder.config, measures, monitor)
+        writer.log_params(definitions)
         self._history = RunHistory(
             title=writer.title,
             definitions={key.removeprefix("dynamics/"): str(value) for key, value in definitions.items()},
@@ -350,10 +365,8 @@ class Tracker:
 
     def _close(self, status: str) -> None:
         Boundary(self._recorder.remove).run(self._conclude)
-        if self._owns_run:
-            end_run(self._writer, status, CLOSE_TIMEOUT_S)
-        else:
-            self._writer.close(CLOSE_TIMEOUT_S)
+        if self._end is not None:
+            self._end(status)
 
     def _conclude(self) -> None:
         """The complete report, and what happened as the run's description."""

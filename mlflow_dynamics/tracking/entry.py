@@ -12,11 +12,16 @@ from mlflow_dynamics.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one record sends besides files. A metric is (key, value, timestamp in ms, step)."""
+    """What one record sends besides files.
+
+    A metric is (key, value, timestamp in ms, step); a dataset is its `context` ("training", ...) beside the fields of
+    MLflow's Dataset.
+    """
 
     metrics: tuple[tuple[str, float, int, int], ...] = ()
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    datasets: tuple[Mapping[str, str], ...] = ()
     status: str | None = None
     end_time: int | None = None
 

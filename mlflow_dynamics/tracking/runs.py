@@ -11,13 +11,20 @@ from typing import Final, NamedTuple
 
 import mlflow
 import requests
-from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID
+from mlflow import ActiveRun
+from mlflow.environment_variables import (
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING,
+    MLFLOW_EXPERIMENT_ID,
+    MLFLOW_EXPERIMENT_NAME,
+    MLFLOW_RUN_ID,
+)
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 from mlflow.tracking.context.registry import resolve_tags
 
 from mlflow_dynamics.errors import TrackingError
-from mlflow_dynamics.tracking.names import ENV_SPOOL, LOCAL_PREFIX
+from mlflow_dynamics.tracking.names import ENV_SPOOL, LOCAL_PREFIX, TAG_LOCAL_ID
 from mlflow_dynamics.tracking.sender import create_run, reason_of
 from mlflow_dynamics.tracking.spool import RunRecord, save_run, spool_root
 from mlflow_dynamics.tracking.store import absolute, connect, redact
@@ -46,9 +53,7 @@ def open_run(
     """The run to record into, for the calling thread.
 
     The active MLflow run where there is one; else the one that `mlflow run` prepared (MLFLOW_RUN_ID); else a
-    new one in `experiment_name` (default: MLflow's active experiment), which becomes the active run: the
-    user's own `mlflow.log_metric` lands in it. Where the server does not answer within seconds the run gets a
-    local name, is recorded in the spool and is created, with its right start time, when the server answers.
+    new one in `experiment_name` (default: MLflow's active experiment), as `start_run` makes it.
 
     Raises:
         TrackingError: the experiment is deleted, or neither the server nor the spool's disk can take a run.
@@ -59,10 +64,43 @@ def open_run(
     prepared = MLFLOW_RUN_ID.get()
     if prepared:
         return OpenedRun(prepared, owned=False)
+    run_id = start_run(experiment_name=experiment_name, run_name=run_name, tags=tags, spool_dir=spool_dir)
+    return OpenedRun(run_id, owned=True)
+
+
+def start_run(
+    *,
+    experiment_name: str | None = None,
+    run_name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    spool_dir: Path | None = None,
+    prepared: str | None = None,
+    system_metrics: bool | None = None,
+) -> str:
+    """Make a run the calling thread's active one, as `mlflow.start_run` does, without its minutes of retries.
+
+    The user's own `mlflow.log_metric` lands in it. Where the server does not answer within seconds there is no
+    active run: a new one gets a local name, is recorded in the spool and is created, with its right start time,
+    when the server answers.
+
+    Args:
+        experiment_name: default: MLflow's active experiment.
+        run_name: default: MLflow makes one up.
+        tags: beside those that MLflow sets by itself.
+        spool_dir: default: as for `RunWriter`.
+        prepared: take up this run instead of creating one.
+        system_metrics: let MLflow record the machine's; default: as MLflow is set.
+
+    Returns:
+        The run's id, or its local name.
+
+    Raises:
+        TrackingError: the experiment is deleted, or neither the server nor the spool's disk can take a run.
+    """
     tracking_uri = mlflow.get_tracking_uri()
     record = RunRecord(
         tracking_uri=redact(absolute(tracking_uri)),
-        run_id=None,
+        run_id=prepared,
         local_id=uuid.uuid4().hex,
         experiment_id=None if experiment_name else fluent._active_experiment_id or MLFLOW_EXPERIMENT_ID.get(),
         experiment_name=experiment_name or MLFLOW_EXPERIMENT_NAME.get(),
@@ -71,11 +109,17 @@ def open_run(
         tags=resolve_tags(dict(tags or {})),
     )
     try:
-        run_id = create_run(connect(tracking_uri, read_timeout_s=OPEN_TIMEOUT_S), record)
-        mlflow.start_run(run_id=run_id)
+        store = connect(tracking_uri, read_timeout_s=OPEN_TIMEOUT_S)
+        run = create_run(store, record) if prepared is None else store.get_run(prepared)
     except (MlflowException, requests.RequestException, OSError) as error:
-        return OpenedRun(_open_offline(record, spool_dir, error), owned=True)
-    return OpenedRun(run_id, owned=True)
+        return _open_offline(record, spool_dir, error)
+    run_id = str(run.info.run_id)
+    fluent._active_run_stack.get().append(ActiveRun(run))
+    if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get() if system_metrics is None else system_metrics:
+        monitor = SystemMetricsMonitor(run_id)
+        fluent.run_id_to_system_metrics_monitor[run_id] = monitor
+        monitor.start()
+    return run_id
 
 
 def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0) -> int:
@@ -92,13 +136,16 @@ def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0
         if unsent == 0:
             mlflow.end_run(status)
         else:
-            # MLflow's own end_run would wait minutes for the server that just failed.
+            # MLflow's own end_run, and its monitor's end, would wait minutes for the server that just failed.
             fluent._active_run_stack.get().pop()
+            monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
+            if monitor is not None:
+                monitor._shutdown_event.set()
     return unsent
 
 
 def _open_offline(record: RunRecord, spool_dir: Path | None, error: Exception) -> str:
-    name = f"{LOCAL_PREFIX}{record.local_id}"
+    name = record.run_id or f"{LOCAL_PREFIX}{record.local_id}"
     folder = spool_root(spool_dir) / name
     try:
         save_run(folder, record)
@@ -114,3 +161,22 @@ def _open_offline(record: RunRecord, spool_dir: Path | None, error: Exception) -
         folder,
     )
     return name
+
+
+def created_run(name: str) -> str:
+    """The id of the MLflow run that a local name has become; an id is returned as it is.
+
+    Raises:
+        TrackingError: the run is not created yet.
+    """
+    if not name.startswith(LOCAL_PREFIX):
+        return name
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`{TAG_LOCAL_ID}` = '{name.removeprefix(LOCAL_PREFIX)}'",
+        output_format="list",
+        max_results=1,
+    )
+    if not found:
+        raise TrackingError(f"Run {name!r} is not in MLflow yet; send it with: mlflow-dynamics sync")
+    return str(found[0].info.run_id)

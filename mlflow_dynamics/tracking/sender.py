@@ -10,11 +10,23 @@ from collections.abc import Mapping
 from typing import Final
 
 import requests
-from mlflow.entities import ExperimentTag, LifecycleStage, Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    ExperimentTag,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunStatus,
+    RunTag,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.store.tracking.abstract_store import AbstractStore
-from mlflow.utils.mlflow_tags import MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_USER
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from mlflow_dynamics.errors import DataError, TrackingError
@@ -79,7 +91,7 @@ class Delivery:
         if self._store is None:
             self._store = connect(self._tracking_uri)
         if self._spool.run.run_id is None:
-            self._spool.set_run_id(create_run(self._store, self._spool.run))
+            self._spool.set_run_id(str(create_run(self._store, self._spool.run).info.run_id))
         run_id = self._spool.run.run_id
         assert run_id is not None
         if self._artifact_uri is None:
@@ -104,6 +116,8 @@ class Delivery:
             for start in range(0, max(len(params), len(tags)), MAX_PARAMS_TAGS_PER_BATCH):
                 part = slice(start, start + MAX_PARAMS_TAGS_PER_BATCH)
                 self._store.log_batch(run_id, [], params[part], tags[part])
+            if batch.datasets:
+                self._store.log_inputs(run_id, [_dataset_input(**values) for values in batch.datasets])
             if batch.status is not None:
                 self._store.update_run_info(run_id, RunStatus.from_string(batch.status), batch.end_time, None)
         except DataError as error:
@@ -237,6 +251,10 @@ class Sender(threading.Thread):
         self.failing = error
 
 
+def _dataset_input(context: str, **dataset: str) -> DatasetInput:
+    return DatasetInput(Dataset(**dataset), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
+
+
 def reason_of(error: BaseException) -> str:
     """The reason of a failure in one line of at most 200 characters, without credentials."""
     cause = error.__context__ if isinstance(error.__context__, requests.RequestException) else error
@@ -248,8 +266,8 @@ def reason_of(error: BaseException) -> str:
     return line if len(line) <= 200 else f"{line[:197]}..."
 
 
-def create_run(store: AbstractStore, record: RunRecord) -> str:
-    """Create the run of a record, once: one that an earlier try created is found by its tag; returns its id.
+def create_run(store: AbstractStore, record: RunRecord) -> Run:
+    """Create the run of a record, once: one that an earlier try created is found by its tag.
 
     Raises:
         TrackingError: its experiment is deleted.
@@ -259,16 +277,15 @@ def create_run(store: AbstractStore, record: RunRecord) -> str:
         [experiment_id], f"tags.`{names.TAG_LOCAL_ID}` = '{record.local_id}'", ViewType.ALL, max_results=1
     )
     if found:
-        return str(found[0].info.run_id)
+        return found[0]
     tags = {**record.tags, names.TAG_LOCAL_ID: str(record.local_id)}
-    run = store.create_run(
+    return store.create_run(
         experiment_id=experiment_id,
         user_id=tags.get(MLFLOW_USER, "unknown"),
         start_time=record.start_time,
         tags=[RunTag(key, value) for key, value in tags.items()],
         run_name=record.run_name,
     )
-    return str(run.info.run_id)
 
 
 def _experiment_id(store: AbstractStore, name: str) -> str:

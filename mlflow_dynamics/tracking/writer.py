@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import mlflow
+from mlflow.data.dataset import Dataset
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from mlflow_dynamics.errors import ConfigError, unknown_choice
@@ -34,7 +35,7 @@ class RunWriter:
     as the largest double): a loss that became NaN is worth seeing.
 
     Args:
-        run_id: an MLflow run, or the local name that `open_run` gives a run whose server did not answer.
+        run_id: an MLflow run, or the local name that `start_run` gives a run whose server did not answer.
         tracking_uri: where that run lives; default: MLflow's own.
         spool_dir: the folder of all runs' folders; default: MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics`.
 
@@ -63,11 +64,11 @@ class RunWriter:
 
     @property
     def title(self) -> str:
-        """The run's name where it is the active one, else its id or local name."""
+        """The run's name where it is known here, else its id."""
         active = mlflow.active_run()
         if active is not None and active.info.run_id == self.run_id:
             return str(active.info.run_name)
-        return self._spool.folder.name
+        return self._spool.run.run_name or self._spool.folder.name
 
     @property
     def stop_requested(self) -> bool:
@@ -119,6 +120,11 @@ class RunWriter:
         names.check_keys("tag", tags)
         self._put(Batch(tags={key: str(value)[:MAX_TAG_VAL_LENGTH] for key, value in tags.items()}))
 
+    def log_dataset(self, dataset: Dataset, *, context: str) -> None:
+        """Record a data set as an input of the run; `context` says what for, such as "training"."""
+        fields = dict(dataset._to_mlflow_entity())
+        self._put(Batch(datasets=({"context": context, **fields},)))
+
     def log_artifact(self, local_path: Path, artifact_dir: str = names.ARTIFACT_ROOT) -> None:
         """Record a file's present content under `artifact_dir`; it replaces an older one that still waits.
 
@@ -143,6 +149,15 @@ class RunWriter:
         if status not in _END_STATUSES:
             raise unknown_choice("status", status, _END_STATUSES)
         self._put(Batch(status=status, end_time=end_time_ms or int(time.time() * 1000)))
+
+    def all_sent(self, timeout_s: float) -> bool:
+        """Whether MLflow has everything recorded so far; waits for it, but not while sending fails."""
+        deadline = time.monotonic() + timeout_s
+        while self._spool.entries():
+            if self._sender.failing is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return self.run_id is not None
 
     def close(self, timeout_s: float = 30.0) -> int:
         """Send what is left for at most `timeout_s` seconds; returns how many records could not be sent.

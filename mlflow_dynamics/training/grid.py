@@ -11,7 +11,8 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from mlflow_dynamics.errors import ConfigError, DynamicsError
+from mlflow_dynamics.errors import ConfigError, DynamicsError, TrackingError
+from mlflow_dynamics.tracking.store import redact
 from mlflow_dynamics.training.config import GridConfig, TrainingConfig
 from mlflow_dynamics.training.models import PAPER_GRID, Combination
 from mlflow_dynamics.training.run import has_checkpoint, managed_run, train_in_run
@@ -72,21 +73,28 @@ def train_grid(cells: Sequence[TrainingConfig]) -> str:
     again, and one that was interrupted carries on from its checkpoint.
 
     Raises:
+        TrackingError: the tracking server does not answer when the grid begins.
         DynamicsError: one or more cells could not be trained; the others were.
     """
     failures: dict[str, DynamicsError] = {}
-    with managed_run(f"grid of {len(cells)} trainings", system_metrics=False) as parent_id:
-        mlflow.log_params({"cells": len(cells)})
-        for cell in cells:
-            earlier = _earlier_runs(cell, beside=parent_id)
-            finished = [run for run in earlier if run.info.status == "FINISHED"]
+    with managed_run(f"grid of {len(cells)} trainings", system_metrics=False) as (parent_id, writer):
+        if mlflow.active_run() is None:
+            raise TrackingError(
+                f"The grid asks MLflow at {redact(mlflow.get_tracking_uri())} what is already trained, and it does not "
+                "answer; start the server, then give the same command again."
+            )
+        writer.log_params({"cells": len(cells)})
+        earlier = [_earlier_runs(cell, beside=parent_id) for cell in cells]
+        for cell, runs in zip(cells, earlier, strict=True):
+            finished = [run for run in runs if run.info.status == "FINISHED"]
             if finished:
                 logger.info("%s: finished in run %s, not trained again.", cell.title, finished[0].info.run_id)
                 mlflow.MlflowClient().set_tag(finished[0].info.run_id, MLFLOW_PARENT_RUN_ID, parent_id)
                 continue
-            interrupted = next((run.info.run_id for run in earlier if has_checkpoint(run.info.run_id)), None)
+            interrupted = next((run.info.run_id for run in runs if has_checkpoint(run.info.run_id)), None)
             try:
-                train_in_run(replace(cell, resume=interrupted), nested=True, tags={TAG_CELL: cell.digest()})
+                tags = {TAG_CELL: cell.digest(), MLFLOW_PARENT_RUN_ID: parent_id}
+                train_in_run(replace(cell, resume=interrupted), tags=tags)
             except DynamicsError as error:
                 logger.error("%s: %s", cell.title, error)
                 failures[cell.title] = error

@@ -6,6 +6,7 @@ import copy
 import importlib.metadata
 import logging
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,16 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow.models import infer_signature
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from torch import nn
 from tqdm import tqdm
 
-from mlflow_dynamics.convergence import Schedule
+from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule
 from mlflow_dynamics.errors import ConfigError
-from mlflow_dynamics.session import EpochSummary, track
+from mlflow_dynamics.recording import Recorder
+from mlflow_dynamics.session import EpochSummary, Tracker
+from mlflow_dynamics.tracking import RunWriter, end_run, start_run
+from mlflow_dynamics.tracking.runs import created_run
 from mlflow_dynamics.tracking.sync import sync
 from mlflow_dynamics.training.config import TrainingConfig
 from mlflow_dynamics.training.data import ImageData, load_dataset
@@ -34,6 +39,9 @@ from mlflow_dynamics.training.optimisation import build_optimizer, build_schedul
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS: Final = Path(".mlflow_dynamics") / "checkpoints"
+SENT_TIMEOUT_S: Final = 30.0
+"""At the end of training, how long the model waits for what was recorded before it to be sent."""
+
 VERSIONS_LOGGED: Final = (
     "mlflow-dynamics",
     "mlflow",
@@ -46,18 +54,19 @@ VERSIONS_LOGGED: Final = (
 )
 
 
-def train_in_run(
-    config: TrainingConfig, *, nested: bool = False, tags: Mapping[str, str] | None = None
-) -> str:
+def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = None) -> str:
     """Train as `config` says inside an MLflow run (the one `mlflow run` made, else a new one); returns its id.
+
+    Where the tracking server does not answer, training goes on and all of the run is sent later; the id is then the
+    local name of its folder.
 
     Raises:
         ConfigError: a parameter does not fit the data, the model or this machine; no epoch was trained then.
         DataError: the data set is not what it should be; likewise.
         KeyboardInterrupt: interrupted (Ctrl-C or SIGTERM); the run is KILLED and keeps what it has recorded.
     """
-    with managed_run(config.title, nested=nested, tags=tags) as run_id:
-        _log_new_parameters(run_id, config.as_parameters() | _versions())
+    with managed_run(config.title, tags=tags) as (run_id, writer):
+        _log_new_parameters(writer, config.as_parameters() | _versions())
         checkpoint = _checkpoint(config.resume) if config.resume is not None else None
         device = resolve_device(config.device)
         seed_everything(config.seed)
@@ -81,36 +90,37 @@ def train_in_run(
         trainer = _trainer(config, model=model, data=data, device=device)
         if checkpoint is not None:
             trainer.restore(checkpoint)
-        _log_dataset(data)
-        _train(config, trainer, run_id=run_id)
-        _log_model(model, data)
+        _log_dataset(writer, data)
+        _train(config, trainer, writer, run_id=run_id)
+        _log_model(writer, model, data)
         _checkpoint_path(run_id).unlink(missing_ok=True)
     return run_id
 
 
 @contextmanager
 def managed_run(
-    name: str, *, nested: bool = False, tags: Mapping[str, str] | None = None, system_metrics: bool = True
-) -> Iterator[str]:
-    """An active run's id; the run ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
-    launched = MLFLOW_RUN_ID.defined
+    name: str, *, tags: Mapping[str, str] | None = None, system_metrics: bool = True
+) -> Iterator[tuple[str, RunWriter]]:
+    """A run's id (or local name) and its writer; it ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
+    prepared = MLFLOW_RUN_ID.get()
+    MLFLOW_RUN_ID.unset()
     with terminate_as_interrupt():
-        run = mlflow.start_run(
-            run_name=name, nested=nested, tags=dict(tags or {}), log_system_metrics=system_metrics
-        )
-        run_id: str = run.info.run_id
+        run_id = start_run(run_name=name, tags=tags, prepared=prepared, system_metrics=system_metrics)
+        writer = RunWriter(run_id)
+        if prepared is not None:
+            writer.set_tags({MLFLOW_RUN_NAME: name})
         try:
-            yield run_id
+            yield run_id, writer
         except KeyboardInterrupt:
             ignore_interrupts()
-            mlflow.end_run("KILLED")
-            if launched:
-                keep_killed(run_id)
+            end_run(writer, "KILLED")
+            if prepared is not None:
+                keep_killed(prepared)
             raise
         except BaseException:
-            mlflow.end_run("FAILED")
+            end_run(writer, "FAILED")
             raise
-        mlflow.end_run("FINISHED")
+        end_run(writer, "FINISHED")
 
 
 def _trainer(config: TrainingConfig, *, model: nn.Module, data: ImageData, device: torch.device) -> Trainer:
@@ -141,16 +151,18 @@ def _trainer(config: TrainingConfig, *, model: nn.Module, data: ImageData, devic
     )
 
 
-def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
+def _train(config: TrainingConfig, trainer: Trainer, writer: RunWriter, *, run_id: str) -> None:
     first = trainer.next_epoch
+    stopping = config.early_stopping
     with (
-        track(
-            trainer.model,
-            optimizer=trainer.optimizer,
-            recording=config.recording,
+        Tracker(
+            Recorder(trainer.model, config.recording, optimizer=trainer.optimizer),
+            writer,
             measures=config.measures,
-            early_stopping=config.early_stopping,
-            schedule=_schedule(config),
+            monitor=None
+            if stopping == "off"
+            else ConvergenceMonitor(mode=stopping, schedule=_schedule(config)),
+            close=None,
         ) as tracker,
         tqdm(
             total=(config.epochs - first) * len(trainer.train_loader), unit="step", dynamic_ncols=True
@@ -159,7 +171,7 @@ def _train(config: TrainingConfig, trainer: Trainer, *, run_id: str) -> None:
         if config.resume is not None:
             # What the interrupted run had recorded and not sent is part of it.
             sync()
-            tracker.carry_on(config.resume, epochs=first)
+            tracker.carry_on(created_run(config.resume), epochs=first)
         best = _Best()
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):
@@ -251,13 +263,14 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _log_new_parameters(run_id: str, parameters: dict[str, str]) -> None:
+def _log_new_parameters(writer: RunWriter, parameters: dict[str, str]) -> None:
     """Log what `mlflow run` has not logged already: a parameter of a run cannot be written twice."""
-    present = mlflow.get_run(run_id).data.params
-    mlflow.log_params({key: value for key, value in parameters.items() if key not in present})
+    active = mlflow.active_run()
+    present = {} if active is None else active.data.params
+    writer.log_params({key: value for key, value in parameters.items() if key not in present})
 
 
-def _log_dataset(data: ImageData) -> None:
+def _log_dataset(writer: RunWriter, data: ImageData) -> None:
     """Log the two parts of the data set as the run's inputs, with where they came from and their sizes."""
     source = CodeDatasetSource(
         tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}}
@@ -266,22 +279,31 @@ def _log_dataset(data: ImageData) -> None:
     name = Path(path).resolve().name if colon else kind
     for part, context in (("train", "training"), ("test", "validation")):
         dataset = MetaDataset(source, name=f"{name}/{part}", digest=data.digest)  # type: ignore[abstract]
-        mlflow.log_input(dataset, context=context)
+        writer.log_dataset(dataset, context=context)
 
 
-def _log_model(model: nn.Module, data: ImageData) -> None:
-    """Log the model in torch's export format, which needs neither pickle nor this package to be loaded."""
+def _log_model(writer: RunWriter, model: nn.Module, data: ImageData) -> None:
+    """Log the model in torch's export format, which needs neither pickle nor this package to be loaded.
+
+    As MLflow logs models where the server takes records; else as files of the run, sent when it does.
+    """
     model = copy.deepcopy(model).cpu().eval()
     # Two images: an example of one would fix the batch size to one.
     images = torch.stack([data.test[i % len(data.test)][0] for i in range(2)])
     with torch.no_grad():
         output = model(images)
     packages = ("mlflow", "torch", "torchvision", "timm")
-    mlflow.pytorch.log_model(
-        model,
-        name="model",
-        input_example=images.numpy(),
-        signature=infer_signature(images.numpy(), output.numpy()),
-        serialization_format="pt2",
-        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in packages],
-    )
+    options = {
+        "input_example": images.numpy(),
+        "signature": infer_signature(images.numpy(), output.numpy()),
+        "serialization_format": "pt2",
+        "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in packages],
+    }
+    if writer.all_sent(SENT_TIMEOUT_S):
+        mlflow.pytorch.log_model(model, name="model", **options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "model"
+        mlflow.pytorch.save_model(model, saved, **options)
+        files = {path.relative_to(folder).as_posix(): path for path in saved.rglob("*") if path.is_file()}
+        writer.write_files({name: path.read_bytes() for name, path in files.items()})

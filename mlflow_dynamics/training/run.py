@@ -42,6 +42,9 @@ CHECKPOINTS: Final = Path(".mlflow_dynamics") / "checkpoints"
 SENT_TIMEOUT_S: Final = 30.0
 """At the end of training, how long the model waits for what was recorded before it to be sent."""
 
+FAILED_TIMEOUT_S: Final = 10.0
+"""Who interrupts a training, or has to read what was wrong, waits no longer than this for a server that is gone."""
+
 VERSIONS_LOGGED: Final = (
     "mlflow-dynamics",
     "mlflow",
@@ -113,12 +116,12 @@ def managed_run(
             yield run_id, writer
         except KeyboardInterrupt:
             ignore_interrupts()
-            end_run(writer, "KILLED")
+            end_run(writer, "KILLED", FAILED_TIMEOUT_S)
             if prepared is not None:
                 keep_killed(prepared)
             raise
         except BaseException:
-            end_run(writer, "FAILED")
+            end_run(writer, "FAILED", FAILED_TIMEOUT_S)
             raise
         end_run(writer, "FINISHED")
 

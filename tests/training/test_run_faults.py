@@ -43,7 +43,12 @@ def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
 def start(proxy: FaultyProxy, folder: Path, **variables: str) -> subprocess.Popen[str]:
     environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.uri, "OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
-        [*COMMAND, *QUICK], env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *QUICK],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -51,7 +56,10 @@ def start(proxy: FaultyProxy, folder: Path, **variables: str) -> subprocess.Pope
 def losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The training losses of the same command on a store that is there."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "OMP_NUM_THREADS": "1",
+    }
     subprocess.run([*COMMAND, *QUICK], env=environment, cwd=folder, check=True, capture_output=True)
     client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
     (run,) = client.search_runs(["0"])
@@ -96,7 +104,10 @@ def test_a_server_that_was_never_there_costs_nothing(
     assert begin <= info.start_time / 1000 <= info.end_time / 1000 <= end
 
 
-def test_a_server_that_goes_away_costs_nothing(proxy: FaultyProxy, tmp_path: Path, losses: list[float]) -> None:
+@pytest.mark.slow
+def test_a_server_that_goes_away_costs_nothing(
+    proxy: FaultyProxy, tmp_path: Path, losses: list[float]
+) -> None:
     mlflow.set_tracking_uri(proxy.uri)
     training = start(proxy, tmp_path)
     assert training.stdout is not None
@@ -113,6 +124,7 @@ def test_a_server_that_goes_away_costs_nothing(proxy: FaultyProxy, tmp_path: Pat
     assert_whole(sent.run_id, losses)
 
 
+@pytest.mark.slow
 def test_the_run_that_mlflow_run_prepared_is_completed_later(
     proxy: FaultyProxy, server: MlflowServer, tmp_path: Path, losses: list[float]
 ) -> None:
@@ -133,5 +145,7 @@ def test_the_run_that_mlflow_run_prepared_is_completed_later(
 def test_a_grid_without_its_server_says_so_before_it_trains(proxy: FaultyProxy, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(proxy.uri)
     proxy.refuse()
-    with pytest.raises(TrackingError, match="The grid asks MLflow at http://127.0.0.1:[0-9]+ what is already"):
+    with pytest.raises(
+        TrackingError, match="The grid asks MLflow at http://127.0.0.1:[0-9]+ what is already"
+    ):
         train_grid([TrainingConfig(epochs=1)])

@@ -19,6 +19,7 @@ from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.records import Measures
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.replay import recorded_epochs
+from mlflow_dynamics.tracking.store import reason_of
 
 _READ: Final[dict[str, Callable[[str], Any]]] = {
     "window": int,
@@ -54,7 +55,7 @@ def settings_of(run_id: str) -> MeasureConfig:
     try:
         parameters = mlflow.MlflowClient().get_run(run_id).data.params
     except MlflowException as error:
-        raise TrackingError(f"Run {run_id!r} cannot be read: {error.message}") from error
+        raise TrackingError(f"Run {run_id!r} cannot be read: {reason_of(error)}") from error
     values: dict[str, Any] = {}
     for field in fields(MeasureConfig):
         text = parameters.get(f"dynamics/{field.name}")

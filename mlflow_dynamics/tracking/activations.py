@@ -26,7 +26,7 @@ from mlflow_dynamics.records import Layer
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.parquet import ACTIVATIONS_SCHEMA, check_file, read_layers, write_file
 from mlflow_dynamics.tracking.query import find_runs
-from mlflow_dynamics.tracking.store import download
+from mlflow_dynamics.tracking.store import download, reason_of
 
 SCHEMA: Final = pa.schema([("run_id", pa.string()), ("epoch", pa.int32()), *ACTIVATIONS_SCHEMA])
 """Of what is read: a row per run, epoch, layer and training step."""
@@ -154,7 +154,9 @@ def _files(
     try:
         partitions = [one.path for one in client.list_artifacts(run_id, names.ACTIVATIONS) if one.is_dir]
     except MlflowException as error:
-        raise TrackingError(f"The artifacts of run {run_id!r} cannot be listed: {error.message}") from error
+        raise TrackingError(
+            f"The artifacts of run {run_id!r} cannot be listed: {reason_of(error)}"
+        ) from error
     paths = {names.epoch_of(f"{one}/part-0.parquet"): f"{one}/part-0.parquet" for one in sorted(partitions)}
     wanted = {epoch: path for epoch, path in paths.items() if epochs is None or epoch in epochs}
     file_system, root = _file_system(run.info.artifact_uri)

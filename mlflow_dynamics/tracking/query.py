@@ -19,7 +19,7 @@ from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.errors import ConfigError, TrackingError
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.history import metric_histories
-from mlflow_dynamics.tracking.store import redact
+from mlflow_dynamics.tracking.store import reason_of, redact
 
 _GROUPS: Final = ("dynamics/", "train/", "validation/")
 _RUN_COLUMNS: Final = ("run_id", "run_name", "experiment_id", "status", "start_time", "end_time")
@@ -63,7 +63,7 @@ def load_metrics(
     try:
         long = metric_histories(mlflow.get_tracking_uri(), ids, keys)
     except MlflowException as error:
-        raise TrackingError(f"The metrics cannot be read: {error.message}") from error
+        raise TrackingError(f"The metrics cannot be read: {reason_of(error)}") from error
     wide = _widen(long, ids, keys)
     for prefix, chosen in (("params", params), ("tags", tags)):
         for name in chosen:
@@ -146,7 +146,7 @@ def find_runs(
             raise ConfigError("Give runs, or experiment and filter_string, not both.")
         return _named(client, [runs] if isinstance(runs, str) else list(runs))
     except MlflowException as error:
-        raise TrackingError(f"The runs cannot be read: {error.message}") from error
+        raise TrackingError(f"The runs cannot be read: {reason_of(error)}") from error
 
 
 def _named(client: MlflowClient, run_ids: list[str]) -> list[Run]:

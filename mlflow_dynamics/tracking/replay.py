@@ -16,7 +16,7 @@ from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.records import EpochActivations
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.parquet import read_activations, read_layers
-from mlflow_dynamics.tracking.store import download
+from mlflow_dynamics.tracking.store import download, reason_of
 
 _OWN = (f"{names.ARTIFACT_ROOT}/", "system/")
 
@@ -52,7 +52,7 @@ def recorded_epochs(run_id: str) -> Iterator[RecordedEpoch]:
             for file in client.list_artifacts(run_id, partition.path)
         )
     except MlflowException as error:
-        raise TrackingError(f"Run {run_id!r} cannot be read: {error.message}") from error
+        raise TrackingError(f"Run {run_id!r} cannot be read: {reason_of(error)}") from error
     if not files:
         raise TrackingError(f"Run {run_id!r} holds no activations under {names.ACTIVATIONS}.")
     metrics: dict[int, dict[str, float]] = {}

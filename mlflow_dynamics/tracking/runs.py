@@ -25,9 +25,9 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.tracking.names import ENV_SPOOL, LOCAL_PREFIX, TAG_LOCAL_ID
-from mlflow_dynamics.tracking.sender import create_run, reason_of
+from mlflow_dynamics.tracking.sender import create_run
 from mlflow_dynamics.tracking.spool import RunRecord, save_run, spool_root
-from mlflow_dynamics.tracking.store import absolute, connect, redact
+from mlflow_dynamics.tracking.store import absolute, connect, reason_of, redact
 from mlflow_dynamics.tracking.writer import RunWriter
 
 OPEN_TIMEOUT_S: Final = 10.0

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import threading
 from collections.abc import Mapping
 from typing import Final
 
-import requests
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -33,7 +31,7 @@ from mlflow_dynamics.errors import DataError, TrackingError
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.entry import Batch, Entry
 from mlflow_dynamics.tracking.spool import RunRecord, Spool
-from mlflow_dynamics.tracking.store import connect, redact, upload
+from mlflow_dynamics.tracking.store import connect, reason_of, redact, upload
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
@@ -253,17 +251,6 @@ class Sender(threading.Thread):
 
 def _dataset_input(context: str, **dataset: str) -> DatasetInput:
     return DatasetInput(Dataset(**dataset), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
-
-
-def reason_of(error: BaseException) -> str:
-    """The reason of a failure in one line of at most 200 characters, without credentials."""
-    cause = error.__context__ if isinstance(error.__context__, requests.RequestException) else error
-    if isinstance(cause, requests.Timeout):
-        return "it does not answer in time"
-    if isinstance(cause, requests.ConnectionError):
-        return "there is no connection"
-    line = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
-    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def create_run(store: AbstractStore, record: RunRecord) -> Run:

@@ -86,6 +86,10 @@ class Spool:
             self._report_disk(error)
         stored = _read_run(folder)
         if stored is None and run is None:
+            # Another `sync` may have just sent and removed the folder: taking the lock has made it anew.
+            with contextlib.suppress(OSError):
+                (folder / "lock").unlink()
+                folder.rmdir()
             self._lock.release()
             raise DataError(f"{folder} is not a folder of recorded runs: it holds no run.json.")
         self.run: RunRecord = stored or run  # type: ignore[assignment]
@@ -123,6 +127,10 @@ class Spool:
 
     def entries(self) -> list[Entry]:
         """The queue, oldest first."""
+        with self._mutex:
+            return self._entries()
+
+    def _entries(self) -> list[Entry]:
         names = [path for path in self.folder.glob("queue/*") if path.name.isdigit()]
         return sorted(
             [*(Entry(int(path.name), folder=path) for path in names), *self._memory],
@@ -178,7 +186,7 @@ class Spool:
         """Release the folder; it is removed where nothing is left in it."""
         with self._mutex:
             created = self.run.run_id is not None
-            if created and not self.entries() and not (self.folder / "rejected").exists():
+            if created and not self._entries() and not (self.folder / "rejected").exists():
                 shutil.rmtree(self.folder, ignore_errors=True)
             self._lock.release()
 

@@ -8,12 +8,14 @@ and passes "no retries" and a timeout with each request; it retries by itself, w
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import requests
 from google.protobuf.json_format import ParseError
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -30,6 +32,8 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 60.0
+_HTTP: Final = ("http", "https")
+_WITHOUT_HOST: Final = ("sqlite", "file")
 _ONE_TRY: Final = {"max_retries": 0, "raise_on_status": False}
 
 
@@ -64,7 +68,7 @@ class _OneTryRestStore(RestStore):
 
 def connect(tracking_uri: str, *, read_timeout_s: float = READ_TIMEOUT_S) -> AbstractStore:
     """The store behind a tracking URI; nothing is sent yet to a server, while a database is opened."""
-    if urlsplit(tracking_uri).scheme in {"http", "https"}:
+    if urlsplit(tracking_uri).scheme in _HTTP:
         return _OneTryRestStore(tracking_uri, read_timeout_s)
     return _get_store(tracking_uri)
 
@@ -107,10 +111,27 @@ def download(artifact_uri: str, tracking_uri: str, path: str) -> bytes:
 
 def redact(uri: str) -> str:
     """The URI without user, password and query: what may be written down and logged."""
-    parts = urlsplit(uri)
-    if not parts.netloc and not parts.query:
-        return uri
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, separator, rest = uri.partition("://")
+    rest = rest.partition("?")[0]
+    if not separator or scheme.startswith(_WITHOUT_HOST):
+        return f"{scheme}{separator}{rest}" if separator else uri
+    if scheme in _HTTP:
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    # A database's password may hold a slash, as SQLAlchemy reads it.
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a failure in one line of at most 200 characters, without credentials."""
+    cause = error.__context__ if isinstance(error.__context__, requests.RequestException) else error
+    if isinstance(cause, requests.Timeout):
+        return "it does not answer in time"
+    if isinstance(cause, requests.ConnectionError):
+        return "there is no connection"
+    line = re.sub(r"://\S*@", "://", " ".join(str(error).split())) or type(error).__name__
+    line = re.sub(r"(/[^\s?]*)\?\S*", r"\1", line)
+    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def absolute(uri: str) -> str:

@@ -12,9 +12,9 @@ from typing import Final
 import mlflow
 
 from mlflow_dynamics.errors import DataError, TrackingError
-from mlflow_dynamics.tracking.sender import FIRST_PAUSE_S, Delivery, reason_of
+from mlflow_dynamics.tracking.sender import FIRST_PAUSE_S, Delivery
 from mlflow_dynamics.tracking.spool import Spool, spool_root
-from mlflow_dynamics.tracking.store import absolute, redact
+from mlflow_dynamics.tracking.store import absolute, reason_of, redact
 
 TRIES: Final = 3
 """Passes over a run's records before the rest is left for the next call."""
@@ -52,7 +52,8 @@ def sync(spool_dir: Path | None = None) -> tuple[SyncedRun, ...]:
             tracking URIs are not kept there: set MLFLOW_TRACKING_URI where the store needs one.
     """
     folders = _run_folders(spool_root(spool_dir))
-    return tuple(_sync_run(folder) for folder in sorted(folders, key=_modified))
+    runs = (_sync_run(folder) for folder in sorted(folders, key=_modified))
+    return tuple(run for run in runs if run is not None)
 
 
 def sync_in_background(root: Path, *, own: Path) -> threading.Thread | None:
@@ -72,10 +73,13 @@ def _sync_quietly(root: Path) -> None:
             _logger.info("%d records of %s are still not sent: %s", run.left, run.folder, run.reason)
 
 
-def _sync_run(folder: Path) -> SyncedRun:
+def _sync_run(folder: Path) -> SyncedRun | None:
+    """What came of a folder; None where another process has sent and removed it meanwhile."""
     try:
         spool = Spool(folder)
     except (TrackingError, DataError) as error:
+        if not folder.exists():
+            return None
         return SyncedRun(folder=folder, run_id=None, sent=0, left=0, reason=str(error))
     try:
         delivery = Delivery(spool, _with_credentials(spool.run.tracking_uri))

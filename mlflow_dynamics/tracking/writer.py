@@ -17,9 +17,9 @@ from mlflow_dynamics.errors import ConfigError, unknown_choice
 from mlflow_dynamics.records import EpochActivations, Layer, Measures
 from mlflow_dynamics.tracking import names, parquet
 from mlflow_dynamics.tracking.entry import Batch
-from mlflow_dynamics.tracking.sender import Sender, reason_of
+from mlflow_dynamics.tracking.sender import Sender
 from mlflow_dynamics.tracking.spool import RunRecord, open_spool, spool_root
-from mlflow_dynamics.tracking.store import absolute, redact
+from mlflow_dynamics.tracking.store import absolute, reason_of, redact
 from mlflow_dynamics.tracking.sync import sync_in_background
 
 _END_STATUSES: Final = ("FINISHED", "FAILED", "KILLED")

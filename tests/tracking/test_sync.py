@@ -177,6 +177,16 @@ def test_a_folder_in_use_is_left_to_its_process(server: MlflowServer, tmp_path: 
     assert writer.close(30) == 0
 
 
+def test_a_folder_that_another_sync_has_just_removed_is_passed_over(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "spool"
+    gone = root / "gone"
+    monkeypatch.setattr("mlflow_dynamics.tracking.sync._run_folders", lambda root: [gone])
+    assert sync(root) == ()
+    assert not gone.exists()
+
+
 def test_damaged_folders_are_named_and_the_others_sent(proxy: FaultyProxy, tmp_path: Path) -> None:
     run_id = record_offline(proxy, 3, tmp_path)
     for name, content in (("cut", '{"run_id": "x"'), ("foreign", "[]"), ("newer", '{"schema_version": 99}')):

@@ -146,6 +146,6 @@ def test_a_grid_without_its_server_says_so_before_it_trains(proxy: FaultyProxy, 
     mlflow.set_tracking_uri(proxy.uri)
     proxy.refuse()
     with pytest.raises(
-        TrackingError, match="The grid asks MLflow at http://127.0.0.1:[0-9]+ what is already"
+        TrackingError, match=r"The grid asks MLflow at http://127.0.0.1:[0-9]+ what is already"
     ):
         train_grid([TrainingConfig(epochs=1)])

@@ -330,6 +330,7 @@ class Tracker:
             # Drawing libraries are loaded by whoever draws, not by every training that begins.
             from mlflow_dynamics.report.artifacts import render
 
+            self._history.title = self._writer.title
             self._history.order = last_order(self._window)
             self._writer.write_files(render(self._history, pictures=pictures))
 

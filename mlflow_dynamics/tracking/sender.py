@@ -48,6 +48,7 @@ class Delivery:
     """
 
     def __init__(self, spool: Spool, tracking_uri: str) -> None:
+        self.created: Run | None = None
         self._spool = spool
         self._tracking_uri = tracking_uri
         self._store: AbstractStore | None = None
@@ -89,7 +90,9 @@ class Delivery:
         if self._store is None:
             self._store = connect(self._tracking_uri)
         if self._spool.run.run_id is None:
-            self._spool.set_run_id(str(create_run(self._store, self._spool.run).info.run_id))
+            created = create_run(self._store, self._spool.run)
+            self._spool.set_run_id(str(created.info.run_id))
+            self.created = created
         run_id = self._spool.run.run_id
         assert run_id is not None
         if self._artifact_uri is None:
@@ -177,9 +180,15 @@ class Delivery:
 
 
 class Sender(threading.Thread):
-    """The one thread that sends a run's spool; says once when sending fails and once when it works again."""
+    """The one thread that sends a run's spool; says once when sending fails and once when it works again.
 
-    def __init__(self, spool: Spool, tracking_uri: str) -> None:
+    Args:
+        spool: what to send.
+        tracking_uri: where to, with credentials.
+        failed_before: whether `start_run` has failed to create the run, and has said so.
+    """
+
+    def __init__(self, spool: Spool, tracking_uri: str, *, failed_before: bool = False) -> None:
         super().__init__(name="mlflow-dynamics-sender", daemon=True)
         self._spool = spool
         self._delivery = Delivery(spool, tracking_uri)
@@ -187,10 +196,15 @@ class Sender(threading.Thread):
         self._work = threading.Event()
         self._closing = threading.Event()
         self._abandoned = threading.Event()
-        # A run recorded offline begins with a failure, of which `open_run` told.
-        offline = spool.run.run_id is None
-        self.failing: Exception | None = TrackingError("the run is not created yet") if offline else None
+        self.failing: Exception | None = (
+            TrackingError("the run is not created yet") if failed_before else None
+        )
         self.stop_requested = False
+
+    @property
+    def created(self) -> Run | None:
+        """The run, once this thread has created it."""
+        return self._delivery.created
 
     def wake(self) -> None:
         """There is something new to send."""

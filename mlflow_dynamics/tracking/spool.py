@@ -28,7 +28,13 @@ from filelock import FileLock, Timeout
 
 from mlflow_dynamics.errors import DataError, TrackingError
 from mlflow_dynamics.tracking.entry import Batch, Entry
-from mlflow_dynamics.tracking.names import ACTIVATIONS, DEFAULT_SPOOL, ENV_SPOOL, SCHEMA_VERSION
+from mlflow_dynamics.tracking.names import (
+    ACTIVATIONS,
+    DEFAULT_SPOOL,
+    ENV_SPOOL,
+    LOCAL_PREFIX,
+    SCHEMA_VERSION,
+)
 from mlflow_dynamics.tracking.parquet import write_file
 
 MAX_DISK_BYTES: Final = 2 * 1024**3
@@ -60,6 +66,11 @@ class RunRecord:
     run_name: str | None = None
     start_time: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's id, or the local name of one that is still to be created."""
+        return self.run_id or f"{LOCAL_PREFIX}{self.local_id}"
 
 
 class Spool:

@@ -272,7 +272,7 @@ def test_nothing_to_send_is_no_sign_that_the_server_is_back(
 ) -> None:
     proxy.refuse()
     record = RunRecord(tracking_uri=proxy.uri, run_id=None, local_id="x")
-    sender = Sender(Spool(tmp_path / "local-x", record), proxy.uri)
+    sender = Sender(Spool(tmp_path / "local-x", record), proxy.uri, failed_before=True)
     sender.start()
     sender.finish(10)
     assert not sender.is_alive()

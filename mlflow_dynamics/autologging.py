@@ -24,7 +24,7 @@ from mlflow_dynamics.recording.discovery import is_recorded, models_of, optimize
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch
-from mlflow_dynamics.session import Tracker, closing
+from mlflow_dynamics.session import Tracker, closing, status_after
 from mlflow_dynamics.tracking import OpenedRun, RunWriter, names, open_run
 
 logger = logging.getLogger(__name__)
@@ -100,20 +100,16 @@ def run_script(path: str | Path, arguments: list[str]) -> None:
     kept = sys.argv, sys.path[0]
     sys.argv, sys.path[0] = [str(script), *arguments], str(script.resolve().parent)
     autolog()
-    status = "FAILED"
+    ended: BaseException | None = None
     try:
         runpy.run_path(str(script), run_name="__main__")
-        status = "FINISHED"
-    except SystemExit as stop:
-        status = "FINISHED" if stop.code in (None, 0) else "FAILED"
-        raise
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        ended = error
         raise
     finally:
         sys.argv, sys.path[0] = kept
         if _autologging is not None:
-            _autologging.status = status
+            _autologging.status = status_after(ended)
         autolog(disable=True)
 
 
@@ -131,6 +127,7 @@ class Autologging:
         early_stopping: EarlyStopping,
     ) -> None:
         self.status: str | None = None
+        self._exit_status = "FINISHED"
         self._log_every_n_epoch = log_every_n_epoch
         self._exclusive = exclusive
         self._recording = recording
@@ -149,11 +146,12 @@ class Autologging:
             LoaderWatch(self._batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
+            Patch(sys, "exit", self._around_exit),
             register_optimizer_step_pre_hook(self._before_step),
         ]
         self._excepthook = sys.excepthook
         sys.excepthook = self._on_exception
-        atexit.register(self.close)
+        atexit.register(self._at_exit)
         for optimizer in optimizers_alive():
             self._boundary.run(self._follow, optimizer)
 
@@ -167,8 +165,11 @@ class Autologging:
             self._tracker = None
         if sys.excepthook == self._on_exception:
             sys.excepthook = self._excepthook
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         self._logs.remove()
+
+    def _at_exit(self) -> None:
+        self.close(self._exit_status)
 
     # ---- what torch tells us ----
 
@@ -180,6 +181,7 @@ class Autologging:
         return construct
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._exit_status = "FINISHED"  # an exit before this step was caught
         closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer
         self._boundary.run(self._step, optimizer, closure or kwargs.get("closure") is not None)
 
@@ -205,8 +207,16 @@ class Autologging:
     def _on_exception(
         self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        self.status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self.status = status_after(error)
         self._excepthook(kind, error, traceback)
+
+    def _around_exit(self, original: Any) -> Any:
+        # Python shows the status of an exit to nobody, not even at exit.
+        def leave(*args: Any) -> None:
+            self._exit_status = status_after(SystemExit(*args))
+            original(*args)
+
+        return leave
 
     # ---- what it means ----
 

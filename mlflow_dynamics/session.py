@@ -126,6 +126,13 @@ def closing(writer: RunWriter, *, owned: bool) -> Callable[[str], object]:
     return lambda _status: writer.close(CLOSE_TIMEOUT_S)
 
 
+def status_after(error: BaseException | None) -> str:
+    """How a run ends whose training `error` has ended: FINISHED, FAILED or KILLED."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "FINISHED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 def recorded_parameters(
     recording: RecordingConfig, measures: MeasureConfig, monitor: ConvergenceMonitor | None
 ) -> dict[str, object]:
@@ -271,10 +278,7 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        self.close(status_after(error))
 
     def _end_epoch(self, epoch: int | None, metrics: dict[str, float]) -> None:
         number = self._next_epoch if epoch is None else epoch

@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflow_dynamics.autologging.recorded_run import AutologConfig
 from mlflow_dynamics.autologging.trainings import Autologging
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
+from mlflow_dynamics.session import status_after
 
 _autologging: Autologging | None = None
 
@@ -68,18 +69,14 @@ def run_script(path: str | Path, arguments: list[str]) -> None:
     kept = sys.argv, sys.path[0]
     sys.argv, sys.path[0] = [str(script), *arguments], str(script.resolve().parent)
     autolog()
-    status = "FAILED"
+    ended: BaseException | None = None
     try:
         runpy.run_path(str(script), run_name="__main__")
-        status = "FINISHED"
-    except SystemExit as stop:
-        status = "FINISHED" if stop.code in (None, 0) else "FAILED"
-        raise
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        ended = error
         raise
     finally:
         sys.argv, sys.path[0] = kept
         if _autologging is not None:
-            _autologging.status = status
+            _autologging.status = status_after(ended)
         autolog(disable=True)

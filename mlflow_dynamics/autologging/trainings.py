@@ -23,6 +23,7 @@ from mlflow_dynamics.recording.discovery import is_recorded, models_of, optimize
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch
+from mlflow_dynamics.session import status_after
 from mlflow_dynamics.tracking import run_to_join
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Autologging:
         self.status: str | None = None
         self._config = config
         self._tags = resolve_tags()  # asks git: nothing for a training step
+        self._exit_status = "FINISHED"
         self._trainings: list[FollowedTraining] = []
         self._active: FollowedTraining | None = None
         self._rival_stepped = False
@@ -57,11 +59,12 @@ class Autologging:
             LoaderWatch(self._batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
+            Patch(sys, "exit", self._around_exit),
             register_optimizer_step_pre_hook(self._before_step),
         ]
         self._excepthook = sys.excepthook
         sys.excepthook = self._on_exception
-        atexit.register(self.close)
+        atexit.register(self._at_exit)
         for optimizer in optimizers_alive():
             self._boundary.run(self._follow, optimizer)
 
@@ -75,8 +78,11 @@ class Autologging:
             self._run = None
         if sys.excepthook == self._on_exception:
             sys.excepthook = self._excepthook
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         self._logs.remove()
+
+    def _at_exit(self) -> None:
+        self.close(self._exit_status)
 
     # ---- what torch tells us ----
 
@@ -88,6 +94,7 @@ class Autologging:
         return construct
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._exit_status = "FINISHED"  # an exit before this step was caught
         closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer
         self._boundary.run(self._step, optimizer, closure or kwargs.get("closure") is not None)
 
@@ -113,8 +120,16 @@ class Autologging:
     def _on_exception(
         self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        self.status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self.status = status_after(error)
         self._excepthook(kind, error, traceback)
+
+    def _around_exit(self, original: Any) -> Any:
+        # Python shows the status of an exit to nobody, not even at exit.
+        def leave(*args: Any) -> None:
+            self._exit_status = status_after(SystemExit(*args))
+            original(*args)
+
+        return leave
 
     # ---- what it means ----
 

@@ -20,7 +20,7 @@ from mlflow_dynamics.tracking import names, parquet
 from mlflow_dynamics.tracking.entry import Batch
 from mlflow_dynamics.tracking.sender import Sender
 from mlflow_dynamics.tracking.spool import RunRecord, open_spool, spool_root
-from mlflow_dynamics.tracking.store import absolute, reason_of, redact
+from mlflow_dynamics.tracking.store import absolute, redact
 from mlflow_dynamics.tracking.sync import sync_in_background
 
 _END_STATUSES: Final = ("FINISHED", "FAILED", "KILLED")
@@ -187,7 +187,7 @@ class RunWriter:
                 "%d records of run %s are not sent (%s). Send them with: mlflow-dynamics sync %s",
                 left,
                 self._spool.folder.name,
-                reason_of(self._sender.failing) if self._sender.failing else "there was no time",
+                self._sender.reason,
                 shlex.quote(str(self._root)),
             )
         if lost:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 from faulty_training import (
+    EPOCHS,
     LONGEST_WAIT_S,
     assert_every_epoch_once,
     loader,
     network,
     timed_waits,
     train,
+    train_tracked,
+    until_all_is_sent,
+    until_it_fails,
+    warnings_of,
 )
 from mlflow import MlflowClient
 from tracking_records import wait_until
@@ -27,48 +30,11 @@ from mlflow_dynamics.tracking import sender
 from mlflow_dynamics.tracking.store import connect
 from mlflow_dynamics.tracking.sync import sync
 
-EPOCHS = 6
-
 
 @pytest.fixture(scope="module")
 def untracked() -> list[float]:
     """The losses of the training without this project."""
     return train(network(), loader(), epochs=EPOCHS)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.name.startswith("mlflow_dynamics") and record.levelno >= logging.WARNING
-    ]
-
-
-def train_tracked(before_epoch: Callable[[int, Tracker], None]) -> tuple[list[float], Tracker, float]:
-    """Losses, the closed tracker and the longest wait of a step in milliseconds."""
-    model = network()
-    with timed_waits() as waits, mlflow_dynamics.track(model) as tracker:
-        waits.step()
-        losses = train(
-            model,
-            loader(),
-            epochs=EPOCHS,
-            tracker=tracker,
-            waits=waits,
-            before_epoch=lambda epoch: before_epoch(epoch, tracker),
-        )
-        # What comes after the last step is the end of the training, which may wait.
-        longest = max(waits.per_step[1:])
-    print(f"longest wait of {len(losses)} steps and {EPOCHS} epochs' ends: {1000 * longest:.1f} ms")
-    return losses, tracker, longest
-
-
-def until_it_fails(tracker: Tracker) -> None:
-    wait_until(lambda: tracker._writer._sender.failing)
-
-
-def until_all_is_sent(tracker: Tracker) -> None:
-    wait_until(lambda: not tracker._writer._spool.entries() and not tracker._writer._sender.failing)
 
 
 def test_a_server_that_refuses_at_start_and_comes_up_later(

@@ -22,7 +22,8 @@ def measure(signals: ArrayLike, *, estimator: Estimator = "dfa", min_steps: int 
 
     Of linearly detrended layers: I = mean exponent; synchrony and M = mean and standard deviation of R(t); ratio =
     M / sqrt((1 - pi/4) / L); S = clip(I / 1.5, 0, 1) (1 - 2 M); and per layer its exponent and the mean cosine
-    between its phase and that of the others. Layers that are constant or not finite are left out and counted. What cannot be computed is NaN, and `reason` says why.
+    between its phase and that of the others. Layers that are constant or not finite are left out and counted. What
+    cannot be computed is NaN, and `reason` says why.
 
     Args:
         signals: (..., layers, steps).
@@ -58,7 +59,9 @@ def measure(signals: ArrayLike, *, estimator: Estimator = "dfa", min_steps: int 
         return undefined(values.shape[:-1], "no layers are recorded.")
     least = max(min_steps, LEAST_STEPS)
     if steps < least:
-        return undefined(values.shape[:-1], f"{steps} steps are recorded; the measures need at least {least}.")
+        return undefined(
+            values.shape[:-1], f"{steps} steps are recorded; the measures need at least {least}."
+        )
     detrended, deviation = standardise(values, order=1)
     usable = np.isfinite(deviation)
     count = usable.sum(axis=-1)

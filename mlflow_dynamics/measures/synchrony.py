@@ -146,7 +146,8 @@ def metastability(signals: ArrayLike) -> Array:
     How to read it: 0 for layers that keep their phase relation, high where they switch between states more and
     less in phase. Some authors use the variance; this is the standard deviation. L incoherent layers give
     sqrt((1 - pi/4) / L), not 0: compare networks of different depth by `metastability_ratio`. What it does not
-    show: that states are switched; linear coupling alone raises it too (see `surrogate_tests`). NaN and errors: see `order_parameter`.
+    show: that states are switched; linear coupling alone raises it too (see `surrogate_tests`). NaN and
+    errors: see `order_parameter`.
 
     References:
         Shanahan 2010, doi 10.1063/1.3305451; Deco et al. 2017, doi 10.1038/s41598-017-03073-5.

@@ -304,7 +304,8 @@ FUNCTIONS = [name for name in package.__all__ if inspect.isfunction(getattr(pack
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
-    "part", ["(?i)how to read it", "(?i)what it\\s+does not\\s+show", "NaN", "References:", r"doi\s+10\.", ">>> "]
+    "part",
+    ["(?i)how to read it", "(?i)what it\\s+does not\\s+show", "NaN", "References:", r"doi\s+10\.", ">>> "],
 )
 def test_every_function_says_what_its_reader_needs(name, part):
     assert re.search(part, getattr(package, name).__doc__), f"{name} does not say: {part}"

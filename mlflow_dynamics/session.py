@@ -377,5 +377,6 @@ class Tracker:
         """The complete report, and what happened as the run's description."""
         if self._boundary.failure is None and self._history.measured:
             self._draw(pictures=True)
-            sentences = " ".join(describe(self._history))
-            self._writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{sentences}"})
+            # Paragraphs: Markdown joins single lines.
+            lines = "\n\n".join(describe(self._history))
+            self._writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{lines}"})

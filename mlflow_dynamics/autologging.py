@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
-from mlflow_dynamics.convergence import ConvergenceMonitor
+from mlflow_dynamics.convergence.detectors import OURS
+from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch
@@ -56,6 +57,7 @@ def autolog(
     recording: RecordingConfig | None = None,
     measures: MeasureConfig | None = None,
     early_stopping: EarlyStopping = "warn",
+    detector: str = OURS,
 ) -> None:
     """Record the dynamics of every PyTorch training from here on, without a change to its code.
 
@@ -75,7 +77,12 @@ def autolog(
         measures: how they are measured; None takes the defaults.
         early_stopping: "warn" logs the convergence signal, "off" does not; "stop" only warns
             too, and says so: a loop must ask (`track`) or be told (a framework's callback).
+        detector: the name of an installed convergence detector.
+
+    Raises:
+        ConfigError: an unknown way of stopping or detector.
     """
+    monitor_for(early_stopping, detector=detector)
     global _autologging
     if _autologging is not None:
         _autologging.close("FINISHED")
@@ -88,6 +95,7 @@ def autolog(
             recording=recording or RecordingConfig(),
             measures=measures or MeasureConfig(),
             early_stopping=early_stopping,
+            detector=detector,
         )
 
 
@@ -129,13 +137,15 @@ class Autologging:
         recording: RecordingConfig,
         measures: MeasureConfig,
         early_stopping: EarlyStopping,
+        detector: str,
     ) -> None:
         self.status: str | None = None
         self._log_every_n_epoch = log_every_n_epoch
         self._exclusive = exclusive
         self._recording = recording
         self._measures = measures
-        self._early_stopping = early_stopping
+        self._early_stopping: EarlyStopping = early_stopping
+        self._detector = detector
         self._trainings: list[FollowedTraining] = []
         self._active: FollowedTraining | None = None
         self._rival_stepped = False
@@ -304,12 +314,11 @@ class Autologging:
                 "framework's trainer the DynamicsCallback of mlflow_dynamics.integrations."
             )
         writer = RunWriter(run.run_id)
-        monitor = None if self._early_stopping == "off" else ConvergenceMonitor(mode=self._early_stopping)
         return Tracker(
             training.recorder,
             writer,
             measures=self._measures,
-            monitor=monitor,
+            monitor=monitor_for(self._early_stopping, detector=self._detector),
             close=closing(writer, owned=run.owned),
             log_every_n_epoch=self._log_every_n_epoch,
         )

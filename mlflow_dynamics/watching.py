@@ -56,13 +56,14 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
     if not (math.isfinite(poll_s) and poll_s > 0):
         raise ConfigError(f"poll={poll_s!r} must be a number of seconds above 0.")
     (run,) = find_runs([run_id])
-    monitor = _monitor_of(run, "stop" if stop else "warn")
+    mode: Mode = "stop" if stop else "warn"
+    monitor = _monitor_of(run, mode)
     seen = -1
     away = False
     while True:
         try:
             (run,) = find_runs([run_id])
-            frame = load_metrics([run_id])
+            frame = _epochs_of(load_metrics([run_id]))
         except TrackingError as error:
             if not away:
                 logger.warning("%s Watching goes on when the run can be read again.", error)
@@ -70,6 +71,10 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
             time.sleep(poll_s)
             continue
         away = False
+        if seen < 0 and not frame.empty:
+            # What a run reads from its scheduler it logs before its first epoch, perhaps after it was looked up.
+            (run,) = find_runs([run_id])
+            monitor = _monitor_of(run, mode)
         for _, row in frame[frame["epoch"] > seen].iterrows():
             epoch = _judge(monitor, row)
             seen = epoch.verdict.epoch
@@ -89,6 +94,12 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
             f"Run {run_id!r} has ended and holds no {names.STABILITY}: record it with mlflow_dynamics.autolog(), or "
             f"watch another run."
         )
+
+
+def _epochs_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without the steps at which only others have logged: an epoch not measured yet, or a step that is no epoch."""
+    ours = [key for key in frame if key.startswith("dynamics/")]
+    return frame[frame[ours].notna().any(axis=1)]
 
 
 def _monitor_of(run: Run, mode: Mode) -> ConvergenceMonitor:

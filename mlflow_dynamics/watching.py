@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _PREFIX: Final = "dynamics/warning/"
 
+_LOSS_KNOWN: Final = "loss known"
+
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedEpoch:
@@ -63,7 +65,7 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
     while True:
         try:
             (run,) = find_runs([run_id])
-            frame = _epochs_of(load_metrics([run_id]))
+            frame = _epochs_of(run_id)
         except TrackingError as error:
             if not away:
                 logger.warning("%s Watching goes on when the run can be read again.", error)
@@ -96,10 +98,17 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
         )
 
 
-def _epochs_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without the steps at which only others have logged: an epoch not measured yet, or a step that is no epoch."""
+def _epochs_of(run_id: str) -> pd.DataFrame:
+    """The run's metrics without the steps at which only others have logged: epochs to be measured, or no epochs."""
+    frame = load_metrics([run_id])
     ours = [key for key in frame if key.startswith("dynamics/")]
-    return frame[frame[ours].notna().any(axis=1)]
+    frame = frame[frame[ours].notna().any(axis=1)].copy()
+    frame[_LOSS_KNOWN] = False
+    if names.TRAIN_LOSS in frame:
+        # A loss that was logged as NaN is divergence, one that was not logged is nothing.
+        told = load_metrics([run_id], metrics=[names.TRAIN_LOSS])["epoch"]
+        frame[_LOSS_KNOWN] = frame[names.TRAIN_LOSS].notna() | frame["epoch"].isin(told)
+    return frame
 
 
 def _monitor_of(run: Run, mode: Mode) -> ConvergenceMonitor:
@@ -119,7 +128,7 @@ def _judge(monitor: ConvergenceMonitor, row: pd.Series) -> WatchedEpoch:
     verdict = monitor.update(
         int(row["epoch"]),
         value(names.STABILITY),
-        loss=None if names.TRAIN_LOSS not in row else loss,
+        loss=loss if row[_LOSS_KNOWN] else None,
         learning_rate=None if math.isnan(rate) else rate,
     )
     return WatchedEpoch(

@@ -249,6 +249,8 @@ def _plan_of_timm(scheduler: Any) -> Plan:
             return Plan(name="cosine", length=warmup + scheduler.t_initial)
         case "PolyLRScheduler" if scheduler.cycle_limit == 1:
             return Plan(name="polynomial", length=warmup + scheduler.t_initial)
+        case "WSDLRScheduler":
+            return Plan(name="wsd", length=scheduler.warmup_t + scheduler.t_initial)
         case "PlateauLRScheduler":
             return Plan(name="plateau")
     return UNKNOWN

@@ -189,6 +189,9 @@ def test_timms_schedulers_are_told_where_they_are_and_need_no_count(in_epochs: b
         "polynomial": timm_scheduler.PolyLRScheduler(
             optimizer(), t_initial=EPOCHS * scale, t_in_epochs=in_epochs
         ),
+        "wsd": timm_scheduler.WSDLRScheduler(
+            optimizer(), t_initial=10 * scale, decay_t=3 * scale, warmup_t=2 * scale, t_in_epochs=in_epochs
+        ),
     }
     for name, scheduler in made.items():
         assert_read(scheduler, Schedule(name=name, planned_epochs=EPOCHS), ticks=0)

@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,10 +18,13 @@ import numpy as np
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
+from mlflow_dynamics.convergence.detectors import OURS
+from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.errors import DynamicsError, TrackingError
 from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.schedule import read_schedule
 from mlflow_dynamics.records import EpochActivations, Measures
 from mlflow_dynamics.report.clock import RedrawClock
 from mlflow_dynamics.report.history import RunHistory, last_order
@@ -71,6 +74,7 @@ def track(
     recording: RecordingConfig | None = None,
     measures: MeasureConfig | None = None,
     early_stopping: EarlyStopping = "warn",
+    detector: str = OURS,
     schedule: Schedule | None = None,
     log_every_n_epoch: int = 1,
     run_id: str | None = None,
@@ -91,7 +95,9 @@ def track(
         recording: which activations; None takes the defaults.
         measures: how they are measured; None takes the defaults.
         early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
-        schedule: what is known of the learning rate ahead; without it a stop is never held back for a coming drop.
+        detector: the name of an installed convergence detector.
+        schedule: what is known of the learning rate ahead; None reads it, when the first epoch ends, from the
+            scheduler of the optimizer as far as that is certain (docs/early-warning.md).
         log_every_n_epoch: write every n-th epoch's metrics (activations are always kept).
         run_id: record into this run, which stays the caller's to end.
         tracking_uri: where that run lives; None is MLflow's own.
@@ -101,7 +107,7 @@ def track(
         RecordingError: the model has no layer that could be recorded.
     """
     measures = measures or MeasureConfig()
-    monitor = None if early_stopping == "off" else ConvergenceMonitor(mode=early_stopping, schedule=schedule)
+    monitor = monitor_for(early_stopping, detector=detector, schedule=schedule)
     recorder = Recorder(model, recording or RecordingConfig(), optimizer=optimizer)
     try:
         run = open_run() if run_id is None else OpenedRun(run_id, owned=False)
@@ -133,15 +139,16 @@ def status_after(error: BaseException | None) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def recorded_parameters(
-    recording: RecordingConfig, measures: MeasureConfig, monitor: ConvergenceMonitor | None
-) -> dict[str, object]:
-    """What the recorded numbers and the warning depend on, as parameters of the run."""
+def recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
+    """What the recorded numbers depend on, as parameters of the run."""
     values: dict[str, object] = asdict(recording) | asdict(measures)
     values["estimator"] = measures.resolved_estimator
-    if monitor is not None:
-        values |= {f"warning/{key}": value for key, value in monitor.parameters.items()}
     return {f"dynamics/{key}": value for key, value in values.items()}
+
+
+def warning_parameters(monitor: ConvergenceMonitor) -> dict[str, object]:
+    """What the warning depends on, likewise."""
+    return {f"dynamics/warning/{key}": value for key, value in monitor.parameters.items()}
 
 
 class Tracker:
@@ -179,12 +186,12 @@ class Tracker:
         self._next_epoch = 0
         self._reason_told = False
         self._converged_told = False
-        definitions = recorded_parameters(recorder.config, measures, monitor)
-        writer.log_params(definitions)
-        self._history = RunHistory(
-            title=writer.title,
-            definitions={key.removeprefix("dynamics/"): str(value) for key, value in definitions.items()},
-        )
+        self._history = RunHistory(title=writer.title, definitions={})
+        self._schedule_due = monitor is not None and not monitor.schedule_given
+        self._settings_due: dict[str, object] = {}
+        self._log_settings(recorded_parameters(recorder.config, measures))
+        if monitor is not None and monitor.schedule_given:
+            self._log_settings(warning_parameters(monitor))
         self._clock = RedrawClock()
         self._boundary = Boundary(recorder.remove)
         self._measured = threading.Condition()
@@ -283,6 +290,8 @@ class Tracker:
     def _end_epoch(self, epoch: int | None, metrics: dict[str, float]) -> None:
         number = self._next_epoch if epoch is None else epoch
         self._next_epoch = number + 1
+        if self._schedule_due:
+            self._read_schedule(number)
         ended = _EndedEpoch(self._recorder.end_epoch(number).result, metrics, time.time_ns() // 1_000_000)
         try:
             self._ended.put_nowait(ended)
@@ -292,6 +301,14 @@ class Tracker:
                 number,
                 MAX_PENDING_EPOCHS,
             )
+
+    def _read_schedule(self, epoch: int) -> None:
+        """Once, in the training's own thread: the scheduler moves on with it."""
+        self._schedule_due = False
+        assert self._monitor is not None
+        recorder = self._recorder
+        self._monitor.expect(read_schedule(recorder.optimizers, epoch=epoch, steps=recorder.open_steps))
+        self._settings_due = warning_parameters(self._monitor)
 
     # ---- in the background: measure, warn, write ----
 
@@ -306,6 +323,9 @@ class Tracker:
         if self._summary is None:
             self._writer.write_layers(activations.layers)
             self._history.layers = tuple(layer.name for layer in activations.layers)
+        if self._settings_due:
+            settings, self._settings_due = self._settings_due, {}
+            self._log_settings(settings)
         self._window.append(activations)
         measures = self._window.measure()
         self._stability.append(measures.stability)
@@ -326,6 +346,11 @@ class Tracker:
             self._summary = summary
         if self._clock.due:
             self._draw(pictures=False)
+
+    def _log_settings(self, settings: Mapping[str, object]) -> None:
+        self._writer.log_params(settings)
+        words = {key.removeprefix("dynamics/"): str(value) for key, value in settings.items()}
+        self._history.definitions = {**self._history.definitions, **words}
 
     def _draw(self, *, pictures: bool) -> None:
         if not self._history.measured:

@@ -9,6 +9,8 @@ from pathlib import Path
 from mlflow_dynamics.autologging.recorded_run import AutologConfig
 from mlflow_dynamics.autologging.trainings import Autologging
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
+from mlflow_dynamics.convergence.detectors import OURS
+from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.session import status_after
 
 _autologging: Autologging | None = None
@@ -23,6 +25,7 @@ def autolog(
     recording: RecordingConfig | None = None,
     measures: MeasureConfig | None = None,
     early_stopping: EarlyStopping = "warn",
+    detector: str = OURS,
 ) -> None:
     """Record the dynamics of every PyTorch training from here on, without a change to its code.
 
@@ -42,7 +45,12 @@ def autolog(
         measures: how they are measured; None takes the defaults.
         early_stopping: "warn" logs the convergence signal, "off" does not; "stop" only warns
             too, and says so: a loop must ask (`track`) or be told (a framework's callback).
+        detector: the name of an installed convergence detector.
+
+    Raises:
+        ConfigError: an unknown way of stopping or detector.
     """
+    monitor_for(early_stopping, detector=detector)
     global _autologging
     if _autologging is not None:
         _autologging.close("FINISHED")
@@ -56,6 +64,7 @@ def autolog(
                 recording=recording or RecordingConfig(),
                 measures=measures or MeasureConfig(),
                 early_stopping=early_stopping,
+                detector=detector,
             )
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
-from mlflow_dynamics.convergence import ConvergenceMonitor
+from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.session import Tracker, closing
 from mlflow_dynamics.tracking import RunWriter, activate_run, names, new_run
@@ -32,6 +32,7 @@ class AutologConfig:
     recording: RecordingConfig
     measures: MeasureConfig
     early_stopping: EarlyStopping
+    detector: str
 
 
 class RecordedRun:
@@ -64,12 +65,11 @@ class RecordedRun:
                 "tracker.should_stop of mlflow_dynamics.track(model, early_stopping='stop') in your loop, or pass a "
                 "framework's trainer the DynamicsCallback of mlflow_dynamics.integrations."
             )
-        early_stopping = config.early_stopping
         self._tracker = Tracker(
             training.recorder,
             self._writer,
             measures=config.measures,
-            monitor=None if early_stopping == "off" else ConvergenceMonitor(mode=early_stopping),
+            monitor=monitor_for(config.early_stopping, detector=config.detector),
             close=closing(self._writer, owned=joined is None),
             log_every_n_epoch=config.log_every_n_epoch,
         )

@@ -21,11 +21,12 @@ from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch
 from mlflow_dynamics.recording.discovery import is_recorded, models_of, optimizers_alive
+from mlflow_dynamics.recording.distributed import first_process, writes_run
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch
 from mlflow_dynamics.session import Tracker, closing
-from mlflow_dynamics.tracking import OpenedRun, RunWriter, names, open_run
+from mlflow_dynamics.tracking import NoRun, OpenedRun, RunWriter, names, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def autolog(
     cannot be inferred, one warning says so and names the explicit ways. An active MLflow run is used, else
     one is created when the first epoch has ended, and ended with the training. Training and validation loss
     (`train/loss`, `validation/loss`, `validation/accuracy`) are logged where the script's criterion calls
-    tell them with certainty.
+    tell them with certainty. Of several processes that train one model the first writes the run, and
+    only it logs lines.
 
     Args:
         log_every_n_epoch: write every n-th epoch's metrics.
@@ -286,6 +288,8 @@ class Autologging:
         self._tracker.end_epoch(**metrics)
 
     def _open(self, training: FollowedTraining) -> Tracker:
+        if not writes_run(training.model):
+            return Tracker(training.recorder, NoRun(), measures=self._measures, monitor=None, close=None)
         run = OpenedRun(self._bound_run, owned=False) if self._bound_run is not None else open_run()
         self._used_runs.add(run.run_id)
         finder = training.finder
@@ -366,10 +370,12 @@ class _LogLines:
         self._logger = logging.getLogger("mlflow_dynamics")
         self._level = self._logger.level
         self._handler: logging.Handler | None = None
-        if silent:
+        if silent or not first_process():
             self._logger.setLevel(logging.ERROR)
         elif not self._logger.hasHandlers():
             self._handler = logging.StreamHandler()
+            # Processes that are not started by torchrun learn their rank later.
+            self._handler.addFilter(lambda line: line.levelno >= logging.ERROR or first_process())
             self._handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
             self._logger.addHandler(self._handler)
             self._logger.setLevel(logging.INFO)

@@ -282,9 +282,8 @@ class Autologging:
         if self._tracker is None:
             self._tracker = self._open(training)
         rate = training.learning_rate
-        metrics = {_METRICS[key]: value for key, value in training.close_epoch().items()}
-        if rate is not None:
-            metrics[names.LEARNING_RATE] = float(rate)
+        training.recorder.averages = {_METRICS[key]: value for key, value in training.close_epoch().items()}
+        metrics = {} if rate is None else {names.LEARNING_RATE: float(rate)}
         self._tracker.end_epoch(**metrics)
 
     def _open(self, training: FollowedTraining) -> Tracker:

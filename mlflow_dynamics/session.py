@@ -58,10 +58,11 @@ class EpochSummary:
 
 @dataclass(frozen=True)
 class _EndedEpoch:
-    """An epoch that training has left behind and that is still to be measured."""
+    """An epoch that training has left behind and that is still to be measured; its metrics are known once its
+    activations are."""
 
     activations: Callable[[], EpochActivations]
-    metrics: dict[str, float]
+    metrics: Callable[[], dict[str, float]]
     timestamp_ms: int
 
 
@@ -203,7 +204,9 @@ class Tracker:
             activations = recorded.activations
             if activations.epoch >= epochs:
                 break
-            self._measure(_EndedEpoch(lambda: activations, recorded.metrics, recorded.timestamp_ms))  # noqa: B023
+            self._measure(
+                _EndedEpoch(lambda: activations, lambda: recorded.metrics, recorded.timestamp_ms)  # noqa: B023
+            )
             self._next_epoch = activations.epoch + 1
             if len(activations.step):
                 self._recorder.start_at(int(activations.step[-1]) + self._recorder.config.record_every)
@@ -290,7 +293,8 @@ class Tracker:
     def _end_epoch(self, epoch: int | None, metrics: dict[str, float]) -> None:
         number = self._next_epoch if epoch is None else epoch
         self._next_epoch = number + 1
-        ended = _EndedEpoch(self._recorder.end_epoch(number).result, metrics, time.time_ns() // 1_000_000)
+        pending = self._recorder.end_epoch(number)
+        ended = _EndedEpoch(pending.result, lambda: pending.averages | metrics, time.time_ns() // 1_000_000)
         try:
             self._ended.put_nowait(ended)
         except queue.Full:
@@ -312,6 +316,7 @@ class Tracker:
         activations = ended.activations()
         if isinstance(self._writer, NoRun):
             return
+        given = ended.metrics()
         if self._summary is None:
             self._writer.write_layers(activations.layers)
             self._history.layers = tuple(layer.name for layer in activations.layers)
@@ -323,9 +328,9 @@ class Tracker:
             epoch=activations.epoch,
             measures=measures,
             volatility=float(spread),
-            verdict=self._judge(activations.epoch, measures.stability, ended.metrics),
+            verdict=self._judge(activations.epoch, measures.stability, given),
         )
-        metrics = ended.metrics | self._dynamics(summary)
+        metrics = given | self._dynamics(summary)
         logged = activations.epoch % self._log_every_n_epoch == 0
         self._writer.write_epoch(
             activations.epoch, activations, metrics if logged else {}, measures, ended.timestamp_ms

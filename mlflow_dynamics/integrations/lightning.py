@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,8 +12,6 @@ from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.session import Tracker, track
 from mlflow_dynamics.tracking import names
 
-logger = logging.getLogger(__name__)
-
 
 class DynamicsCallback(Callback):
     """Records every epoch of a fit; with `early_stopping="stop"` it ends the fit on the convergence signal.
@@ -24,7 +21,7 @@ class DynamicsCallback(Callback):
     ```
 
     The run is that of an `MLFlowLogger`, else the active one (such as that of `mlflow.pytorch.autolog()`), else one
-    of its own. With several processes rank 0 records, from its own part of each batch.
+    of its own. With several processes the first of them writes the run, with the statistics of the global batch.
 
     Args:
         recording, measures, early_stopping: as for `mlflow_dynamics.track`.
@@ -44,11 +41,9 @@ class DynamicsCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the module."""
-        if not trainer.is_global_zero:
-            return
-        if trainer.world_size > 1:
-            logger.info("Of %d processes, rank 0 records its own part of each batch.", trainer.world_size)
-        ours = next((one for one in trainer.loggers if isinstance(one, MLFlowLogger)), None)
+        # Only there does the logger know its run; the other ranks hand over their parts.
+        loggers = trainer.loggers if trainer.is_global_zero else []
+        ours = next((one for one in loggers if isinstance(one, MLFlowLogger)), None)
         planned = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         self._tracker = track(
             pl_module,
@@ -64,7 +59,7 @@ class DynamicsCallback(Callback):
         """End the epoch; stop the fit where asked to."""
         if self._tracker is not None:
             self._tracker.end_epoch(trainer.current_epoch, **_learning_rate(trainer))
-        # Every rank must come to the same decision, or the others would wait for one that has left.
+        # Every rank must come to the same decision, also where the ranks exchange nothing.
         stop = self._tracker is not None and self._tracker.should_stop
         trainer.should_stop = trainer.should_stop or trainer.strategy.reduce_boolean_decision(stop, all=False)
 

@@ -20,7 +20,7 @@ class DynamicsCallback(TrainerCallback):
     ```
 
     The run is the active one (with `report_to="mlflow"` the Trainer's own), else one of its own. With several
-    processes rank 0 records, from its own part of each batch.
+    processes the first of them writes the run, with the statistics of the global batch.
 
     Args:
         recording, measures, early_stopping: as for `mlflow_dynamics.track`.
@@ -42,8 +42,6 @@ class DynamicsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach to the model."""
-        if not state.is_world_process_zero:
-            return
         planned = round(state.num_train_epochs) or None
         self._tracker = track(
             kwargs["model"],

@@ -11,11 +11,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -43,6 +44,9 @@ VALUE_BYTES: Final = 4 * 1024**2
 
 MAX_UNTAKEN: Final = 64
 """Parts in the store that nobody fetches; beyond it none are added."""
+
+Averages = Mapping[str, tuple[float, float]]
+"""Name -> a sum and what to divide it by."""
 
 _attached: Counter[str] = Counter()
 
@@ -148,8 +152,10 @@ class Exchange:
         """Whether the parts come together here."""
         return self._rank == self._writer
 
-    def pool(self, epoch: int, positions: np.ndarray, sums: np.ndarray) -> np.ndarray:
-        """Bring this rank's part of an epoch to the writing rank; there, return the sums of all parts.
+    def pool(
+        self, epoch: int, positions: np.ndarray, sums: np.ndarray, averages: Averages
+    ) -> tuple[np.ndarray, Averages]:
+        """Bring this rank's part of an epoch to the writing rank; there, return all parts as one.
 
         Waits for at most PART_TIMEOUT_S, of which it says so once: to be called by a background thread. A rank whose
         part has not come by then is not waited for again.
@@ -158,14 +164,17 @@ class Exchange:
             epoch: its number, the same on every rank.
             positions: (steps,) of the recorded steps within the epoch, ascending: a step is the same on every rank.
             sums: (steps, layers, 4) as `hooks.MOMENTS` has them, layers in the order of the model.
+            averages: what else is averaged over the epoch; a rank that lacks one has no part in it.
 
         Returns:
-            (steps, layers, 4) float64: the sums over the ranks that made the step; elsewhere `sums` as they are.
+            (steps, layers, 4) float64: the sums over the ranks that made the step, and the averages over the ranks;
+            elsewhere both as they are.
         """
         if not self.writes:
-            self._hand_over(epoch, positions, sums)
-            return sums
+            self._hand_over(epoch, positions, sums, averages)
+            return sums, averages
         total = _exact(sums)
+        averaged = dict(averages)
         deadline = time.monotonic() + PART_TIMEOUT_S
         missing: dict[int, str] = {}
         for rank in list(self._others):
@@ -179,7 +188,10 @@ class Exchange:
                     "nothing has come" if rank in self._present else "it does not record this model"
                 )
                 continue
-            theirs, values = part
+            theirs, values, means = part
+            for name, (amount, weight) in means.items():
+                before = averaged.get(name, (0.0, 0.0))
+                averaged[name] = before[0] + amount, before[1] + weight
             _, here, there = np.intersect1d(positions, theirs, assume_unique=True, return_indices=True)
             total[here] += _exact(values[there])
             if len(here) < len(positions):
@@ -193,7 +205,7 @@ class Exchange:
                 ", ".join(map(str, (self._rank, *self._others))),
                 "; ".join(f"rank {rank} ({reason})" for rank, reason in missing.items()),
             )
-        return total
+        return total, averaged
 
     def agree(self, epoch: int, stop: bool) -> bool:
         """The one answer of all ranks to whether to stop after `epoch`: the writing rank's.
@@ -216,7 +228,7 @@ class Exchange:
         """Nothing more is exchanged."""
         self._home = None
 
-    def _hand_over(self, epoch: int, positions: np.ndarray, sums: np.ndarray) -> None:
+    def _hand_over(self, epoch: int, positions: np.ndarray, sums: np.ndarray, averages: Averages) -> None:
         """Put this rank's part into the store, unless nobody fetches them."""
         try:
             taken = f"taken/{self._rank}"
@@ -225,7 +237,7 @@ class Exchange:
             if self._handed[self._rank] - int(self._store.get(self._key(taken))) >= MAX_UNTAKEN:
                 return
             packed = io.BytesIO()
-            np.savez(packed, positions=positions, sums=sums)
+            np.savez(packed, positions=positions, sums=sums, averages=np.array(json.dumps(averages)))
             data = packed.getvalue()
             pieces = [data[start : start + VALUE_BYTES] for start in range(0, len(data), VALUE_BYTES)]
             for number, piece in enumerate(pieces):
@@ -237,8 +249,10 @@ class Exchange:
             # The writing rank tells the user: it is the one that misses something.
             logger.debug("Rank %d cannot hand over epoch %d: %s", self._rank, epoch, _reason(error))
 
-    def _fetch(self, epoch: int, rank: int, deadline: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """A rank's positions and sums; None if they have not come in time."""
+    def _fetch(
+        self, epoch: int, rank: int, deadline: float
+    ) -> tuple[np.ndarray, np.ndarray, Averages] | None:
+        """A rank's positions, sums and averages; None if they have not come in time."""
         if rank not in self._present:
             if not self._appears(f"here/{rank}", min(deadline, time.monotonic() + PRESENCE_TIMEOUT_S)):
                 return None
@@ -254,7 +268,7 @@ class Exchange:
         self._handed[rank] += 1
         self._store.set(self._key(f"taken/{rank}"), str(self._handed[rank]))
         with np.load(io.BytesIO(data)) as part:
-            return part["positions"], part["sums"]
+            return part["positions"], part["sums"], json.loads(str(part["averages"]))
 
     def _appears(self, key: str, deadline: float) -> bool:
         while not self._store.check([self._key(key)]):

@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.recording.distributed import Exchange, join
+from mlflow_dynamics.recording.distributed import Averages, Exchange, join
 from mlflow_dynamics.recording.history import HostCopy, StepHistory
 from mlflow_dynamics.recording.hooks import (
     MOMENTS,
@@ -40,6 +40,10 @@ class Recorder:
     were one tensor, each call with equal weight. Forwards in eval mode, without gradients or inside backward
     do not count, nor does a step that `GradScaler` skips. Of a model that several processes train, the writing
     rank's epochs hold the statistics of the global batch: every rank's part with equal weight.
+
+    Attributes:
+        exchange: with the other processes that train the model; None before the first step, and where there are none.
+        averages: of the open epoch, to be taken over all ranks.
 
     Nothing is attached to parameters, buffers or the optimizer object. Use as a context manager, or call
     `remove()`.
@@ -76,6 +80,7 @@ class Recorder:
         self._dead_reported = False
         self._joined = False
         self.exchange: Exchange | None = None
+        self.averages: Averages = {}
 
         self._chosen = choose_layers(self.model, config)
         self._forward = ForwardPass(self.model, config.batch_samples, self._boundary)
@@ -230,6 +235,12 @@ class PendingEpoch:
         self._order = recorder._order
         self._start = recorder._epoch_start
         self._exchange = recorder.exchange
+        self._averages, recorder.averages = recorder.averages, {}
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """The epoch's averages, from `result` on those of all ranks."""
+        return {key: total / weight for key, (total, weight) in self._averages.items()}
 
     def result(self) -> EpochActivations:
         """Wait for the copy and return the activations; may be called from any thread.
@@ -242,7 +253,7 @@ class PendingEpoch:
         sums = np.concatenate(parts) if parts else np.empty((0, len(layers), MOMENTS), np.float32)
         if self._exchange is not None:
             positions = np.asarray(self.steps, dtype=np.int64) - self._start
-            sums = self._exchange.pool(self.epoch, positions, sums)
+            sums, self._averages = self._exchange.pool(self.epoch, positions, sums, self._averages)
         sums = sums[:, self._order]
         count = sums[..., 0]
         if self.steps:

@@ -168,7 +168,7 @@ def test_outputs_spread_over_the_ranks_are_declined_and_the_training_goes_on(job
     assert job.lines.count("RecordingError: A layer's output is a DTensor") == RANKS
 
 
-def test_autolog_records_one_run_and_only_the_first_rank_speaks(
+def test_autolog_records_one_run_with_the_loss_of_all_ranks_and_only_the_first_speaks(
     empty_store: Path, tmp_path: Path, job: Job
 ) -> None:
     folder = tmp_path / "autolog"
@@ -178,8 +178,11 @@ def test_autolog_records_one_run_and_only_the_first_rank_speaks(
     for how, name in (("autolog", "Sequential"), ("autolog sharded", "FSDPSequential")):
         assert_that_of_one_process(made.use(how))
         assert made.lines.count(f"Recording {name} (3 layers) into run") == 1
+    losses = np.array([made.told("autolog", rank)["losses"] for rank in range(RANKS)])
     for rank in range(RANKS):
-        assert made.told("autolog", rank)["losses"] == job.told("bare", rank)["losses"]
+        assert losses[rank].tolist() == job.told("bare", rank)["losses"]
+    logged = load_metrics([made.use("autolog")])["train/loss"]
+    np.testing.assert_allclose(logged, losses.reshape(RANKS, EPOCHS, STEPS).mean(axis=(0, 2)), rtol=1e-5)
 
 
 def test_epochs_before_a_rank_died_are_kept(empty_store: Path, tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ from mlflow_dynamics.errors import DynamicsError, TrackingError
 from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.distributed import writes_run
 from mlflow_dynamics.recording.schedule import read_schedule
 from mlflow_dynamics.records import EpochActivations, Measures
 from mlflow_dynamics.report.clock import RedrawClock
 from mlflow_dynamics.report.history import RunHistory, last_order
 from mlflow_dynamics.report.summary import summary as describe
-from mlflow_dynamics.tracking import OpenedRun, RunWriter, end_run, names, open_run
+from mlflow_dynamics.tracking import NoRun, OpenedRun, RunWriter, end_run, names, open_run
 from mlflow_dynamics.tracking.replay import recorded_epochs
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ class EpochSummary:
 
 @dataclass(frozen=True)
 class _EndedEpoch:
-    """An epoch that training has left behind and that is still to be measured."""
+    """An epoch that training has left behind and that is still to be measured; its metrics are known once its
+    activations are."""
 
     activations: Callable[[], EpochActivations]
-    metrics: dict[str, float]
+    metrics: Callable[[], dict[str, float]]
     timestamp_ms: int
 
 
@@ -81,6 +83,9 @@ def track(
     tracking_uri: str | None = None,
 ) -> Tracker:
     """Record the dynamics of a training of `model` in an MLflow run: the active one, else one of its own.
+
+    Where several processes train the model, call it on every rank: the first of them writes the run, the others hand
+    it their parts and have no run.
 
     ```python
     with mlflow_dynamics.track(model) as tracker:
@@ -109,6 +114,8 @@ def track(
     measures = measures or MeasureConfig()
     monitor = monitor_for(early_stopping, detector=detector, schedule=schedule)
     recorder = Recorder(model, recording or RecordingConfig(), optimizer=optimizer)
+    if not writes_run(model):
+        return Tracker(recorder, NoRun(), measures=measures, monitor=None, close=None)
     try:
         run = open_run() if run_id is None else OpenedRun(run_id, owned=False)
         writer = RunWriter(run.run_id, tracking_uri=tracking_uri)
@@ -156,7 +163,7 @@ class Tracker:
 
     Args:
         recorder: of the model.
-        writer: of the run.
+        writer: of the run; `NoRun` hands every epoch to the rank that writes it, and measures none.
         measures: how activations are measured.
         monitor: the early warning; None is none.
         close: called with the status when all is written; None leaves the writer to whoever made it.
@@ -168,7 +175,7 @@ class Tracker:
     def __init__(
         self,
         recorder: Recorder,
-        writer: RunWriter,
+        writer: RunWriter | NoRun,
         *,
         measures: MeasureConfig,
         monitor: ConvergenceMonitor | None,
@@ -211,7 +218,9 @@ class Tracker:
             activations = recorded.activations
             if activations.epoch >= epochs:
                 break
-            self._measure(_EndedEpoch(lambda: activations, recorded.metrics, recorded.timestamp_ms))  # noqa: B023
+            self._measure(
+                _EndedEpoch(lambda: activations, lambda: recorded.metrics, recorded.timestamp_ms)  # noqa: B023
+            )
             self._next_epoch = activations.epoch + 1
             if len(activations.step):
                 self._recorder.start_at(int(activations.step[-1]) + self._recorder.config.record_every)
@@ -225,7 +234,7 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run; None while no tracking server has answered that could create it."""
+        """The MLflow run; None while no tracking server has answered that could create it, and on other ranks."""
         return self._writer.run_id
 
     def end_epoch(self, epoch: int | None = None, /, **metrics: float) -> None:
@@ -261,11 +270,14 @@ class Tracker:
     @property
     def should_stop(self) -> bool:
         """Whether to stop after the last ended epoch: the convergence signal says so (only with "stop"), or
-        `mlflow-dynamics watch --stop` has asked for it."""
+        `mlflow-dynamics watch --stop` has asked for it. Where several processes train, ask on every rank: all get the
+        same answer."""
         stop = self._writer.stop_requested
         if not stop and self._monitor is not None and self._next_epoch > 0:
             summary = self.wait(self._next_epoch - 1)
             stop = summary is not None and summary.verdict is not None and summary.verdict.should_stop
+        if self._recorder.exchange is not None:
+            stop = self._recorder.exchange.agree(self._next_epoch - 1, stop)
         if stop:
             self._boundary.run(self._writer.set_tags, {names.TAG_STOPPED_EARLY: "true"})
         return stop
@@ -276,6 +288,8 @@ class Tracker:
         if self._worker.is_alive():
             self._ended.put(None)
             self._worker.join()
+        if self._recorder.exchange is not None:
+            self._recorder.exchange.close()
         # A boundary of its own: the run is ended also where recording failed before.
         Boundary(self._recorder.remove).run(self._close, status)
 
@@ -292,7 +306,8 @@ class Tracker:
         self._next_epoch = number + 1
         if self._schedule_due:
             self._read_schedule(number)
-        ended = _EndedEpoch(self._recorder.end_epoch(number).result, metrics, time.time_ns() // 1_000_000)
+        pending = self._recorder.end_epoch(number)
+        ended = _EndedEpoch(pending.result, lambda: pending.averages | metrics, time.time_ns() // 1_000_000)
         try:
             self._ended.put_nowait(ended)
         except queue.Full:
@@ -320,6 +335,9 @@ class Tracker:
 
     def _measure(self, ended: _EndedEpoch) -> None:
         activations = ended.activations()
+        if isinstance(self._writer, NoRun):
+            return
+        given = ended.metrics()
         if self._summary is None:
             self._writer.write_layers(activations.layers)
             self._history.layers = tuple(layer.name for layer in activations.layers)
@@ -334,9 +352,9 @@ class Tracker:
             epoch=activations.epoch,
             measures=measures,
             volatility=float(spread),
-            verdict=self._judge(activations.epoch, measures.stability, ended.metrics),
+            verdict=self._judge(activations.epoch, measures.stability, given),
         )
-        metrics = ended.metrics | self._dynamics(summary)
+        metrics = given | self._dynamics(summary)
         logged = activations.epoch % self._log_every_n_epoch == 0
         self._writer.write_epoch(
             activations.epoch, activations, metrics if logged else {}, measures, ended.timestamp_ms

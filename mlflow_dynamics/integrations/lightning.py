@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -17,8 +16,6 @@ from mlflow_dynamics.recording.schedule import CONSTANT, UNKNOWN, plan_of
 from mlflow_dynamics.session import Tracker, track
 from mlflow_dynamics.tracking import names
 
-logger = logging.getLogger(__name__)
-
 
 class DynamicsCallback(Callback):
     """Records every epoch of a fit; with `early_stopping="stop"` it ends the fit on the convergence signal.
@@ -28,8 +25,9 @@ class DynamicsCallback(Callback):
     ```
 
     The run is that of an `MLFlowLogger`, else the active one (such as that of `mlflow.pytorch.autolog()`), else one
-    of its own. With several processes rank 0 records, from its own part of each batch. A stop leaves the weights of
-    the last epoch in the module, as Lightning's `EarlyStopping` does; `ModelCheckpoint` keeps the best.
+    of its own. With several processes the first of them writes the run, with the statistics of the global batch. A
+    stop leaves the weights of the last epoch in the module, as Lightning's `EarlyStopping` does; `ModelCheckpoint`
+    keeps the best.
 
     Args:
         recording, measures, early_stopping, detector: as for `mlflow_dynamics.track`.
@@ -58,11 +56,9 @@ class DynamicsCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the module."""
-        if not trainer.is_global_zero:
-            return
-        if trainer.world_size > 1:
-            logger.info("Of %d processes, rank 0 records its own part of each batch.", trainer.world_size)
-        ours = next((one for one in trainer.loggers if isinstance(one, MLFlowLogger)), None)
+        # Only there does the logger know its run; the other ranks hand over their parts.
+        loggers = trainer.loggers if trainer.is_global_zero else []
+        ours = next((one for one in loggers if isinstance(one, MLFlowLogger)), None)
         self._tracker = track(
             pl_module,
             recording=self._recording,
@@ -78,7 +74,7 @@ class DynamicsCallback(Callback):
         """End the epoch; stop the fit where asked to."""
         if self._tracker is not None:
             self._tracker.end_epoch(trainer.current_epoch, **_learning_rate(trainer))
-        # Every rank must come to the same decision, or the others would wait for one that has left.
+        # Every rank must come to the same decision, also where the ranks exchange nothing.
         stop = self._tracker is not None and not _is_last(trainer) and self._tracker.should_stop
         trainer.should_stop = trainer.should_stop or trainer.strategy.reduce_boolean_decision(stop, all=False)
 

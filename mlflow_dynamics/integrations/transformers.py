@@ -24,8 +24,8 @@ class DynamicsCallback(TrainerCallback):
     ```
 
     The run is the active one (with `report_to="mlflow"` the Trainer's own), else one of its own. With several
-    processes rank 0 records, from its own part of each batch. After a stop the model is that of the last epoch, with
-    `load_best_model_at_end=True` the best one, as with the Trainer's `EarlyStoppingCallback`.
+    processes the first of them writes the run, with the statistics of the global batch. After a stop the model is that
+    of the last epoch, with `load_best_model_at_end=True` the best one, as with the Trainer's `EarlyStoppingCallback`.
 
     Args:
         recording, measures, early_stopping, detector: as for `mlflow_dynamics.track`.
@@ -56,8 +56,6 @@ class DynamicsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach to the model."""
-        if not state.is_world_process_zero:
-            return
         self._tracker = track(
             kwargs["model"],
             recording=self._recording,

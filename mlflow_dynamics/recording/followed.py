@@ -105,14 +105,17 @@ class FollowedTraining:
         rate = optimizer.param_groups[0].get("lr")
         self.learning_rate = rate if isinstance(rate, float | int) else None
 
-    def close_epoch(self) -> dict[str, float]:
-        """Begin a new epoch; what is known with certainty of the last one's losses. Waits for the device once."""
+    def close_epoch(self) -> dict[str, tuple[float, int]]:
+        """Begin a new epoch; what is known with certainty of the last one's losses, as (sum, samples) each.
+
+        Waits for the device once.
+        """
         losses, self.losses = self.losses, EpochLosses()
         self.steps = 0
         self.epochs += 1
         found = {}
         if losses.known and losses.train.total is not None:
-            found["train_loss"] = _mean(losses.train)
+            found["train_loss"] = float(losses.train.total), losses.train.samples
         elif not self._loss_told:
             self._loss_told = True
             logger.info(
@@ -121,9 +124,9 @@ class FollowedTraining:
             )
         validation = self._validation(losses)
         if validation is not None and validation.total is not None:
-            found["validation_loss"] = _mean(validation)
+            found["validation_loss"] = float(validation.total), validation.samples
             if validation.correct is not None:
-                found["validation_accuracy"] = float(validation.correct) / validation.samples
+                found["validation_accuracy"] = float(validation.correct), validation.samples
         return found
 
     def forget(self) -> None:
@@ -177,7 +180,3 @@ class _Loaded(Traceless):
 
     def __call__(self, module: nn.Module, keys: Any) -> None:
         self._training._boundary.run(self._training.restored)
-
-
-def _mean(mean: Mean) -> float:
-    return float(mean.total) / mean.samples if mean.total is not None else float("nan")

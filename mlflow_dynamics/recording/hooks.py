@@ -8,6 +8,7 @@ changes.
 from __future__ import annotations
 
 import inspect
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
+from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
 
 MOMENTS: Final = 4
@@ -222,6 +224,7 @@ class LayerHook(Traceless):
 
     def _meet(self, tensor: Tensor) -> None:
         if not self.known:
+            _decline_sharded(tensor)
             self.known = True
             self.shape = tuple(int(size) for size in tensor.shape[1:])
             self.forward.seen.append(self.position)
@@ -249,6 +252,16 @@ def _not_computing(tensor: Tensor) -> bool:
     )
 
 
+def _decline_sharded(tensor: Tensor) -> None:
+    """Refuse an output of which each process holds a part: reducing it is a collective, and could stop the training."""
+    sharding = sys.modules.get("torch.distributed.tensor")
+    if sharding is not None and isinstance(tensor, sharding.DTensor):
+        raise RecordingError(
+            "A layer's output is a DTensor, spread over several processes: tensor parallelism with "
+            "use_local_output=False is not recorded; leave such layers out with exclude=(...)."
+        )
+
+
 def never_compile_alone(*owners: Any) -> None:
     """Keep dynamo from compiling these functions, or all methods of these classes, by themselves.
 
@@ -265,4 +278,4 @@ never_compile_alone(ForwardPass, ForwardPassEnd, LayerHook, Boundary)
 never_compile_alone(
     moments, _compiled_moments, _moments_on_device, _moments_on_host, _sums, _moments_of_at_most
 )
-never_compile_alone(first_tensor, _in_backward, _not_computing, _unseen)
+never_compile_alone(first_tensor, _in_backward, _not_computing, _unseen, _decline_sharded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -32,6 +33,15 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model._orig_mod
         else:
             return model
+
+
+def type_name(module: nn.Module) -> str:
+    """The module's class as the user wrote it: fully_shard puts one of its own before it."""
+    kinds = list(type(module).__mro__)
+    sharding = sys.modules.get("torch.distributed.fsdp")
+    if sharding is not None:
+        kinds = [kind for kind in kinds if not issubclass(kind, sharding.FSDPModule)]
+    return str(kinds[0].__name__)
 
 
 def choose_layers(model: nn.Module, config: RecordingConfig) -> list[tuple[str, nn.Module]]:
@@ -83,9 +93,7 @@ def _clean(name: str) -> str:
 
 
 def _matches(name: str, module: nn.Module, patterns: tuple[str, ...]) -> bool:
-    return any(
-        fnmatchcase(name, pattern) or fnmatchcase(type(module).__name__, pattern) for pattern in patterns
-    )
+    return any(fnmatchcase(name, pattern) or fnmatchcase(type_name(module), pattern) for pattern in patterns)
 
 
 def _is_weight_layer(module: nn.Module) -> bool:

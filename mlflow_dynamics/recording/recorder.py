@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.distributed import Averages, Exchange, join
 from mlflow_dynamics.recording.history import HostCopy, StepHistory
 from mlflow_dynamics.recording.hooks import (
     MOMENTS,
@@ -24,7 +25,7 @@ from mlflow_dynamics.recording.hooks import (
     LayerHook,
     never_compile_alone,
 )
-from mlflow_dynamics.recording.layers import choose_layers, unwrap
+from mlflow_dynamics.recording.layers import choose_layers, type_name, unwrap
 from mlflow_dynamics.records import EpochActivations, Layer
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,12 @@ class Recorder:
     forward; what is recorded are the activations of the last training forward before it (the last micro-batch
     under gradient accumulation). Several calls of a layer within one forward are pooled as if their outputs
     were one tensor, each call with equal weight. Forwards in eval mode, without gradients or inside backward
-    do not count, nor does a step that `GradScaler` skips.
+    do not count, nor does a step that `GradScaler` skips. Of a model that several processes train, the writing
+    rank's epochs hold the statistics of the global batch: every rank's part with equal weight.
+
+    Attributes:
+        exchange: with the other processes that train the model; None before the first step, and where there are none.
+        averages: of the open epoch, to be taken over all ranks.
 
     Nothing is attached to parameters, buffers or the optimizer object. Use as a context manager, or call
     `remove()`.
@@ -72,6 +78,9 @@ class Recorder:
         self._layers: tuple[Layer, ...] | None = None
         self._order: list[int] = []
         self._dead_reported = False
+        self._joined = False
+        self.exchange: Exchange | None = None
+        self.averages: Averages = {}
 
         self._chosen = choose_layers(self.model, config)
         self._forward = ForwardPass(self.model, config.batch_samples, self._boundary)
@@ -175,6 +184,10 @@ class Recorder:
         if not self.counts(optimizer):
             return
         self._forward.fresh = False
+        if not self._joined:
+            # Only now is it certain that the model has its wrapper and the processes know each other.
+            self._joined = True
+            self.exchange = join(self.model, [name for name, _ in self._chosen])
         if self.step % self.config.record_every == 0:
             self._history.append(self.step, self._forward.slots)
         self.step += 1
@@ -199,7 +212,7 @@ class Recorder:
             Layer(
                 index=index,
                 name=self._chosen[position][0],
-                type=type(self._chosen[position][1]).__name__,
+                type=type_name(self._chosen[position][1]),
                 output_shape=self._hooks[position].shape,
                 parameters=sum(p.numel() for p in self._chosen[position][1].parameters()),
             )
@@ -232,15 +245,27 @@ class PendingEpoch:
         self.copies: list[HostCopy] = []
         self._recorder = recorder
         self._order = recorder._order
+        self._start = recorder._epoch_start
+        self._exchange = recorder.exchange
+        self._averages, recorder.averages = recorder.averages, {}
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """The epoch's averages, from `result` on those of all ranks."""
+        return {key: total / weight for key, (total, weight) in self._averages.items()}
 
     def result(self) -> EpochActivations:
         """Wait for the copy and return the activations; may be called from any thread.
 
-        A layer that did not run at a step is NaN there.
+        With several processes it also waits, for a bounded time, for the parts of the other ranks. A layer that
+        did not run at a step is NaN there.
         """
         layers = self._recorder.layers
         parts = [copy.wait().numpy() for copy in self.copies]
         sums = np.concatenate(parts) if parts else np.empty((0, len(layers), MOMENTS), np.float32)
+        if self._exchange is not None:
+            positions = np.asarray(self.steps, dtype=np.int64) - self._start
+            sums, self._averages = self._exchange.pool(self.epoch, positions, sums, self._averages)
         sums = sums[:, self._order]
         count = sums[..., 0]
         if self.steps:

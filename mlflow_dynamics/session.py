@@ -1,36 +1,28 @@
-"""One epoch, on one screen: record, measure, warn, write."""
+"""`track()` and its tracker: what a training calls, and the thread that takes each epoch from it."""
 
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
-from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
+from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.convergence.detectors import OURS
 from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.errors import DynamicsError, TrackingError
-from mlflow_dynamics.measures import SignalWindow, volatility
+from mlflow_dynamics.measuring import EndedEpoch, EpochSummary, Measuring
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.distributed import writes_run
-from mlflow_dynamics.recording.schedule import read_schedule
-from mlflow_dynamics.records import EpochActivations, Measures
-from mlflow_dynamics.report.clock import RedrawClock
-from mlflow_dynamics.report.history import RunHistory, last_order
-from mlflow_dynamics.report.summary import summary as describe
-from mlflow_dynamics.tracking import NoRun, OpenedRun, RunWriter, end_run, names, open_run
+from mlflow_dynamics.recording.schedule import read_schedule, schedulers_of
+from mlflow_dynamics.tracking import OpenedRun, RunWriter, end_run, names, open_run
 from mlflow_dynamics.tracking.replay import recorded_epochs
 
 if TYPE_CHECKING:
@@ -47,26 +39,6 @@ VERDICT_TIMEOUT_S: Final = 5.0
 
 CLOSE_TIMEOUT_S: Final = 30.0
 """At the end of training, wait at most this long for what is unsent."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochSummary:
-    """What one epoch came to: its measures, the volatility of stability so far, the detector's verdict."""
-
-    epoch: int
-    measures: Measures
-    volatility: float
-    verdict: Verdict | None
-
-
-@dataclass(frozen=True)
-class _EndedEpoch:
-    """An epoch that training has left behind and that is still to be measured; its metrics are known once its
-    activations are."""
-
-    activations: Callable[[], EpochActivations]
-    metrics: Callable[[], dict[str, float]]
-    timestamp_ms: int
 
 
 def track(
@@ -115,21 +87,21 @@ def track(
     monitor = monitor_for(early_stopping, detector=detector, schedule=schedule)
     recorder = Recorder(model, recording or RecordingConfig(), optimizer=optimizer)
     if not writes_run(model):
-        return Tracker(recorder, NoRun(), measures=measures, monitor=None, close=None)
+        return Tracker(recorder, None, close=None)
     try:
         run = open_run() if run_id is None else OpenedRun(run_id, owned=False)
         writer = RunWriter(run.run_id, tracking_uri=tracking_uri)
     except DynamicsError:
         recorder.remove()
         raise
-    return Tracker(
-        recorder,
+    measuring = Measuring(
         writer,
+        recording=recorder.config,
         measures=measures,
         monitor=monitor,
-        close=closing(writer, owned=run.owned),
         log_every_n_epoch=log_every_n_epoch,
     )
+    return Tracker(recorder, measuring, close=closing(writer, owned=run.owned))
 
 
 def closing(writer: RunWriter, *, owned: bool) -> Callable[[str], object]:
@@ -146,64 +118,32 @@ def status_after(error: BaseException | None) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
-    """What the recorded numbers depend on, as parameters of the run."""
-    values: dict[str, object] = asdict(recording) | asdict(measures)
-    values["estimator"] = measures.resolved_estimator
-    return {f"dynamics/{key}": value for key, value in values.items()}
-
-
-def warning_parameters(monitor: ConvergenceMonitor) -> dict[str, object]:
-    """What the warning depends on, likewise."""
-    return {f"dynamics/warning/{key}": value for key, value in monitor.parameters.items()}
-
-
 class Tracker:
     """Follows one training. Made by `track`; ended by `close()` or by leaving its `with` block.
 
     Args:
         recorder: of the model.
-        writer: of the run; `NoRun` hands every epoch to the rank that writes it, and measures none.
-        measures: how activations are measured.
-        monitor: the early warning; None is none.
+        measuring: what takes the epochs; None where another process of the training does, to which each epoch's part
+            is handed over.
         close: called with the status when all is written; None leaves the writer to whoever made it.
-        log_every_n_epoch: write every n-th epoch's metrics.
 
     No method raises because of a failure of ours: it is logged once, recording stops, training goes on.
     """
 
     def __init__(
-        self,
-        recorder: Recorder,
-        writer: RunWriter | NoRun,
-        *,
-        measures: MeasureConfig,
-        monitor: ConvergenceMonitor | None,
-        close: Callable[[str], object] | None,
-        log_every_n_epoch: int = 1,
+        self, recorder: Recorder, measuring: Measuring | None, *, close: Callable[[str], object] | None
     ) -> None:
         self._recorder = recorder
-        self._writer = writer
-        self._config = measures
-        self._monitor = monitor
+        self._measuring = measuring
         self._end = close
-        self._log_every_n_epoch = log_every_n_epoch
-        self._window = SignalWindow(measures)
-        self._stability: list[float] = []
         self._next_epoch = 0
-        self._reason_told = False
-        self._converged_told = False
-        self._history = RunHistory(title=writer.title, definitions={})
+        monitor = None if measuring is None else measuring.monitor
         self._schedule_due = monitor is not None and not monitor.schedule_given
-        self._settings_due: dict[str, object] = {}
-        self._log_settings(recorded_parameters(recorder.config, measures))
-        if monitor is not None and monitor.schedule_given:
-            self._log_settings(warning_parameters(monitor))
-        self._clock = RedrawClock()
+        self._schedulers: list[object] | None = None
         self._boundary = Boundary(recorder.remove)
         self._measured = threading.Condition()
         self._summary: EpochSummary | None = None
-        self._ended: queue.Queue[_EndedEpoch | None] = queue.Queue(MAX_PENDING_EPOCHS)
+        self._ended: queue.Queue[EndedEpoch | None] = queue.Queue(MAX_PENDING_EPOCHS)
         self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
         self._worker.start()
 
@@ -218,8 +158,12 @@ class Tracker:
             activations = recorded.activations
             if activations.epoch >= epochs:
                 break
-            self._measure(
-                _EndedEpoch(lambda: activations, lambda: recorded.metrics, recorded.timestamp_ms)  # noqa: B023
+            self._take(
+                EndedEpoch(
+                    activations=lambda: activations,  # noqa: B023
+                    metrics=lambda: recorded.metrics,  # noqa: B023
+                    timestamp_ms=recorded.timestamp_ms,
+                )
             )
             self._next_epoch = activations.epoch + 1
             if len(activations.step):
@@ -235,7 +179,7 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """The MLflow run; None while no tracking server has answered that could create it, and on other ranks."""
-        return self._writer.run_id
+        return None if self._measuring is None else self._measuring.writer.run_id
 
     def end_epoch(self, epoch: int | None = None, /, **metrics: float) -> None:
         """End an epoch: hand its activations to the background, to be measured and logged with `metrics`.
@@ -272,14 +216,13 @@ class Tracker:
         """Whether to stop after the last ended epoch: the convergence signal says so (only with "stop"), or
         `mlflow-dynamics watch --stop` has asked for it. Where several processes train, ask on every rank: all get the
         same answer."""
-        stop = self._writer.stop_requested
-        if not stop and self._monitor is not None and self._next_epoch > 0:
-            summary = self.wait(self._next_epoch - 1)
-            stop = summary is not None and summary.verdict is not None and summary.verdict.should_stop
+        stop = False
+        if self._measuring is not None and self._next_epoch > 0:
+            stop = self._measuring.writer.stop_requested or self._verdict_says_stop()
         if self._recorder.exchange is not None:
             stop = self._recorder.exchange.agree(self._next_epoch - 1, stop)
-        if stop:
-            self._boundary.run(self._writer.set_tags, {names.TAG_STOPPED_EARLY: "true"})
+        if stop and self._measuring is not None:
+            self._boundary.run(self._measuring.writer.set_tags, {names.TAG_STOPPED_EARLY: "true"})
         return stop
 
     def close(self, status: str = "FINISHED") -> None:
@@ -301,13 +244,21 @@ class Tracker:
     ) -> None:
         self.close(status_after(error))
 
+    def _verdict_says_stop(self) -> bool:
+        summary = self.wait(self._next_epoch - 1)
+        return summary is not None and summary.verdict is not None and summary.verdict.should_stop
+
     def _end_epoch(self, epoch: int | None, metrics: dict[str, float]) -> None:
         number = self._next_epoch if epoch is None else epoch
         self._next_epoch = number + 1
-        if self._schedule_due:
-            self._read_schedule(number)
+        schedule = self._read_schedule(number)
         pending = self._recorder.end_epoch(number)
-        ended = _EndedEpoch(pending.result, lambda: pending.averages | metrics, time.time_ns() // 1_000_000)
+        ended = EndedEpoch(
+            activations=pending.result,
+            metrics=lambda: pending.averages | metrics,
+            timestamp_ms=time.time_ns() // 1_000_000,
+            schedule=schedule,
+        )
         try:
             self._ended.put_nowait(ended)
         except queue.Full:
@@ -317,99 +268,38 @@ class Tracker:
                 MAX_PENDING_EPOCHS,
             )
 
-    def _read_schedule(self, epoch: int) -> None:
-        """Once, in the training's own thread: the scheduler moves on with it."""
-        self._schedule_due = False
-        assert self._monitor is not None
-        recorder = self._recorder
-        self._monitor.expect(read_schedule(recorder.optimizers, epoch=epoch, steps=recorder.open_steps))
-        self._settings_due = warning_parameters(self._monitor)
+    def _read_schedule(self, epoch: int) -> Schedule | None:
+        """Once, when the scheduler has been found; in the training's own thread, with which it moves on."""
+        schedulers, self._schedulers = self._schedulers, None
+        if schedulers is None:
+            return None
+        return read_schedule(schedulers, epoch=epoch, steps=self._recorder.open_steps)
 
-    # ---- in the background: measure, warn, write ----
+    # ---- in the background ----
 
     def _work(self) -> None:
         while (ended := self._ended.get()) is not None:
-            self._boundary.run(self._measure, ended)
+            self._boundary.run(self._take, ended)
             with self._measured:
                 self._measured.notify_all()
+            self._boundary.run(self._leisure)
 
-    def _measure(self, ended: _EndedEpoch) -> None:
-        activations = ended.activations()
-        if isinstance(self._writer, NoRun):
+    def _take(self, ended: EndedEpoch) -> None:
+        if self._measuring is None:
+            ended.activations()  # hands them over
             return
-        given = ended.metrics()
-        if self._summary is None:
-            self._writer.write_layers(activations.layers)
-            self._history.layers = tuple(layer.name for layer in activations.layers)
-        if self._settings_due:
-            settings, self._settings_due = self._settings_due, {}
-            self._log_settings(settings)
-        self._window.append(activations)
-        measures = self._window.measure()
-        self._stability.append(measures.stability)
-        spread = volatility(np.array(self._stability), window=self._config.volatility_window)
-        summary = EpochSummary(
-            epoch=activations.epoch,
-            measures=measures,
-            volatility=float(spread),
-            verdict=self._judge(activations.epoch, measures.stability, given),
-        )
-        metrics = given | self._dynamics(summary)
-        logged = activations.epoch % self._log_every_n_epoch == 0
-        self._writer.write_epoch(
-            activations.epoch, activations, metrics if logged else {}, measures, ended.timestamp_ms
-        )
-        self._history.add(activations.epoch, metrics, measures)
+        summary = self._measuring.take(ended)
         with self._measured:
             self._summary = summary
-        if self._clock.due:
-            self._draw(pictures=False)
 
-    def _log_settings(self, settings: Mapping[str, object]) -> None:
-        self._writer.log_params(settings)
-        words = {key.removeprefix("dynamics/"): str(value) for key, value in settings.items()}
-        self._history.definitions = {**self._history.definitions, **words}
-
-    def _draw(self, *, pictures: bool) -> None:
-        if not self._history.measured:
-            return
-        with self._clock:
-            # Drawing libraries are loaded by whoever draws, not by every training that begins.
-            from mlflow_dynamics.report.artifacts import render
-
-            self._history.title = self._writer.title
-            self._history.order = last_order(self._window)
-            self._writer.write_files(render(self._history, pictures=pictures))
-
-    def _judge(self, epoch: int, stability: float, metrics: dict[str, float]) -> Verdict | None:
-        if self._monitor is None:
-            return None
-        verdict = self._monitor.update(
-            epoch,
-            stability,
-            loss=metrics.get(names.TRAIN_LOSS),
-            learning_rate=metrics.get(names.LEARNING_RATE),
-        )
-        before = self._summary.verdict.state if self._summary is not None and self._summary.verdict else None
-        if verdict.state != before and verdict.state in ("converging", "unsettled", "diverging"):
-            logger.info("%s", verdict.message)
-        if verdict.signal and not self._converged_told:
-            self._converged_told = True
-            self._writer.set_tags({names.TAG_CONVERGED_EPOCH: str(self._monitor.converged_epoch)})
-        return verdict
-
-    def _dynamics(self, summary: EpochSummary) -> dict[str, float]:
-        if summary.measures.reason is not None and not self._reason_told:
-            self._reason_told = True
-            logger.info("Epoch %d: %s", summary.epoch, summary.measures.reason)
-        metrics = names.measure_metrics(summary.measures)
-        if math.isfinite(summary.volatility):
-            metrics[names.VOLATILITY] = summary.volatility
-        if summary.verdict is not None:
-            metrics[names.CONVERGENCE_SIGNAL] = float(summary.verdict.signal)
-            if math.isfinite(summary.verdict.score):
-                metrics[names.CONVERGENCE_SCORE] = summary.verdict.score
-        return metrics
+    def _leisure(self) -> None:
+        """What nobody waits for."""
+        if self._schedule_due:
+            # Looking through all live objects takes too long for a training step: it is read at the next epoch's end.
+            self._schedule_due = False
+            self._schedulers = schedulers_of(self._recorder.optimizers)
+        if self._measuring is not None:
+            self._measuring.redraw()
 
     def _close(self, status: str) -> None:
         Boundary(self._recorder.remove).run(self._conclude)
@@ -417,9 +307,5 @@ class Tracker:
             self._end(status)
 
     def _conclude(self) -> None:
-        """The complete report, and what happened as the run's description."""
-        if self._boundary.failure is None and self._history.measured:
-            self._draw(pictures=True)
-            # Paragraphs: Markdown joins single lines.
-            lines = "\n\n".join(describe(self._history))
-            self._writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{lines}"})
+        if self._boundary.failure is None and self._measuring is not None:
+            self._measuring.conclude()

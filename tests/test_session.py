@@ -80,7 +80,7 @@ def test_a_failure_of_ours_ends_the_recording_and_is_told_once(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("injected")
 
-    monkeypatch.setattr("mlflow_dynamics.session.SignalWindow.append", broken)
+    monkeypatch.setattr("mlflow_dynamics.measuring.SignalWindow.append", broken)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with caplog.at_level(logging.WARNING, "mlflow_dynamics"), mlflow_dynamics.track(model) as tracker:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence.monitor import monitor_for
+from mlflow_dynamics.measuring import Measuring
 from mlflow_dynamics.recording.distributed import writes_run
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.session import Tracker, closing
-from mlflow_dynamics.tracking import NoRun, RunWriter, activate_run, names, new_run
+from mlflow_dynamics.tracking import RunWriter, activate_run, names, new_run
 
 logger = logging.getLogger(__name__)
 
@@ -49,27 +50,25 @@ class RecordedRun:
     def __init__(
         self, training: FollowedTraining, joined: str | None, tags: Mapping[str, str], config: AutologConfig
     ) -> None:
-        # Of several processes that train the model the others only hand over their parts.
-        writes = writes_run(training.model)
-        self._to_activate = writes and joined is None
-        self._writer: RunWriter | NoRun = NoRun()
-        close: Callable[[str], object] | None = None
-        if writes:
-            self._writer = writer = RunWriter(joined or new_run(tags))
-            close = closing(writer, owned=joined is None)
-            _tell(training, joined, config)
-        self._tracker = Tracker(
-            training.recorder,
-            self._writer,
+        self._writer: RunWriter | None = None
+        self._to_activate = joined is None
+        if not writes_run(training.model):  # of several processes one does; the others hand over their parts
+            self._tracker = Tracker(training.recorder, None, close=None)
+            return
+        self._writer = writer = RunWriter(joined or new_run(tags))
+        _tell(training, joined, config)
+        measuring = Measuring(
+            writer,
+            recording=config.recording,
             measures=config.measures,
-            monitor=monitor_for(config.early_stopping, detector=config.detector) if writes else None,
-            close=close,
+            monitor=monitor_for(config.early_stopping, detector=config.detector),
             log_every_n_epoch=config.log_every_n_epoch,
         )
+        self._tracker = Tracker(training.recorder, measuring, close=closing(writer, owned=joined is None))
 
     def activate(self) -> str | None:
         """Make a new run the thread's active one as soon as MLflow has created it; its id, that once."""
-        run = self._writer.created if self._to_activate else None
+        run = self._writer.created if self._to_activate and self._writer is not None else None
         if run is None:
             return None
         self._to_activate = False

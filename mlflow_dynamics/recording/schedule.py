@@ -75,29 +75,30 @@ CONSTANT: Final = Plan(name="constant")
 UNKNOWN: Final = Plan()
 
 
-def read_schedule(optimizers: Iterable[Optimizer], *, epoch: int, steps: int) -> Schedule:
-    """The schedule that these optimizers are trained under, read where their first epoch ends.
+def read_schedule(schedulers: Sequence[object], *, epoch: int, steps: int) -> Schedule:
+    """The schedule of a training under these schedulers, read where an early epoch ends.
 
     Without a scheduler the rate is constant; with several that nothing joins, nothing is certain. A scheduler is
     stepped once an epoch or once a training step: its count says which, where it began together with the epochs.
-    Looks through all live objects once.
 
     Args:
-        optimizers: that train the model.
+        schedulers: all that there are (`schedulers_of`).
         epoch: the number of the epoch that ends, from 0.
         steps: how many training steps it had.
     """
-    found = schedulers_of(optimizers)
-    if not found:
+    if not schedulers:
         return CONSTANT.schedule(ticks_per_epoch=None)
-    if len(found) > 1:
+    if len(schedulers) > 1:
         return UNKNOWN.schedule(ticks_per_epoch=None)
-    (scheduler,) = found
+    (scheduler,) = schedulers
     return plan_of(scheduler).schedule(ticks_per_epoch=_ticks_per_epoch(scheduler, epoch=epoch, steps=steps))
 
 
-def schedulers_of(optimizers: Iterable[Optimizer]) -> list[Any]:
-    """The schedulers alive that set these optimizers' learning rates, without the parts of composed ones."""
+def schedulers_of(optimizers: Iterable[Optimizer]) -> list[object]:
+    """The schedulers alive that set these optimizers' learning rates, without the parts of composed ones.
+
+    Looks through all live objects, which takes a tenth of a second: not for a training step.
+    """
     ours = {id(optimizer) for optimizer in optimizers}
     kinds: tuple[type, ...] = (LRScheduler,)
     if _TIMM in sys.modules:

@@ -8,7 +8,6 @@ end_run(writer, status, timeout_s) if owned else writer.close(timeout_s)       #
 
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.activations import load_activations, load_layers, scan_activations
-from mlflow_dynamics.tracking.norun import NoRun
 from mlflow_dynamics.tracking.query import load_metrics, load_metrics_table, search_runs
 from mlflow_dynamics.tracking.runs import (
     OpenedRun,
@@ -22,7 +21,6 @@ from mlflow_dynamics.tracking.runs import (
 from mlflow_dynamics.tracking.writer import RunWriter
 
 __all__ = [
-    "NoRun",
     "OpenedRun",
     "RunWriter",
     "activate_run",

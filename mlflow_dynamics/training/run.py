@@ -25,8 +25,9 @@ from tqdm import tqdm
 from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.errors import ConfigError
+from mlflow_dynamics.measuring import EpochSummary, Measuring
 from mlflow_dynamics.recording import Recorder
-from mlflow_dynamics.session import EpochSummary, Tracker
+from mlflow_dynamics.session import Tracker
 from mlflow_dynamics.tracking import RunWriter, end_run, start_run
 from mlflow_dynamics.tracking.runs import created_run
 from mlflow_dynamics.tracking.sync import sync
@@ -159,13 +160,15 @@ def _trainer(config: TrainingConfig, *, model: nn.Module, data: ImageData, devic
 
 def _train(config: TrainingConfig, trainer: Trainer, writer: RunWriter, *, run_id: str) -> None:
     first = trainer.next_epoch
+    measuring = Measuring(
+        writer,
+        recording=config.recording,
+        measures=config.measures,
+        monitor=monitor_for(config.early_stopping, detector=config.detector, schedule=_schedule(config)),
+    )
     with (
         Tracker(
-            Recorder(trainer.model, config.recording, optimizer=trainer.optimizer),
-            writer,
-            measures=config.measures,
-            monitor=monitor_for(config.early_stopping, detector=config.detector, schedule=_schedule(config)),
-            close=None,
+            Recorder(trainer.model, config.recording, optimizer=trainer.optimizer), measuring, close=None
         ) as tracker,
         tqdm(
             total=(config.epochs - first) * len(trainer.train_loader), unit="step", dynamic_ncols=True

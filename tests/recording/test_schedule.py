@@ -57,7 +57,7 @@ def test_a_scheduler_stepped_once_an_epoch_is_read_whether_or_not_it_was_stepped
 def assert_read(scheduler: object, expected: Schedule, *, ticks: int, epoch: int = 0) -> None:
     for _ in range(ticks):
         scheduler.step()
-    assert read_schedule([scheduler.optimizer], epoch=epoch, steps=STEPS) == expected
+    assert read_schedule(schedulers_of([scheduler.optimizer]), epoch=epoch, steps=STEPS) == expected
 
 
 @pytest.mark.parametrize("kind", ["constant", "late", "step", "gentle", "milestones"])
@@ -148,9 +148,9 @@ def test_restarts_are_steps_of_the_rate() -> None:
 def test_two_schedulers_of_one_optimizer_are_unknown_and_none_is_constant() -> None:
     one, other = optimizer(), optimizer()
     kept = [torch_scheduler.StepLR(one, 3), torch_scheduler.StepLR(one, 4), torch_scheduler.StepLR(other, 5)]
-    assert read_schedule([one], epoch=0, steps=STEPS).name == "unknown"
+    assert read_schedule(schedulers_of([one]), epoch=0, steps=STEPS).name == "unknown"
     assert schedulers_of([other]) == kept[2:]
-    assert read_schedule([optimizer()], epoch=0, steps=STEPS) == Schedule()
+    assert read_schedule(schedulers_of([optimizer()]), epoch=0, steps=STEPS) == Schedule()
 
 
 HUGGING_FACE = {

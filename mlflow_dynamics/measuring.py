@@ -1,0 +1,184 @@
+"""What becomes of an epoch once training has left it, on one screen: measured, judged, written, drawn."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mlflow_dynamics.config import MeasureConfig, RecordingConfig
+from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
+from mlflow_dynamics.measures import SignalWindow, volatility
+from mlflow_dynamics.records import EpochActivations, Measures
+from mlflow_dynamics.report.clock import RedrawClock
+from mlflow_dynamics.report.history import RunHistory, last_order
+from mlflow_dynamics.report.summary import summary as describe
+from mlflow_dynamics.tracking import RunWriter, names
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedEpoch:
+    """An epoch that training has left behind.
+
+    Attributes:
+        activations: waits for them to arrive from the device and from other processes.
+        metrics: logged beside the dynamics; to be asked after `activations`.
+        timestamp_ms: milliseconds since 1970, when the epoch ended.
+        schedule: what has become known, with this epoch, of the learning rate ahead.
+    """
+
+    activations: Callable[[], EpochActivations]
+    metrics: Callable[[], dict[str, float]]
+    timestamp_ms: int
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSummary:
+    """What one epoch came to: its measures, the volatility of stability so far, the detector's verdict."""
+
+    epoch: int
+    measures: Measures
+    volatility: float
+    verdict: Verdict | None
+
+
+class Measuring:
+    """Takes a run's epochs, one after the other.
+
+    Args:
+        writer: of the run.
+        recording: how activations were recorded.
+        measures: how they are measured.
+        monitor: the early warning; None is none.
+        log_every_n_epoch: write every n-th epoch's metrics.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        *,
+        recording: RecordingConfig,
+        measures: MeasureConfig,
+        monitor: ConvergenceMonitor | None,
+        log_every_n_epoch: int = 1,
+    ) -> None:
+        self.writer = writer
+        self.monitor = monitor
+        self._config = measures
+        self._log_every_n_epoch = log_every_n_epoch
+        self._window = SignalWindow(measures)
+        self._stability: list[float] = []
+        self._history = RunHistory(title=writer.title, definitions={})
+        self._clock = RedrawClock()
+        self._before: EpochSummary | None = None
+        self._reason_told = False
+        self._converged_told = False
+        self._log_settings(_recorded_parameters(recording, measures))
+        if monitor is not None and monitor.schedule_given:
+            self._log_settings(_warning_parameters(monitor))
+
+    def take(self, ended: EndedEpoch) -> EpochSummary:
+        """Measure an epoch, judge it, and write it down."""
+        activations, given = ended.activations(), ended.metrics()
+        if self._before is None:
+            self.writer.write_layers(activations.layers)
+            self._history.layers = tuple(layer.name for layer in activations.layers)
+        if self.monitor is not None and ended.schedule is not None:
+            self.monitor.expect(ended.schedule)
+            self._log_settings(_warning_parameters(self.monitor))
+        self._window.append(activations)
+        measures = self._window.measure()
+        self._stability.append(measures.stability)
+        spread = volatility(np.array(self._stability), window=self._config.volatility_window)
+        summary = EpochSummary(
+            epoch=activations.epoch,
+            measures=measures,
+            volatility=float(spread),
+            verdict=self._judge(activations.epoch, measures.stability, given),
+        )
+        metrics = given | self._dynamics(summary)
+        logged = activations.epoch % self._log_every_n_epoch == 0
+        self.writer.write_epoch(
+            activations.epoch, activations, metrics if logged else {}, measures, ended.timestamp_ms
+        )
+        self._history.add(activations.epoch, metrics, measures)
+        self._before = summary
+        return summary
+
+    def redraw(self) -> None:
+        """Draw the report anew, where enough time has passed."""
+        if self._clock.due:
+            self._draw(pictures=False)
+
+    def conclude(self) -> None:
+        """The complete report, and what happened as the run's description."""
+        if not self._history.measured:
+            return
+        self._draw(pictures=True)
+        # Paragraphs: Markdown joins single lines.
+        lines = "\n\n".join(describe(self._history))
+        self.writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{lines}"})
+
+    def _judge(self, epoch: int, stability: float, metrics: dict[str, float]) -> Verdict | None:
+        if self.monitor is None:
+            return None
+        verdict = self.monitor.update(
+            epoch,
+            stability,
+            loss=metrics.get(names.TRAIN_LOSS),
+            learning_rate=metrics.get(names.LEARNING_RATE),
+        )
+        before = self._before.verdict.state if self._before is not None and self._before.verdict else None
+        if verdict.state != before and verdict.state in ("converging", "unsettled", "diverging"):
+            logger.info("%s", verdict.message)
+        if verdict.signal and not self._converged_told:
+            self._converged_told = True
+            self.writer.set_tags({names.TAG_CONVERGED_EPOCH: str(self.monitor.converged_epoch)})
+        return verdict
+
+    def _dynamics(self, summary: EpochSummary) -> dict[str, float]:
+        if summary.measures.reason is not None and not self._reason_told:
+            self._reason_told = True
+            logger.info("Epoch %d: %s", summary.epoch, summary.measures.reason)
+        metrics = names.measure_metrics(summary.measures)
+        if math.isfinite(summary.volatility):
+            metrics[names.VOLATILITY] = summary.volatility
+        if summary.verdict is not None:
+            metrics[names.CONVERGENCE_SIGNAL] = float(summary.verdict.signal)
+            if math.isfinite(summary.verdict.score):
+                metrics[names.CONVERGENCE_SCORE] = summary.verdict.score
+        return metrics
+
+    def _log_settings(self, settings: Mapping[str, object]) -> None:
+        self.writer.log_params(settings)
+        words = {key.removeprefix("dynamics/"): str(value) for key, value in settings.items()}
+        self._history.definitions = {**self._history.definitions, **words}
+
+    def _draw(self, *, pictures: bool) -> None:
+        if not self._history.measured:
+            return
+        with self._clock:
+            # Drawing libraries are loaded by whoever draws, not by every training that begins.
+            from mlflow_dynamics.report.artifacts import render
+
+            self._history.title = self.writer.title
+            self._history.order = last_order(self._window)
+            self.writer.write_files(render(self._history, pictures=pictures))
+
+
+def _recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
+    """What the recorded numbers depend on, as parameters of the run."""
+    values: dict[str, object] = asdict(recording) | asdict(measures)
+    values["estimator"] = measures.resolved_estimator
+    return {f"dynamics/{key}": value for key, value in values.items()}
+
+
+def _warning_parameters(monitor: ConvergenceMonitor) -> dict[str, object]:
+    """What the warning depends on, likewise."""
+    return {f"dynamics/warning/{key}": value for key, value in monitor.parameters.items()}

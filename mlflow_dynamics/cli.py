@@ -143,10 +143,12 @@ def watch(run_id: str, stop: bool, poll: float) -> None:
 def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> None:
     """Draw one run's report anew, or compare several runs, as one page that needs no network.
 
+    A comparison's figures are also written beside its page, as OUTPUT-NAME.png (one run's lie in the run).
     RUN_IDS may also be one argument with commas between; "none", as MLproject passes it, is like leaving out.
     """
     run_ids = tuple(one for given in run_ids for one in given.split(",") if one not in ("", "none"))
     experiment = None if experiment == "none" else experiment
+    files: dict[Path, bytes] = {}
     if bool(run_ids) == bool(experiment):
         raise click.UsageError("Give either RUN_IDS or --experiment NAME.")
     if len(run_ids) == 1:
@@ -156,15 +158,18 @@ def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> No
         from mlflow_dynamics.tracking import names
 
         history = history_of(run_ids[0], settings_of(run_ids[0]))
-        content = render(history, pictures=False)[names.REPORT]
+        files[output] = render(history, pictures=False)[names.REPORT]
     else:
-        from mlflow_dynamics.report.comparison import comparison_page, gather
+        from mlflow_dynamics.report.comparison import comparison_page, comparison_pictures, gather
 
         frame = gather(list(run_ids) or None, experiment=experiment)
         title = "Runs compared" if experiment is None else f"The runs of {experiment}"
-        content = comparison_page(frame, title=title).encode()
-    output.write_bytes(content)
-    click.echo(f"Written: {output}")
+        files[output] = comparison_page(frame, title=title).encode()
+        for name, png in comparison_pictures(frame).items():
+            files[output.with_name(f"{output.stem}-{name}.png")] = png
+    for path, content in files.items():
+        path.write_bytes(content)
+        click.echo(f"Written: {path}")
 
 
 @commands.command()

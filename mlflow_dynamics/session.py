@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,11 +18,14 @@ import numpy as np
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
+from mlflow_dynamics.convergence.detectors import OURS
+from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.errors import DynamicsError, TrackingError
 from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.distributed import writes_run
+from mlflow_dynamics.recording.schedule import read_schedule
 from mlflow_dynamics.records import EpochActivations, Measures
 from mlflow_dynamics.report.clock import RedrawClock
 from mlflow_dynamics.report.history import RunHistory, last_order
@@ -73,6 +76,7 @@ def track(
     recording: RecordingConfig | None = None,
     measures: MeasureConfig | None = None,
     early_stopping: EarlyStopping = "warn",
+    detector: str = OURS,
     schedule: Schedule | None = None,
     log_every_n_epoch: int = 1,
     run_id: str | None = None,
@@ -96,7 +100,9 @@ def track(
         recording: which activations; None takes the defaults.
         measures: how they are measured; None takes the defaults.
         early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
-        schedule: what is known of the learning rate ahead; without it a stop is never held back for a coming drop.
+        detector: the name of an installed convergence detector.
+        schedule: what is known of the learning rate ahead; None reads it, when the first epoch ends, from the
+            scheduler of the optimizer as far as that is certain (docs/early-warning.md).
         log_every_n_epoch: write every n-th epoch's metrics (activations are always kept).
         run_id: record into this run, which stays the caller's to end.
         tracking_uri: where that run lives; None is MLflow's own.
@@ -106,7 +112,7 @@ def track(
         RecordingError: the model has no layer that could be recorded.
     """
     measures = measures or MeasureConfig()
-    monitor = None if early_stopping == "off" else ConvergenceMonitor(mode=early_stopping, schedule=schedule)
+    monitor = monitor_for(early_stopping, detector=detector, schedule=schedule)
     recorder = Recorder(model, recording or RecordingConfig(), optimizer=optimizer)
     if not writes_run(model):
         return Tracker(recorder, NoRun(), measures=measures, monitor=None, close=None)
@@ -133,15 +139,23 @@ def closing(writer: RunWriter, *, owned: bool) -> Callable[[str], object]:
     return lambda _status: writer.close(CLOSE_TIMEOUT_S)
 
 
-def recorded_parameters(
-    recording: RecordingConfig, measures: MeasureConfig, monitor: ConvergenceMonitor | None
-) -> dict[str, object]:
-    """What the recorded numbers and the warning depend on, as parameters of the run."""
+def status_after(error: BaseException | None) -> str:
+    """How a run ends whose training `error` has ended: FINISHED, FAILED or KILLED."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "FINISHED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
+def recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
+    """What the recorded numbers depend on, as parameters of the run."""
     values: dict[str, object] = asdict(recording) | asdict(measures)
     values["estimator"] = measures.resolved_estimator
-    if monitor is not None:
-        values |= {f"warning/{key}": value for key, value in monitor.parameters.items()}
     return {f"dynamics/{key}": value for key, value in values.items()}
+
+
+def warning_parameters(monitor: ConvergenceMonitor) -> dict[str, object]:
+    """What the warning depends on, likewise."""
+    return {f"dynamics/warning/{key}": value for key, value in monitor.parameters.items()}
 
 
 class Tracker:
@@ -179,12 +193,12 @@ class Tracker:
         self._next_epoch = 0
         self._reason_told = False
         self._converged_told = False
-        definitions = recorded_parameters(recorder.config, measures, monitor)
-        writer.log_params(definitions)
-        self._history = RunHistory(
-            title=writer.title,
-            definitions={key.removeprefix("dynamics/"): str(value) for key, value in definitions.items()},
-        )
+        self._history = RunHistory(title=writer.title, definitions={})
+        self._schedule_due = monitor is not None and not monitor.schedule_given
+        self._settings_due: dict[str, object] = {}
+        self._log_settings(recorded_parameters(recorder.config, measures))
+        if monitor is not None and monitor.schedule_given:
+            self._log_settings(warning_parameters(monitor))
         self._clock = RedrawClock()
         self._boundary = Boundary(recorder.remove)
         self._measured = threading.Condition()
@@ -285,14 +299,13 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        self.close(status_after(error))
 
     def _end_epoch(self, epoch: int | None, metrics: dict[str, float]) -> None:
         number = self._next_epoch if epoch is None else epoch
         self._next_epoch = number + 1
+        if self._schedule_due:
+            self._read_schedule(number)
         pending = self._recorder.end_epoch(number)
         ended = _EndedEpoch(pending.result, lambda: pending.averages | metrics, time.time_ns() // 1_000_000)
         try:
@@ -303,6 +316,14 @@ class Tracker:
                 number,
                 MAX_PENDING_EPOCHS,
             )
+
+    def _read_schedule(self, epoch: int) -> None:
+        """Once, in the training's own thread: the scheduler moves on with it."""
+        self._schedule_due = False
+        assert self._monitor is not None
+        recorder = self._recorder
+        self._monitor.expect(read_schedule(recorder.optimizers, epoch=epoch, steps=recorder.open_steps))
+        self._settings_due = warning_parameters(self._monitor)
 
     # ---- in the background: measure, warn, write ----
 
@@ -320,6 +341,9 @@ class Tracker:
         if self._summary is None:
             self._writer.write_layers(activations.layers)
             self._history.layers = tuple(layer.name for layer in activations.layers)
+        if self._settings_due:
+            settings, self._settings_due = self._settings_due, {}
+            self._log_settings(settings)
         self._window.append(activations)
         measures = self._window.measure()
         self._stability.append(measures.stability)
@@ -341,6 +365,11 @@ class Tracker:
         if self._clock.due:
             self._draw(pictures=False)
 
+    def _log_settings(self, settings: Mapping[str, object]) -> None:
+        self._writer.log_params(settings)
+        words = {key.removeprefix("dynamics/"): str(value) for key, value in settings.items()}
+        self._history.definitions = {**self._history.definitions, **words}
+
     def _draw(self, *, pictures: bool) -> None:
         if not self._history.measured:
             return
@@ -348,6 +377,7 @@ class Tracker:
             # Drawing libraries are loaded by whoever draws, not by every training that begins.
             from mlflow_dynamics.report.artifacts import render
 
+            self._history.title = self._writer.title
             self._history.order = last_order(self._window)
             self._writer.write_files(render(self._history, pictures=pictures))
 
@@ -390,5 +420,6 @@ class Tracker:
         """The complete report, and what happened as the run's description."""
         if self._boundary.failure is None and self._history.measured:
             self._draw(pictures=True)
-            sentences = " ".join(describe(self._history))
-            self._writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{sentences}"})
+            # Paragraphs: Markdown joins single lines.
+            lines = "\n\n".join(describe(self._history))
+            self._writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{lines}"})

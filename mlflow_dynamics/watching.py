@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _PREFIX: Final = "dynamics/warning/"
 
+_LOSS_KNOWN: Final = "loss known"
+
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedEpoch:
@@ -56,13 +58,14 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
     if not (math.isfinite(poll_s) and poll_s > 0):
         raise ConfigError(f"poll={poll_s!r} must be a number of seconds above 0.")
     (run,) = find_runs([run_id])
-    monitor = _monitor_of(run, "stop" if stop else "warn")
+    mode: Mode = "stop" if stop else "warn"
+    monitor = _monitor_of(run, mode)
     seen = -1
     away = False
     while True:
         try:
             (run,) = find_runs([run_id])
-            frame = load_metrics([run_id])
+            frame = _epochs_of(run_id)
         except TrackingError as error:
             if not away:
                 logger.warning("%s Watching goes on when the run can be read again.", error)
@@ -70,6 +73,10 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
             time.sleep(poll_s)
             continue
         away = False
+        if seen < 0 and not frame.empty:
+            # What a run reads from its scheduler it logs before its first epoch, perhaps after it was looked up.
+            (run,) = find_runs([run_id])
+            monitor = _monitor_of(run, mode)
         for _, row in frame[frame["epoch"] > seen].iterrows():
             epoch = _judge(monitor, row)
             seen = epoch.verdict.epoch
@@ -91,6 +98,19 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
         )
 
 
+def _epochs_of(run_id: str) -> pd.DataFrame:
+    """The run's metrics without the steps at which only others have logged: epochs to be measured, or no epochs."""
+    frame = load_metrics([run_id])
+    ours = [key for key in frame if key.startswith("dynamics/")]
+    frame = frame[frame[ours].notna().any(axis=1)].copy()
+    frame[_LOSS_KNOWN] = False
+    if names.TRAIN_LOSS in frame:
+        # A loss that was logged as NaN is divergence, one that was not logged is nothing.
+        told = load_metrics([run_id], metrics=[names.TRAIN_LOSS])["epoch"]
+        frame[_LOSS_KNOWN] = frame[names.TRAIN_LOSS].notna() | frame["epoch"].isin(told)
+    return frame
+
+
 def _monitor_of(run: Run, mode: Mode) -> ConvergenceMonitor:
     parameters = {
         key.removeprefix(_PREFIX): value for key, value in run.data.params.items() if key.startswith(_PREFIX)
@@ -108,7 +128,7 @@ def _judge(monitor: ConvergenceMonitor, row: pd.Series) -> WatchedEpoch:
     verdict = monitor.update(
         int(row["epoch"]),
         value(names.STABILITY),
-        loss=None if names.TRAIN_LOSS not in row else loss,
+        loss=loss if row[_LOSS_KNOWN] else None,
         learning_rate=None if math.isnan(rate) else rate,
     )
     return WatchedEpoch(

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, get_args
 
-from mlflow_dynamics.convergence.detectors import Detector, find_detector
+from mlflow_dynamics.config import EARLY_STOPPING, EarlyStopping
+from mlflow_dynamics.convergence.detectors import OURS, Detector, find_detector
 from mlflow_dynamics.convergence.schedule import HOLD_OFF, Schedule, is_step
 from mlflow_dynamics.errors import ConfigError, unknown_choice
 
@@ -65,7 +66,8 @@ class ConvergenceMonitor:
     Args:
         detector: the name of an installed detector.
         mode: "warn" never asks to stop.
-        schedule: what is known of the learning rate ahead; None is a constant rate and an unknown length.
+        schedule: what is known of the learning rate ahead; None is a constant rate and an unknown length, until
+            `expect` says otherwise.
         stop_before_last_phase: under a cosine or one-cycle schedule do not let the stop wait for the last phase.
 
     Raises:
@@ -74,7 +76,7 @@ class ConvergenceMonitor:
 
     def __init__(
         self,
-        detector: str = "volatility",
+        detector: str = OURS,
         *,
         mode: Mode = "warn",
         schedule: Schedule | None = None,
@@ -85,6 +87,7 @@ class ConvergenceMonitor:
         self._name = detector
         self._make = find_detector(detector)
         self._mode = mode
+        self.schedule_given = schedule is not None
         self._schedule = schedule or Schedule()
         self._stop_before_last_phase = stop_before_last_phase
         self._begin()
@@ -92,17 +95,23 @@ class ConvergenceMonitor:
     @property
     def parameters(self) -> Mapping[str, float | int | str]:
         """What the verdicts depend on, to be logged with the run."""
+        # Ours last: they are read back, and a foreign detector may call its own anything.
         return {
+            **self._detector.parameters,
             "detector": self._name,
             "mode": self._mode,
             **self._schedule.parameters,
-            **self._detector.parameters,
         }
 
     @property
     def should_stop(self) -> bool:
         """Whether the last epoch's verdict was to end the training; only in mode "stop"."""
         return self._should_stop
+
+    def expect(self, schedule: Schedule) -> None:
+        """Take in what has become known of the learning rate ahead; what was fed is judged anew by it."""
+        self._schedule = schedule
+        self._judge_anew(self._fed)
 
     def update(
         self, epoch: int, stability: float, *, loss: float | None = None, learning_rate: float | None = None
@@ -121,11 +130,13 @@ class ConvergenceMonitor:
         if isinstance(epoch, bool) or int(epoch) != epoch or epoch < 0:
             raise ConfigError(f"epoch={epoch!r} must be a whole number from 0.")
         if self._fed and epoch <= self._fed[-1].epoch:
-            kept = [fed for fed in self._fed if fed.epoch < epoch]
-            self._begin()
-            for fed in kept:
-                self._judge(fed)
+            self._judge_anew([fed for fed in self._fed if fed.epoch < epoch])
         return self._judge(_Fed(int(epoch), float(stability), loss, learning_rate))
+
+    def _judge_anew(self, kept: list[_Fed]) -> None:
+        self._begin()
+        for fed in kept:
+            self._judge(fed)
 
     def _begin(self) -> None:
         self._fed: list[_Fed] = []
@@ -248,3 +259,19 @@ class ConvergenceMonitor:
         if fed.loss > EXPLOSION * max(self._losses):
             return f"the training loss {fed.loss:.4g} is over {EXPLOSION:g} times that of the first epochs"
         return None
+
+
+def monitor_for(
+    early_stopping: EarlyStopping, *, detector: str = OURS, schedule: Schedule | None = None
+) -> ConvergenceMonitor | None:
+    """The monitor that `early_stopping` asks for; None for "off".
+
+    Raises:
+        ConfigError: an unknown way of stopping or detector, also where it would not be used.
+    """
+    if early_stopping not in EARLY_STOPPING:
+        raise unknown_choice("early_stopping", early_stopping, EARLY_STOPPING)
+    if early_stopping == "off":
+        find_detector(detector)
+        return None
+    return ConvergenceMonitor(detector, mode=early_stopping, schedule=schedule)

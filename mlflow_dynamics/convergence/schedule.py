@@ -15,8 +15,11 @@ RATE_STEP: Final = 1.5
 HOLD_OFF: Final = 5
 """So many epochs from a step of the learning rate on are not read: what they show is the step's own transient."""
 
-SMOOTH: Final = ("cosine", "onecycle")
-"""Schedules that lower the rate all the time, most at the end, where accuracy still rises."""
+MIN_RATE: Final = 1e-3
+"""Below this fraction of the first rate so little is learnt that a further step is not waited for."""
+
+SMOOTH: Final = ("cosine", "cosine_restarts", "linear", "onecycle", "polynomial", "wsd")
+"""Schedules that lower the rate most, or only (wsd: warm-up, stable, decay), at the end, where accuracy still rises."""
 
 _UNKNOWN: Final = "unknown"
 _NONE: Final = "none"
@@ -30,10 +33,10 @@ class Schedule:
     """What is known of the learning rate ahead.
 
     Attributes:
-        name: "constant", "step", "cosine", "onecycle" or another; under the smooth ones, cosine and onecycle, a
-            stop waits for the last phase.
+        name: "constant", "step", "cosine", "onecycle" or another; under the smooth ones (`SMOOTH`) a stop waits for
+            the last phase; "unknown" is none that could be read.
         planned_epochs: the length of the training, None if not known.
-        drop_epochs: the epochs, from 0, at whose start the rate is lowered by a step.
+        drop_epochs: the epochs, from 0, at whose start the rate makes a step: lowered, or raised by a restart.
     """
 
     name: str = "constant"
@@ -64,7 +67,7 @@ class Schedule:
         """What a stop after `epoch` would still have to wait for, in words; None if for nothing."""
         coming = [drop for drop in self.drop_epochs if drop > epoch]
         if coming:
-            return f"the learning rate will drop at epoch {min(coming)}"
+            return f"the learning rate will change at epoch {min(coming)}"
         if not self.smooth:
             return None
         if self.planned_epochs is None:

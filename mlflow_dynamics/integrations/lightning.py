@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,6 +10,9 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import Schedule
+from mlflow_dynamics.convergence.detectors import OURS
+from mlflow_dynamics.convergence.monitor import monitor_for
+from mlflow_dynamics.recording.schedule import CONSTANT, UNKNOWN, plan_of
 from mlflow_dynamics.session import Tracker, track
 from mlflow_dynamics.tracking import names
 
@@ -21,10 +25,16 @@ class DynamicsCallback(Callback):
     ```
 
     The run is that of an `MLFlowLogger`, else the active one (such as that of `mlflow.pytorch.autolog()`), else one
-    of its own. With several processes the first of them writes the run, with the statistics of the global batch.
+    of its own. With several processes the first of them writes the run, with the statistics of the global batch. A
+    stop leaves the weights of the last epoch in the module, as Lightning's `EarlyStopping` does; `ModelCheckpoint`
+    keeps the best.
 
     Args:
-        recording, measures, early_stopping: as for `mlflow_dynamics.track`.
+        recording, measures, early_stopping, detector: as for `mlflow_dynamics.track`.
+        schedule: what is known of the learning rate ahead; None reads it from the trainer and its scheduler.
+
+    Raises:
+        ConfigError: an unknown way of stopping or detector.
     """
 
     def __init__(
@@ -33,10 +43,15 @@ class DynamicsCallback(Callback):
         recording: RecordingConfig | None = None,
         measures: MeasureConfig | None = None,
         early_stopping: EarlyStopping = "warn",
+        detector: str = OURS,
+        schedule: Schedule | None = None,
     ) -> None:
+        monitor_for(early_stopping, detector=detector)
         self._recording = recording
         self._measures = measures
         self._early_stopping: EarlyStopping = early_stopping
+        self._detector = detector
+        self._schedule = schedule
         self._tracker: Tracker | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,13 +59,13 @@ class DynamicsCallback(Callback):
         # Only there does the logger know its run; the other ranks hand over their parts.
         loggers = trainer.loggers if trainer.is_global_zero else []
         ours = next((one for one in loggers if isinstance(one, MLFlowLogger)), None)
-        planned = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         self._tracker = track(
             pl_module,
             recording=self._recording,
             measures=self._measures,
             early_stopping=self._early_stopping,
-            schedule=Schedule(planned_epochs=planned),
+            detector=self._detector,
+            schedule=self._schedule or _schedule_of(trainer),
             run_id=None if ours is None else ours.run_id,
             tracking_uri=None if ours is None else ours._tracking_uri,
         )
@@ -60,7 +75,7 @@ class DynamicsCallback(Callback):
         if self._tracker is not None:
             self._tracker.end_epoch(trainer.current_epoch, **_learning_rate(trainer))
         # Every rank must come to the same decision, also where the ranks exchange nothing.
-        stop = self._tracker is not None and self._tracker.should_stop
+        stop = self._tracker is not None and not _is_last(trainer) and self._tracker.should_stop
         trainer.should_stop = trainer.should_stop or trainer.strategy.reduce_boolean_decision(stop, all=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,6 +90,26 @@ class DynamicsCallback(Callback):
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             tracker.close(status)
+
+
+def _schedule_of(trainer: Trainer) -> Schedule:
+    """What the trainer knows of its own length and of the scheduler, which it steps itself."""
+    planned = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+    if not trainer.lr_scheduler_configs:
+        return CONSTANT.schedule(ticks_per_epoch=None, planned_epochs=planned)
+    if len(trainer.lr_scheduler_configs) > 1:
+        return UNKNOWN.schedule(ticks_per_epoch=None, planned_epochs=planned)
+    (config,) = trainer.lr_scheduler_configs
+    steps: float = 1
+    if config.interval == "step":
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+    ticks = math.ceil(steps) / config.frequency if math.isfinite(steps) else None
+    return plan_of(config.scheduler).schedule(ticks_per_epoch=ticks, planned_epochs=planned)
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether the fit ends with this epoch anyway, so that there is nothing left to stop."""
+    return trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def _learning_rate(trainer: Trainer) -> dict[str, Any]:

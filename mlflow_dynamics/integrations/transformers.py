@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import Schedule
+from mlflow_dynamics.convergence.detectors import OURS
+from mlflow_dynamics.convergence.monitor import monitor_for
+from mlflow_dynamics.recording.schedule import plan_of
 from mlflow_dynamics.session import Tracker, track
 from mlflow_dynamics.tracking import names
 
@@ -20,10 +24,15 @@ class DynamicsCallback(TrainerCallback):
     ```
 
     The run is the active one (with `report_to="mlflow"` the Trainer's own), else one of its own. With several
-    processes the first of them writes the run, with the statistics of the global batch.
+    processes the first of them writes the run, with the statistics of the global batch. After a stop the model is that
+    of the last epoch, with `load_best_model_at_end=True` the best one, as with the Trainer's `EarlyStoppingCallback`.
 
     Args:
-        recording, measures, early_stopping: as for `mlflow_dynamics.track`.
+        recording, measures, early_stopping, detector: as for `mlflow_dynamics.track`.
+        schedule: what is known of the learning rate ahead; None reads it from the Trainer and its scheduler.
+
+    Raises:
+        ConfigError: an unknown way of stopping or detector.
     """
 
     def __init__(
@@ -32,23 +41,28 @@ class DynamicsCallback(TrainerCallback):
         recording: RecordingConfig | None = None,
         measures: MeasureConfig | None = None,
         early_stopping: EarlyStopping = "warn",
+        detector: str = OURS,
+        schedule: Schedule | None = None,
     ) -> None:
+        monitor_for(early_stopping, detector=detector)
         self._recording = recording
         self._measures = measures
         self._early_stopping: EarlyStopping = early_stopping
+        self._detector = detector
+        self._schedule = schedule
         self._tracker: Tracker | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach to the model."""
-        planned = round(state.num_train_epochs) or None
         self._tracker = track(
             kwargs["model"],
             recording=self._recording,
             measures=self._measures,
             early_stopping=self._early_stopping,
-            schedule=Schedule(name=_schedule(args), planned_epochs=planned),
+            detector=self._detector,
+            schedule=self._schedule or _schedule_of(state, kwargs.get("lr_scheduler")),
         )
 
     def on_epoch_end(
@@ -60,7 +74,8 @@ class DynamicsCallback(TrainerCallback):
         optimizer = kwargs.get("optimizer")
         rate = {} if optimizer is None else {names.LEARNING_RATE: float(optimizer.param_groups[0]["lr"])}
         self._tracker.end_epoch(**rate)
-        if self._tracker.should_stop:
+        # After the last epoch there is nothing left to stop.
+        if state.global_step < state.max_steps and self._tracker.should_stop:
             control.should_training_stop = True
 
     def on_train_end(
@@ -72,7 +87,11 @@ class DynamicsCallback(TrainerCallback):
             tracker.close()
 
 
-def _schedule(args: TrainingArguments) -> str:
-    """The Trainer's schedule in the monitor's words: those that fall all the time count as cosine."""
-    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    return "constant" if kind.startswith("constant") else "cosine"
+def _schedule_of(state: TrainerState, scheduler: object) -> Schedule:
+    """What the Trainer knows of its own length and of the scheduler, which it steps after every training step."""
+    epochs = state.num_train_epochs
+    if not 0 < epochs < sys.maxsize:  # the data has no length
+        return plan_of(scheduler).schedule(ticks_per_epoch=None)
+    return plan_of(scheduler).schedule(
+        ticks_per_epoch=state.max_steps / epochs, planned_epochs=max(round(epochs), 1)
+    )

@@ -12,6 +12,7 @@ from mlflow_dynamics.errors import unknown_choice
 from mlflow_dynamics.measures.estimators import ESTIMATORS, mean_of_defined
 from mlflow_dynamics.measures.signals import as_signals, standardise
 from mlflow_dynamics.measures.stability import stability_index
+from mlflow_dynamics.measures.synchrony import MIN_STEPS as LEAST_STEPS
 from mlflow_dynamics.measures.synchrony import incoherent_metastability, phasors
 from mlflow_dynamics.records import Measures
 
@@ -19,20 +20,28 @@ from mlflow_dynamics.records import Measures
 def measure(signals: ArrayLike, *, estimator: Estimator = "dfa", min_steps: int = MIN_STEPS) -> Measures:
     """All measures of a window, or of each of many.
 
-    Each layer is linearly detrended over the window; layers that are constant or not finite are left out and
-    counted. What cannot be computed is NaN, and `reason` says why.
+    Of linearly detrended layers: I = mean exponent; synchrony and M = mean and standard deviation of R(t); ratio =
+    M / sqrt((1 - pi/4) / L); S = clip(I / 1.5, 0, 1) (1 - 2 M); and per layer its exponent and the mean cosine
+    between its phase and that of the others. Layers that are constant or not finite are left out and counted. What
+    cannot be computed is NaN, and `reason` says why.
 
     Args:
         signals: (..., layers, steps).
         estimator: of the exponents, "dfa" or "hk".
-        min_steps: shorter windows are undefined.
+        min_steps: shorter windows are undefined, as are those of fewer than 8 steps.
 
     Returns:
         numbers for one window (layers, steps); arrays (...,) and (..., layers) in their place for a batch, and one
         reason for what is NaN in any of them.
 
+    How to read it, and what it does not show: see `integration`, `synchrony`, `metastability`,
+    `metastability_ratio` and `stability_index`, which give the same numbers one by one.
+
     Raises:
         ValueError: fewer than two axes, or values that are not real; the message names the shape.
+
+    References:
+        Quang et al. 2026, doi 10.48550/arXiv.2604.09716.
 
     Example:
         >>> import numpy as np
@@ -48,9 +57,10 @@ def measure(signals: ArrayLike, *, estimator: Estimator = "dfa", min_steps: int 
     layers, steps = values.shape[-2:]
     if layers == 0:
         return undefined(values.shape[:-1], "no layers are recorded.")
-    if steps < min_steps:
+    least = max(min_steps, LEAST_STEPS)
+    if steps < least:
         return undefined(
-            values.shape[:-1], f"{steps} steps are recorded; the measures need at least {min_steps}."
+            values.shape[:-1], f"{steps} steps are recorded; the measures need at least {least}."
         )
     detrended, deviation = standardise(values, order=1)
     usable = np.isfinite(deviation)

@@ -27,12 +27,27 @@ ESTIMATORS: Final[Mapping[str, Callable[[ArrayLike], Array]]] = MappingProxyType
 def hurst(signals: ArrayLike, *, method: Estimator = "dfa") -> Array:
     """The scaling exponent of each signal, (..., steps) -> (...,), by the named estimator with its defaults.
 
-    "dfa" copes with drift and sees beyond 1 (see `dfa`); "hk" errs least on short stationary signals and ends at 1
-    (see `hurst_kolmogorov`, which also gives an interval and says when it ran into the end). Where both are far
-    apart the signal is not stationary.
+    "dfa": the slope of log F(n) on log n (see `dfa`). "hk": the mean of H under its likelihood for fractional
+    Gaussian noise, a straight line integrated out (see `hurst_kolmogorov`, which also gives an interval and says
+    when it ran into the end of its range).
+
+    Args:
+        signals: (..., steps).
+        method: "dfa" or "hk".
+
+    Returns:
+        (...,) about 0 to 2 ("dfa") or 0 to 1 ("hk"); NaN where a signal is constant, not finite or too short.
+
+    How to read it: 0.5 no memory, above it persistence. "dfa" sees beyond 1, "hk" errs least on short stationary
+    signals and ends at 1. Where both are far apart the signal is not stationary. What it does not show: proof of
+    long memory, by either method.
 
     Raises:
         ValueError: an unknown method; signals without a steps axis or not real.
+
+    References:
+        Peng et al. 1994, doi 10.1103/PhysRevE.49.1685; Tyralis and Koutsoyiannis 2011, doi
+        10.1007/s00477-010-0408-x.
 
     Example:
         >>> import numpy as np
@@ -48,7 +63,7 @@ def hurst(signals: ArrayLike, *, method: Estimator = "dfa") -> Array:
 def integration(signals: ArrayLike, *, estimator: Estimator = "dfa") -> Array:
     """Mean over the layers of their scaling exponents, linearly detrended: (..., layers, steps) -> (...,).
 
-    Layers that are constant, not finite or too short for the estimator are left out.
+    I = (1/L) sum over l of alpha_l. Layers that are constant, not finite or too short for the estimator are left out.
 
     Returns:
         about 0 to 2 ("dfa") or 0 to 1 ("hk"); NaN where no layer is left.
@@ -60,7 +75,7 @@ def integration(signals: ArrayLike, *, estimator: Estimator = "dfa") -> Array:
         ValueError: fewer than two axes; values that are not real; an unknown estimator.
 
     References:
-        arXiv 2604.09716; of the estimators see `dfa` and `hurst_kolmogorov`.
+        Quang et al. 2026, doi 10.48550/arXiv.2604.09716; of the estimators see `dfa` and `hurst_kolmogorov`.
 
     Example:
         >>> import numpy as np

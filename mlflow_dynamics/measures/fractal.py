@@ -64,10 +64,19 @@ def fluctuations(
             variance E[F^2] = (n^2 - 4) / (15 n), where an unbiased slope asks for n / 15.
 
     Returns:
-        box sizes (sizes,) and F (..., sizes) in the signals' unit; NaN for signals that are constant or not finite.
+        box sizes (sizes,) and F (..., sizes) in the signals' unit, 0 or more; NaN for signals that are constant or
+        not finite.
+
+    How to read it: a straight line in log F over log n is scaling, and its slope the exponent (see `dfa`); a bend
+    is a time scale, such as the period of a sine. What it does not show: scales above the largest box, and of the
+    largest boxes, of which a few fit, only a rough value.
 
     Raises:
         ValueError: signals without a steps axis or not real; a box size that does not fit; a negative order.
+
+    References:
+        Peng et al. 1994, doi 10.1103/PhysRevE.49.1685; Kantelhardt et al. 2001, doi
+        10.1016/S0378-4371(01)00144-3 (the bias of small boxes).
 
     Example:
         >>> import numpy as np
@@ -75,6 +84,15 @@ def fluctuations(
         >>> np.round(f**2 / (sizes / 15), 1)
         array([1., 1., 1.])
     """
+    box, relative, deviation = _in_deviations(signals, box_sizes, order, overlap, corrected)
+    with np.errstate(over="ignore", under="ignore"):
+        return box, relative * deviation[..., None]
+
+
+def _in_deviations(
+    signals: ArrayLike, box_sizes: tuple[int, ...] | None, order: int, overlap: bool, corrected: bool
+) -> tuple[NDArray[np.int64], Array, Array]:
+    """Box sizes, F (..., sizes) in units of each signal's standard deviation, and that (...,), NaN if unusable."""
     values = as_signals(signals, layers=False)
     steps = values.shape[-1]
     if order < 0:
@@ -92,7 +110,7 @@ def fluctuations(
     box = np.asarray(sizes, dtype=np.int64)
     if corrected and order == 1:
         squares *= box**2 / (box**2 - 4.0)
-    return box, np.sqrt(squares) * deviation[..., None]
+    return box, np.sqrt(squares), deviation
 
 
 def dfa(
@@ -105,6 +123,8 @@ def dfa(
     weighted: bool = True,
 ) -> Array:
     """The exponent of detrended fluctuation analysis: the slope of log F(n) on log n.
+
+    alpha = sum w (log n - m) log F / sum w (log n - m)^2,  m = sum w log n / sum w,  w = T/n (or 1).
 
     Args:
         signals: (..., steps).
@@ -133,11 +153,11 @@ def dfa(
         >>> np.round(dfa(noise), 1)
         array([0.5, 1.5])
     """
-    sizes, f = fluctuations(signals, box_sizes=box_sizes, order=order, overlap=overlap, corrected=corrected)
+    sizes, f, deviation = _in_deviations(signals, box_sizes, order, overlap, corrected)
     if len(sizes) < MIN_SIZES:
         return np.full(f.shape[:-1], np.nan)[()]
     weights = slope_weights(tuple(sizes.tolist()), weighted)
-    positive = np.where(f > 0, f, np.nan)
+    positive = np.where((f > 0) & np.isfinite(deviation)[..., None], f, np.nan)
     exponents: Array = (np.log(positive) @ weights)[()]
     return exponents
 
@@ -214,7 +234,8 @@ def _energy(profile: Array, sizes: tuple[int, ...], overlap: bool) -> Array:
     """(signals, sizes) mean square of the profiles in boxes, some signals at a time so that squares stay in cache."""
     coverage = _coverage(profile.shape[1], sizes, overlap)
     rows = max(1, CACHED // profile.shape[1])
-    return np.concatenate([profile[i : i + rows] ** 2 @ coverage for i in range(0, len(profile), rows)])
+    parts = [profile[i : i + rows] ** 2 @ coverage for i in range(0, len(profile), rows)]
+    return np.concatenate(parts) if parts else np.empty((0, len(sizes)))
 
 
 @lru_cache(maxsize=16)

@@ -79,7 +79,8 @@ def hurst_kolmogorov(
         ValueError: signals without a steps axis or not real; `level` outside (0, 1); an unknown likelihood.
 
     References:
-        Tyralis and Koutsoyiannis 2011, doi 10.1007/s00477-010-0408-x; Likens et al. 2023, arXiv 2301.11262.
+        Tyralis and Koutsoyiannis 2011, doi 10.1007/s00477-010-0408-x; Likens et al. 2023, doi
+        10.48550/arXiv.2301.11262.
 
     Example:
         >>> import numpy as np

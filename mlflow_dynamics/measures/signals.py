@@ -33,11 +33,15 @@ def as_signals(signals: ArrayLike, *, layers: bool) -> Array:
     wanted, axes = ("(..., layers, steps)", 2) if layers else ("(..., steps)", 1)
     if values.ndim < axes:
         raise ValueError(f"signals must have shape {wanted}, not {values.shape}.")
-    if values.dtype.kind not in "biuf":
-        raise ValueError(
-            f"signals of shape {values.shape} must be real numbers in an array {wanted}, not {values.dtype}."
-        )
-    return values.astype(np.float64, copy=False)
+    return as_reals(values, f"signals of shape {values.shape}")
+
+
+def as_reals(values: ArrayLike, what: str) -> Array:
+    """The values as float64; ValueError, which says `what` they are, unless they are real numbers."""
+    given = np.asarray(values)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"{what} must be real numbers, not {given.dtype}.")
+    return given.astype(np.float64, copy=False)
 
 
 @lru_cache(maxsize=64)

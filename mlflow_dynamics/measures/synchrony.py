@@ -97,14 +97,14 @@ def order_parameter(signals: ArrayLike) -> Array:
         (..., steps - 2 edge) in [0, 1], with `edge(steps)` = 10 steps left out at each end (a sixth of fewer
         than 60). NaN where fewer than two layers are usable or fewer than 8 steps are given.
 
-    How to read it: 1 all in phase, 0 phases cancel. L incoherent layers have mean sqrt(pi / (4 L)), not 0. Of two
-    signals in antiphase R is 0 although they are perfectly coupled.
+    How to read it: 1 all in phase, 0 phases cancel. L incoherent layers have mean sqrt(pi / (4 L)), not 0. What it
+    does not show: coupling without agreement; of two signals in antiphase R is 0 although they are coupled.
 
     Raises:
         ValueError: fewer than two axes, or values that are not real.
 
     References:
-        Kuramoto 1984; Shanahan 2010, doi 10.1063/1.3305451; Cabral et al. 2011, doi
+        Kuramoto 1984, doi 10.1007/978-3-642-69689-3; Shanahan 2010, doi 10.1063/1.3305451; Cabral et al. 2011, doi
         10.1016/j.neuroimage.2011.04.010.
 
     Example:
@@ -123,11 +123,14 @@ def order_parameter(signals: ArrayLike) -> Array:
 
 
 def synchrony(signals: ArrayLike) -> Array:
-    """Mean over time of the order parameter: (..., layers, steps) -> (...,) in [0, 1].
+    """Mean over time of the order parameter R(t): (..., layers, steps) -> (...,) in [0, 1].
 
-    How to read it: 1 for layers in phase, sqrt(pi / (4 L)) for L incoherent ones (`incoherent_synchrony`). It says
-    nothing about size: a layer that moves a thousandth as much counts the same. NaN, errors and references: see
+    How to read it: 1 for layers in phase, sqrt(pi / (4 L)) for L incoherent ones (`incoherent_synchrony`). What it
+    does not show: size; a layer that moves a thousandth as much counts the same. NaN and errors: see
     `order_parameter`.
+
+    References:
+        Shanahan 2010, doi 10.1063/1.3305451; Cabral et al. 2011, doi 10.1016/j.neuroimage.2011.04.010.
 
     Example:
         >>> import numpy as np
@@ -138,12 +141,13 @@ def synchrony(signals: ArrayLike) -> Array:
 
 
 def metastability(signals: ArrayLike) -> Array:
-    """Standard deviation over time of the order parameter: (..., layers, steps) -> (...,) in [0, 0.5].
+    """Standard deviation over time of the order parameter R(t): (..., layers, steps) -> (...,) in [0, 0.5].
 
     How to read it: 0 for layers that keep their phase relation, high where they switch between states more and
     less in phase. Some authors use the variance; this is the standard deviation. L incoherent layers give
-    sqrt((1 - pi/4) / L), not 0: compare networks of different depth by `metastability_ratio`. Linear coupling
-    alone raises it too: see `surrogate_tests`. NaN and errors: see `order_parameter`.
+    sqrt((1 - pi/4) / L), not 0: compare networks of different depth by `metastability_ratio`. What it does not
+    show: that states are switched; linear coupling alone raises it too (see `surrogate_tests`). NaN and
+    errors: see `order_parameter`.
 
     References:
         Shanahan 2010, doi 10.1063/1.3305451; Deco et al. 2017, doi 10.1038/s41598-017-03073-5.
@@ -160,8 +164,15 @@ def metastability(signals: ArrayLike) -> Array:
 def metastability_ratio(signals: ArrayLike) -> Array:
     """Metastability over that of as many incoherent layers: (..., layers, steps) -> (...,), 0 or more.
 
+    M / sqrt((1 - pi/4) / L), with L the layers that vary.
+
     How to read it: 1 for incoherent layers of any number (the floor is exact for many; for 2 layers it is 0.81),
-    above it coherence comes and goes. NaN and errors: see `order_parameter`.
+    above it coherence comes and goes. What it does not show: as for `metastability`; layers in constant phase and
+    incoherent ones differ (0 and 1), although neither switches. NaN and errors: see `order_parameter`.
+
+    References:
+        Shanahan 2010, doi 10.1063/1.3305451; the floor is that of a two-dimensional random walk: Rayleigh 1880,
+        doi 10.1080/14786448008626893.
 
     Example:
         >>> import numpy as np

@@ -50,6 +50,9 @@ def integration_interval(
     quantile. Over layers and not over the window, because the largest box holds a quarter of it: pieces of a
     window do not contain the scales that the exponent is read from.
 
+    I +- t s sqrt(b / (b - 1)), with b = L^(2/3) blocks, s the standard deviation of resampled means and t Student's
+    quantile at 1.5 (b - 1) degrees of freedom.
+
     Args:
         signals: (layers, steps).
         estimator: of the exponents.
@@ -59,6 +62,8 @@ def integration_interval(
 
     Returns:
         bounds in the unit of the exponent; NaN with fewer than 4 usable layers.
+
+    How to read it: two networks whose intervals are far apart differ by more than their layers do among themselves.
 
     What it does not show: the estimator's bias, which is the same in every layer (see the table in the
     documentation), nor what a factor common to all layers does to all exponents at once.
@@ -122,6 +127,8 @@ def surrogate_tests(signals: ArrayLike, *, surrogates: int = 99, seed: int = 0) 
         signals: (layers, steps).
         surrogates: of each kind; 99 give p-values down to 0.01.
         seed: of the phases.
+
+    How to read it: small p-values speak against chance alone; a large one is no proof that there is nothing.
 
     What it does not show: small p-values of either test come also from a window that is not stationary, such as a
     transient that all layers share; surrogates are stationary.

@@ -26,6 +26,8 @@ from mlflow_dynamics.recording.boundary import Boundary
 MOMENTS: Final = 4
 """A slot sums over the calls of its layer: 1, mean, variance, mean squared."""
 
+HALF: Final = (torch.float16, torch.bfloat16)
+"""Of these `var_mean` would round its results to three digits."""
 
 OFFSET: Final = 1000.0
 """A squared mean so many times the variance would cost the difference of moments three of float32's seven digits."""
@@ -38,35 +40,54 @@ def moments(output: Tensor, one: Tensor, samples: int | None) -> Tensor:
         if not statically_known_true(values.shape[0] >= samples):
             return _moments_of_at_most(values, one, samples)
         values = values[:samples]
-    half = values.dtype in (torch.float16, torch.bfloat16)
-    if torch.compiler.is_compiling() or (values.is_cuda and not half):
-        if half:  # var_mean would round its results to 3 digits
-            values = values.float()
-        if values.is_cuda:
-            variance, mean = torch.var_mean(values, dim=None, correction=0)
-        else:
-            mean = values.mean()
-            variance = torch.linalg.vector_norm(values - mean) ** 2 / values.numel()
+    if torch.compiler.is_compiling():
+        return _compiled_moments(values, one)
+    return _moments_on_host(values, one) if values.device.type == "cpu" else _moments_on_device(values, one)
+
+
+def _compiled_moments(values: Tensor, one: Tensor) -> Tensor:
+    if values.dtype in HALF:
+        values = values.float()
+    if values.is_cuda:
+        variance, mean = torch.var_mean(values, dim=None, correction=0)
     else:
-        mean, variance = _mean_and_variance(values)
+        mean = values.mean()
+        variance = torch.linalg.vector_norm(values - mean) ** 2 / values.numel()
     return torch.stack((one, mean, variance, mean * mean))
 
 
-def _mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Two vectorised reductions that copy nothing: many times as fast on a CPU as `var_mean`."""
+def _moments_on_device(values: Tensor, one: Tensor) -> Tensor:
+    """On a GPU nothing may be asked of a value: the answer would stall it."""
+    if values.dtype in HALF:
+        mean, squares = (total / values.numel() for total in _sums(values))
+        variance = squares - mean * mean
+    else:
+        variance, mean = torch.var_mean(values, dim=None, correction=0)
+    return torch.stack((one, mean, variance, mean * mean))
+
+
+def _moments_on_host(values: Tensor, one: Tensor) -> Tensor:
+    """Arithmetic on Python's numbers: beside the two sums, a dozen operations on tensors of one value would show."""
+    size = values.numel()
+    mean, squares = (total.item() / size for total in _sums(values))
+    variance = squares - mean * mean
+    if mean * mean > OFFSET * variance:
+        centred = values.to(torch.promote_types(values.dtype, torch.float32)) - mean
+        variance = float(centred.square().mean())
+    return torch.tensor((1.0, mean, variance, mean * mean), dtype=one.dtype, device=one.device)
+
+
+def _sums(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and sum of squares: vectorised reductions that copy nothing, on a CPU many times as fast as `var_mean`."""
     if values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last):
         values = values.permute(0, 2, 3, 1)
-    size = values.numel()
     dtype = torch.promote_types(values.dtype, torch.float32)
+    total = values.sum(dtype=dtype)
     # A norm for each sample: one running sum over millions of values would lose digits.
     norms = torch.linalg.vector_norm(
         values.reshape(len(values) if values.dim() else 1, -1), dim=1, dtype=dtype
     )
-    mean = values.sum(dtype=dtype) / size
-    variance = norms.square().sum() / size - mean * mean
-    if not values.is_cuda and mean * mean > OFFSET * variance:  # on a GPU the question would stall it
-        variance = torch.linalg.vector_norm(values.to(dtype) - mean) ** 2 / size
-    return mean, variance
+    return total, norms.dot(norms)
 
 
 def _moments_of_at_most(values: Tensor, one: Tensor, samples: int) -> Tensor:
@@ -154,6 +175,12 @@ class LayerHook(Traceless):
         self.forward = forward
         self.shape: tuple[int, ...] = ()
         self.known = False
+
+        def trace(context: Any) -> None:
+            """Runs once, while dynamo traces the layer, in place of `_record`'s first call."""
+            self._meet(context.get_local("tensor").as_fake())
+
+        self._trace = trace  # a plain function: torch 2.14 takes no method here
         self.place(device)
 
     def place(self, device: torch.device) -> None:
@@ -194,10 +221,6 @@ class LayerHook(Traceless):
     def _add(self, tensor: Tensor) -> None:
         self.forward.fresh = True
         self.slot.add_(moments(tensor, self.one, self.forward.samples))
-
-    def _trace(self, context: Any) -> None:
-        """Runs once, while dynamo traces the layer, in place of `_record`'s first call."""
-        self._meet(context.get_local("tensor").as_fake())
 
     def _meet(self, tensor: Tensor) -> None:
         if not self.known:
@@ -253,12 +276,6 @@ def never_compile_alone(*owners: Any) -> None:
 
 never_compile_alone(ForwardPass, ForwardPassEnd, LayerHook, Boundary)
 never_compile_alone(
-    moments,
-    _mean_and_variance,
-    _moments_of_at_most,
-    first_tensor,
-    _in_backward,
-    _not_computing,
-    _unseen,
-    _decline_sharded,
+    moments, _compiled_moments, _moments_on_device, _moments_on_host, _sums, _moments_of_at_most
 )
+never_compile_alone(first_tensor, _in_backward, _not_computing, _unseen, _decline_sharded)

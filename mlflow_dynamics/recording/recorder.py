@@ -111,6 +111,18 @@ class Recorder:
             return self._layers
         return self._describe(self._forward.seen)
 
+    @property
+    def open_steps(self) -> int:
+        """How many training steps the open epoch has."""
+        return self.step - self._epoch_start
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those whose steps are counted; final from the first step on, unless others join later."""
+        if self._optimizer is not None:
+            return [self._optimizer]
+        return [optimizer for optimizer, (_, owns) in self._owners.items() if owns]
+
     def end_epoch(self, epoch: int) -> PendingEpoch:
         """Hand over what was recorded since the last call as epoch `epoch`; cheap, waits for nothing.
 

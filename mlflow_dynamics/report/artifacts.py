@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mlflow_dynamics.report.figures import draw
 from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.report.page import page, picture
 from mlflow_dynamics.report.summary import summary
 from mlflow_dynamics.tracking import names
 
+DEFINITIONS: Final = {
+    "signal": "what stands for a layer at a step: by default the root mean square of its output over the batch",
+    "integration": "mean over layers of the signal's scaling exponent: 0.5 no memory, 1 1/f noise, 1.5 a random walk",
+    "order parameter R(t)": "length of the layers' mean phasor (Hilbert phases): 1 in phase, 0 cancelling",
+    "synchrony": "mean over time of R(t)",
+    "metastability": "standard deviation over time of R(t)",
+    "stability": "clip(integration / 1.5, 0, 1) (1 - 2 metastability)",
+    "volatility": "standard deviation of stability over the last epochs (volatility_window)",
+    "phase coherence": "mean cosine between a layer's phase and that of the others",
+    "plateau": "first epoch whose 5-epoch median of validation accuracy is within half a point of the best",
+}
+"""How the page words what it shows; the formulas in full are in the documentation."""
+
 
 def render(history: RunHistory, *, pictures: bool) -> dict[str, bytes]:
     """Artifact path -> content; the pictures only where asked for."""
     figures = draw(history)
-    tables = {"What was recorded, and how it was measured": sorted(history.definitions.items())}
+    recorded = [("layers", str(len(history.layers))), ("epochs", str(len(history.metrics)))]
+    tables = {
+        "What the measures are": list(DEFINITIONS.items()),
+        "What was recorded, and how it was measured": [*recorded, *sorted(history.definitions.items())],
+    }
     files = {names.REPORT: page(history.title, summary(history), figures, tables).encode()}
     if pictures:
         files |= {names.figure_path(figure.name): picture(figure) for figure in figures}

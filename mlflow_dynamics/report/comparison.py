@@ -13,7 +13,7 @@ from scipy import stats
 from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.report.figures import Figure
-from mlflow_dynamics.report.page import page
+from mlflow_dynamics.report.page import page, picture
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.query import find_runs, load_metrics
 
@@ -22,6 +22,14 @@ SETTINGS: Final = ("dataset", "model", "optimizer", "schedule")
 
 UNKNOWN: Final = "not logged"
 _LEVEL: Final = 0.95
+
+PADDING: Final = 8
+"""Pixels between the outermost point and the axis."""
+
+ROW_HEIGHT: Final = 14
+LEAST_ROWS: Final = 6
+HIGHEST_ROWS: Final = 40
+"""A figure is as high as its rows need, up to this many."""
 
 
 def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) -> pd.DataFrame:
@@ -119,13 +127,20 @@ def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
         interval = "one run" if row.runs == 1 else f"{row.low:.3f} to {row.high:.3f}"
         settings = [row.dataset, row.model, row.optimizer, row.schedule]
         cells.append([*settings, str(row.runs), f"{row.integration:.3f}", interval])
-    runs = [["run", *SETTINGS, "integration", "metastability", "warning", "plateau", "lead"]]
+    runs = [
+        ["run", "id", "data set", *SETTINGS[1:], "integration", "metastability", "warning", "plateau", "lead"]
+    ]
     for _, row in frame.iterrows():
         numbers = [f"{row[key]:.3f}" for key in ("integration", "metastability")]
         epochs = [_epoch(row[key]) for key in ("warning_epoch", "plateau_epoch", "lead_time")]
-        runs.append([row["run_name"], *(row[key] for key in SETTINGS), *numbers, *epochs])
+        runs.append([row["run_name"], row["run_id"][:8], *(row[key] for key in SETTINGS), *numbers, *epochs])
     lines = [f"{len(frame)} runs.", *(limits(frame) or ["Runs differ by seed within every combination."])]
     return page(title, lines, draw(frame), {"Integration by task and architecture": cells, "The runs": runs})
+
+
+def comparison_pictures(frame: pd.DataFrame) -> dict[str, bytes]:
+    """Figure name -> PNG of each figure of the page, of a frame as `gather` returns it."""
+    return {figure.name: picture(figure) for figure in draw(frame)}
 
 
 def _numbers(metrics: pd.DataFrame) -> dict[str, float]:
@@ -145,12 +160,14 @@ def _numbers(metrics: pd.DataFrame) -> dict[str, float]:
 
 
 def _by_task(frame: pd.DataFrame) -> Figure:
-    axis = alt.X("integration:Q", scale=alt.Scale(zero=False))
-    y, color = alt.Y("model:N", title=None), alt.Color("dataset:N", title="data set")
-    shift = alt.YOffset("training:N")
-    tooltip = ["run_name:N", "training:N", "model:N", alt.Tooltip("integration:Q", format=".3f")]
+    axis = alt.X("integration:Q", scale=alt.Scale(zero=False, padding=PADDING))
+    # The data sets of one training beside each other: whether they are apart is the question.
+    y, color = _rows("training"), alt.Color("dataset:N", title="data set")
+    shift = alt.YOffset("dataset:N")
+    tooltip = ["run_name:N", "dataset:N", "training:N", alt.Tooltip("integration:Q", format=".3f")]
+    named = _named(frame)
     points = (
-        alt.Chart(_named(frame)[["run_name", "training", "model", "dataset", "integration"]])
+        alt.Chart(named[["run_name", "training", "dataset", "integration"]])
         .mark_circle(size=50)
         .encode(x=axis, y=y, yOffset=shift, color=color, tooltip=tooltip)
     )
@@ -165,31 +182,44 @@ def _by_task(frame: pd.DataFrame) -> Figure:
         "Does integration separate tasks?",
         "A point a run, mean over the second half of its epochs; a bar is the 95 % interval of the mean over seeds.",
         points if intervals.empty else alt.layer(bars, points),
+        rows=named["training"].nunique() * frame["dataset"].nunique(),
     )
 
 
 def _named(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with one name for what is repeated over seeds of one architecture."""
-    return frame.assign(training=frame["dataset"] + ", " + frame["optimizer"] + ", " + frame["schedule"])
+    """The frame with one name for what is trained alike, on whatever data."""
+    return frame.assign(training=frame["model"] + ", " + frame["optimizer"] + ", " + frame["schedule"])
+
+
+def _rows(field: str) -> alt.Y:
+    return alt.Y(f"{field}:N", title=None, axis=alt.Axis(labelLimit=200))
 
 
 def _lead(frame: pd.DataFrame) -> Figure:
-    shown = ["run_name", "dataset", "model", "warning_epoch", "plateau_epoch", "lead_time"]
-    chart = (
-        alt.Chart(frame.dropna(subset=["lead_time"])[shown])
+    shown = ["run_name", "dataset", "training", "warning_epoch", "plateau_epoch", "lead_time"]
+    defined = _named(frame.dropna(subset=["lead_time"]))[shown]
+    points = (
+        alt.Chart(defined)
         .mark_circle(size=50)
         .encode(
-            x=alt.X("lead_time:Q", title="epochs from the warning to the plateau"),
-            y=alt.Y("model:N", title=None),
+            x=alt.X(
+                "lead_time:Q",
+                title="epochs from the warning to the plateau",
+                scale=alt.Scale(padding=PADDING),
+            ),
+            y=_rows("training"),
+            yOffset=alt.YOffset("dataset:N"),
             color=alt.Color("dataset:N", title="data set"),
             tooltip=["run_name:N", "warning_epoch:Q", "plateau_epoch:Q", "lead_time:Q"],
         )
     )
+    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color="#888888").encode(x=alt.datum(0))
     return _figure(
         "lead",
         "Does the warning come before the plateau?",
         "Above 0 the warning fired before validation accuracy was flat; below 0 it came too late.",
-        chart,
+        alt.layer(zero, points),
+        rows=defined["training"].nunique() * defined["dataset"].nunique(),
     )
 
 
@@ -199,11 +229,17 @@ def _styles(frame: pd.DataFrame) -> Figure:
         alt.Chart(style[["run_name", "style", "model", "integration", "metastability"]])
         .mark_point(size=60, filled=True)
         .encode(
-            x=alt.X("integration:Q", scale=alt.Scale(zero=False)),
-            y=alt.Y("metastability:Q", scale=alt.Scale(zero=False)),
+            x=alt.X("integration:Q", scale=alt.Scale(zero=False, padding=PADDING)),
+            y=alt.Y("metastability:Q", scale=alt.Scale(zero=False, padding=PADDING)),
             color=alt.Color("style:N", title="optimizer, schedule"),
             shape=alt.Shape("model:N"),
-            tooltip=["run_name:N", "style:N", "model:N", "integration:Q", "metastability:Q"],
+            tooltip=[
+                "run_name:N",
+                "style:N",
+                "model:N",
+                alt.Tooltip("integration:Q", format=".3f"),
+                alt.Tooltip("metastability:Q", format=".3f"),
+            ],
         )
     )
     return _figure(
@@ -211,11 +247,13 @@ def _styles(frame: pd.DataFrame) -> Figure:
         "Do integration and metastability tell training styles apart?",
         "A point a run. Metastability depends on the number of layers: compare within one architecture.",
         chart,
+        rows=HIGHEST_ROWS // 2,
     )
 
 
-def _figure(name: str, title: str, caption: str, chart: Any) -> Figure:
-    finished = chart.properties(width="container", height=240).configure_legend(orient="bottom", columns=2)
+def _figure(name: str, title: str, caption: str, chart: Any, *, rows: int) -> Figure:
+    height = ROW_HEIGHT * min(max(rows, LEAST_ROWS), HIGHEST_ROWS)
+    finished = chart.properties(width="container", height=height).configure_legend(orient="bottom", columns=2)
     return Figure(name=name, title=title, caption=caption, charts=(finished,))
 
 

@@ -56,29 +56,35 @@ def _overview(history: RunHistory) -> Figure:
     frame = history.frame
     marks = _marks(history)
     last = frame["epoch"].max()
+    panels = [
+        (title, {key: name for key, name in series.items() if key in frame}) for title, series in _PANELS
+    ]
+    panels = [(title, present) for title, present in panels if present]
     charts = []
-    for title, series in _PANELS:
-        present = {key: name for key, name in series.items() if key in frame}
-        if not present:
-            continue
+    for title, present in panels:
         long = frame.rename(columns=present).melt("epoch", list(present.values()), "series", "value").dropna()
-        lines = _lines(long, title, last)
+        lines = _lines(long, title, last, axis_title="epoch" if title == panels[-1][0] else None)
         charts.append(lines if marks is None else alt.layer(lines, marks))
     return Figure(
         name="overview",
         title="Training and its dynamics",
-        caption="Accuracy and loss above the measures, on one time axis. Dashed: the warning; dotted: the plateau.",
+        caption=f"Accuracy and loss above the measures, on one time axis. {_when(history)}",
         charts=tuple(_finish(chart) for chart in charts),
     )
 
 
-def _lines(long: pd.DataFrame, title: str, last: float) -> Any:
+def _lines(long: pd.DataFrame, title: str, last: float, *, axis_title: str | None = "epoch") -> Any:
     legend = alt.Legend(orient="top") if long["series"].nunique() > 1 else None
     return (
         alt.Chart(long)
         .mark_line(point=alt.OverlayMarkDef(size=18))
         .encode(
-            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(domain=[0, last])),
+            x=alt.X(
+                "epoch:Q",
+                title=axis_title,
+                axis=alt.Axis(tickMinStep=1, format="d"),
+                scale=alt.Scale(domain=[0, max(last, 1)], nice=False),
+            ),
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
             color=alt.Color("series:N", title=None, legend=legend),
             tooltip=["epoch:Q", "series:N", alt.Tooltip("value:Q", format=".4f")],
@@ -132,8 +138,8 @@ def _path(history: RunHistory) -> Figure | None:
         return None
     path = frame[["epoch", *keys]].dropna().set_axis(["epoch", "integration", "metastability"], axis=1)
     base = alt.Chart(path).encode(
-        x=alt.X("integration:Q", scale=alt.Scale(zero=False)),
-        y=alt.Y("metastability:Q", scale=alt.Scale(zero=False)),
+        x=alt.X("integration:Q", scale=alt.Scale(zero=False, padding=8)),
+        y=alt.Y("metastability:Q", scale=alt.Scale(zero=False, padding=8)),
         order="epoch:Q",
     )
     points = base.mark_circle(size=60, opacity=1).encode(
@@ -200,7 +206,7 @@ def _heat_map(
         .transform_calculate(epoch=f"{epochs}[datum.column - 1]")
         .mark_rect()
         .encode(
-            x=alt.X("epoch:O", title="epoch", axis=alt.Axis(labelOverlap=True)),
+            x=alt.X("epoch:O", title="epoch", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
             y=alt.Y(
                 "layer:N",
                 sort=None,

@@ -25,13 +25,13 @@ _TEMPLATE: Final = _ENVIRONMENT.from_string(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 900px; margin: 0 auto; padding: 8px 12px; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 0 auto; padding: 8px 12px; }
 h1 { font-size: 1.3em; margin: 0.4em 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.05em; margin: 1.6em 0 0; }
 p { margin: 0.2em 0 0.6em; color: #555; }
 .chart { width: 100%; }
 table { border-collapse: collapse; font-size: 0.9em; display: block; overflow-x: auto; }
-td, th { text-align: left; padding: 2px 14px 2px 0; border-bottom: 1px solid #eee; vertical-align: top; }
+td, th { text-align: left; padding: 2px 12px 2px 0; border-bottom: 1px solid #eee; vertical-align: top; }
 </style>
 <script>{{ bundle | safe }}</script>
 </head>

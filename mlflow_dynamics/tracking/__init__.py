@@ -10,20 +10,31 @@ from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.activations import load_activations, load_layers, scan_activations
 from mlflow_dynamics.tracking.norun import NoRun
 from mlflow_dynamics.tracking.query import load_metrics, load_metrics_table, search_runs
-from mlflow_dynamics.tracking.runs import OpenedRun, end_run, open_run, start_run
+from mlflow_dynamics.tracking.runs import (
+    OpenedRun,
+    activate_run,
+    end_run,
+    new_run,
+    open_run,
+    run_to_join,
+    start_run,
+)
 from mlflow_dynamics.tracking.writer import RunWriter
 
 __all__ = [
     "NoRun",
     "OpenedRun",
     "RunWriter",
+    "activate_run",
     "end_run",
     "load_activations",
     "load_layers",
     "load_metrics",
     "load_metrics_table",
     "names",
+    "new_run",
     "open_run",
+    "run_to_join",
     "scan_activations",
     "search_runs",
     "start_run",

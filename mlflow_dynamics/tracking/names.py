@@ -67,7 +67,8 @@ TAG_LOCAL_ID: Final = "dynamics.local_id"
 """On runs that were created after the fact: the name under which the run was recorded locally."""
 
 MODEL_TRAINING_KIND: Final = ("mlflow.experimentKind", "custom_model_development")
-"""Experiment tag with which MLflow's UI opens an experiment in its model-training view, not the GenAI one."""
+"""Experiment tag that says what an experiment is for. (MLflow 3.17's UI with its GenAI switch opens the view it was
+last switched to, or that of a link's `workflowType=machine_learning`, and does not look at the tag.)"""
 
 TAG_DESCRIPTION: Final = "mlflow.note.content"
 """MLflow's own tag for what its UI shows as the run's description."""

@@ -11,6 +11,7 @@ class NoRun:
     """Takes what a `RunWriter` takes and keeps none of it."""
 
     run_id = None
+    created = None
     title = ""
     stop_requested = False
 

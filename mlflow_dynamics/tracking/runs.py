@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import mlflow
 import requests
 from mlflow import ActiveRun
+from mlflow.entities import Run
 from mlflow.environment_variables import (
     MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING,
     MLFLOW_EXPERIMENT_ID,
@@ -58,14 +59,17 @@ def open_run(
     Raises:
         TrackingError: the experiment is deleted, or neither the server nor the spool's disk can take a run.
     """
-    active = mlflow.active_run()
-    if active is not None:
-        return OpenedRun(active.info.run_id, owned=False)
-    prepared = MLFLOW_RUN_ID.get()
-    if prepared:
-        return OpenedRun(prepared, owned=False)
+    joined = run_to_join()
+    if joined is not None:
+        return OpenedRun(joined, owned=False)
     run_id = start_run(experiment_name=experiment_name, run_name=run_name, tags=tags, spool_dir=spool_dir)
     return OpenedRun(run_id, owned=True)
+
+
+def run_to_join() -> str | None:
+    """The run that is not ours to end: the thread's active one, else the one that `mlflow run` prepared, else None."""
+    active = mlflow.active_run()
+    return MLFLOW_RUN_ID.get() if active is None else active.info.run_id
 
 
 def start_run(
@@ -97,29 +101,47 @@ def start_run(
     Raises:
         TrackingError: the experiment is deleted, or neither the server nor the spool's disk can take a run.
     """
-    tracking_uri = mlflow.get_tracking_uri()
-    record = RunRecord(
-        tracking_uri=redact(absolute(tracking_uri)),
+    record = new_run(
+        resolve_tags(dict(tags or {})), experiment_name=experiment_name, run_name=run_name, prepared=prepared
+    )
+    try:
+        store = connect(mlflow.get_tracking_uri(), read_timeout_s=OPEN_TIMEOUT_S)
+        run = create_run(store, record) if prepared is None else store.get_run(prepared)
+    except (MlflowException, requests.RequestException, OSError) as error:
+        return _open_offline(record, spool_dir, error)
+    activate_run(run, system_metrics=system_metrics)
+    return str(run.info.run_id)
+
+
+def new_run(
+    tags: Mapping[str, str],
+    *,
+    experiment_name: str | None = None,
+    run_name: str | None = None,
+    prepared: str | None = None,
+) -> RunRecord:
+    """How to create a run that begins now, for whoever does it later: all of its tags, the rest as for `start_run`."""
+    return RunRecord(
+        tracking_uri=redact(absolute(mlflow.get_tracking_uri())),
         run_id=prepared,
         local_id=uuid.uuid4().hex,
         experiment_id=None if experiment_name else fluent._active_experiment_id or MLFLOW_EXPERIMENT_ID.get(),
         experiment_name=experiment_name or MLFLOW_EXPERIMENT_NAME.get(),
         run_name=run_name,
         start_time=int(time.time() * 1000),
-        tags=resolve_tags(dict(tags or {})),
+        tags=tags,
     )
-    try:
-        store = connect(tracking_uri, read_timeout_s=OPEN_TIMEOUT_S)
-        run = create_run(store, record) if prepared is None else store.get_run(prepared)
-    except (MlflowException, requests.RequestException, OSError) as error:
-        return _open_offline(record, spool_dir, error)
+
+
+def activate_run(run: Run, *, system_metrics: bool | None = None) -> None:
+    """Make a run the calling thread's active and last one, as `mlflow.start_run` does."""
     run_id = str(run.info.run_id)
     fluent._active_run_stack.get().append(ActiveRun(run))
+    fluent._last_active_run_id.set(run_id)
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get() if system_metrics is None else system_metrics:
         monitor = SystemMetricsMonitor(run_id)
         fluent.run_id_to_system_metrics_monitor[run_id] = monitor
         monitor.start()
-    return run_id
 
 
 def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0) -> int:
@@ -128,11 +150,13 @@ def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0
     The end is sent after everything recorded before it, so a run that MLflow calls finished is complete.
     Returns how many records could not be sent within `timeout_s`.
     """
-    run_id = writer.run_id
     writer.end_run(status)
     unsent = writer.close(timeout_s)
+    run_id = writer.run_id
     active = mlflow.active_run()
-    if active is not None and active.info.run_id == run_id:
+    if active is None and run_id is not None:  # it was never made active: created after the last step
+        fluent._last_active_run_id.set(run_id)
+    elif active is not None and active.info.run_id == run_id:
         if unsent == 0:
             mlflow.end_run(status)
         else:
@@ -145,7 +169,7 @@ def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0
 
 
 def _open_offline(record: RunRecord, spool_dir: Path | None, error: Exception) -> str:
-    name = record.run_id or f"{LOCAL_PREFIX}{record.local_id}"
+    name = record.name
     folder = spool_root(spool_dir) / name
     try:
         save_run(folder, record)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Final
 
+import requests
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -36,6 +37,9 @@ from mlflow_dynamics.tracking.store import connect, reason_of, redact, upload
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 
+TOO_LARGE: Final = 413
+"""What a server, or a proxy before it (nginx by default above 1 MB), answers to a file it will never take."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -48,16 +52,21 @@ class Delivery:
     """
 
     def __init__(self, spool: Spool, tracking_uri: str) -> None:
+        self.created: Run | None = None
         self._spool = spool
         self._tracking_uri = tracking_uri
         self._store: AbstractStore | None = None
         self._artifact_uri: str | None = None
         self._sent_steps: dict[str, set[int]] = {}
+        self._refused: set[tuple[int, str]] = set()
+        self.refusal: str | None = None
 
     def run_once(self) -> Exception | None:
-        """Send what can be sent now; returns why the rest cannot, or None where nothing is left.
+        """Send what can be sent now; returns why the rest cannot, or None where nothing is left to be tried.
 
-        A failing artifact store does not hold the metrics back, but where metrics fail nothing else is tried.
+        A failing artifact store does not hold the metrics back, but where metrics fail nothing else is tried. A
+        file that is refused for its size (`refusal` says so) stays in the queue for the next `sync` and holds
+        nothing back.
         """
         artifact_error: Exception | None = None
         for entry in self._spool.entries():
@@ -69,11 +78,12 @@ class Delivery:
                 return error
             if artifact_error is None:
                 try:
-                    self._send_artifacts(entry)
+                    complete = self._send_artifacts(entry)
                 except Exception as error:  # noqa: BLE001 - likewise: cloud clients have their own errors
                     artifact_error = error
                     continue
-                self._spool.finish(entry)
+                if complete:
+                    self._spool.finish(entry)
         return artifact_error
 
     def stop_is_requested(self) -> bool:
@@ -89,7 +99,9 @@ class Delivery:
         if self._store is None:
             self._store = connect(self._tracking_uri)
         if self._spool.run.run_id is None:
-            self._spool.set_run_id(str(create_run(self._store, self._spool.run).info.run_id))
+            created = create_run(self._store, self._spool.run)
+            self._spool.set_run_id(str(created.info.run_id))
+            self.created = created
         run_id = self._spool.run.run_id
         assert run_id is not None
         if self._artifact_uri is None:
@@ -154,13 +166,37 @@ class Delivery:
             if step not in self._sent_steps[key]
         ]
 
-    def _send_artifacts(self, entry: Entry) -> None:
+    def _send_artifacts(self, entry: Entry) -> bool:
+        """Whether MLflow now has every file of the record."""
         assert self._artifact_uri is not None
+        complete = True
         for path in entry.artifact_paths():
-            data = entry.read_artifact(path)
-            if data is not None:
+            data = None if (entry.number, path) in self._refused else entry.read_artifact(path)
+            if data is None:
+                complete = complete and (entry.number, path) not in self._refused
+                continue
+            try:
                 upload(self._artifact_uri, self._tracking_uri, path, data)
+            except requests.HTTPError as error:
+                if error.response is None or error.response.status_code != TOO_LARGE:
+                    raise
+                self._refuse(entry, path, len(data))
+                complete = False
+            else:
                 self._spool.artifact_sent(entry, path)
+        return complete
+
+    def _refuse(self, entry: Entry, path: str, size: int) -> None:
+        self._refused.add((entry.number, path))
+        if self.refusal is None:
+            self.refusal = f"413: a file of {size:,} bytes is too large for the server"
+            _logger.warning(
+                "MLflow at %s refuses %s (%s, or for a proxy before it). It waits in %s; everything else is sent.",
+                redact(self._tracking_uri),
+                path,
+                self.refusal,
+                self._spool.folder,
+            )
 
     def _reject(self, entry: Entry, reason: str) -> None:
         self._spool.reject(entry, reason)
@@ -177,9 +213,15 @@ class Delivery:
 
 
 class Sender(threading.Thread):
-    """The one thread that sends a run's spool; says once when sending fails and once when it works again."""
+    """The one thread that sends a run's spool; says once when sending fails and once when it works again.
 
-    def __init__(self, spool: Spool, tracking_uri: str) -> None:
+    Args:
+        spool: what to send.
+        tracking_uri: where to, with credentials.
+        failed_before: whether `start_run` has failed to create the run, and has said so.
+    """
+
+    def __init__(self, spool: Spool, tracking_uri: str, *, failed_before: bool = False) -> None:
         super().__init__(name="mlflow-dynamics-sender", daemon=True)
         self._spool = spool
         self._delivery = Delivery(spool, tracking_uri)
@@ -187,10 +229,22 @@ class Sender(threading.Thread):
         self._work = threading.Event()
         self._closing = threading.Event()
         self._abandoned = threading.Event()
-        # A run recorded offline begins with a failure, of which `open_run` told.
-        offline = spool.run.run_id is None
-        self.failing: Exception | None = TrackingError("the run is not created yet") if offline else None
+        self.failing: Exception | None = (
+            TrackingError("the run is not created yet") if failed_before else None
+        )
         self.stop_requested = False
+
+    @property
+    def created(self) -> Run | None:
+        """The run, once this thread has created it."""
+        return self._delivery.created
+
+    @property
+    def reason(self) -> str:
+        """Why something is left unsent."""
+        if self.failing is not None:
+            return reason_of(self.failing)
+        return self._delivery.refusal or "there was no time"
 
     def wake(self) -> None:
         """There is something new to send."""

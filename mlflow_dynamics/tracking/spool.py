@@ -28,7 +28,13 @@ from filelock import FileLock, Timeout
 
 from mlflow_dynamics.errors import DataError, TrackingError
 from mlflow_dynamics.tracking.entry import Batch, Entry
-from mlflow_dynamics.tracking.names import ACTIVATIONS, DEFAULT_SPOOL, ENV_SPOOL, SCHEMA_VERSION
+from mlflow_dynamics.tracking.names import (
+    ACTIVATIONS,
+    DEFAULT_SPOOL,
+    ENV_SPOOL,
+    LOCAL_PREFIX,
+    SCHEMA_VERSION,
+)
 from mlflow_dynamics.tracking.parquet import write_file
 
 MAX_DISK_BYTES: Final = 2 * 1024**3
@@ -61,6 +67,11 @@ class RunRecord:
     start_time: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The run's id, or the local name of one that is still to be created."""
+        return self.run_id or f"{LOCAL_PREFIX}{self.local_id}"
+
 
 class Spool:
     """The queue of one run. `put` may be called from any thread, beside the one that sends.
@@ -75,7 +86,8 @@ class Spool:
         self._mutex = threading.Lock()
         self._memory: list[Entry] = []
         self._owners: dict[str, Entry] = {}
-        self._disk_failed = self._over_bound = False
+        self._over_bound = False
+        self._refused_bytes: int | None = None
         self._lock = FileLock(folder / "lock", timeout=wait_s, thread_local=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -111,9 +123,9 @@ class Spool:
             try:
                 self._save_run()
                 entry = self._write(number, batch, files)
-                self._disk_failed = False
+                self._disk_took(sum(map(len, files.values())))
             except OSError as error:
-                self._report_disk(error)
+                self._report_disk(error, sum(map(len, files.values())))
                 entry = Entry(number, batch=batch, files=files)
                 self._memory.append(entry)
             if entry.folder is not None:
@@ -147,10 +159,11 @@ class Spool:
     def finish(self, entry: Entry) -> None:
         """Forget a record all of whose parts have left."""
         with self._mutex:
-            if entry.folder is None:
+            if entry in self._memory:
                 self._memory.remove(entry)
             else:
-                shutil.rmtree(entry.folder, ignore_errors=True)
+                # Also of a record that closing has written down while it was being sent from memory.
+                shutil.rmtree(self._folder_of(entry.number), ignore_errors=True)
 
     def reject(self, entry: Entry, reason: str) -> None:
         """Set the metrics, parameters and tags of a record aside: the store refuses them for good."""
@@ -195,8 +208,11 @@ class Spool:
             save_run(self.folder, self.run)
             self._run_saved = True
 
+    def _folder_of(self, number: int) -> Path:
+        return self.folder / "queue" / f"{number:08d}"
+
     def _write(self, number: int, batch: Batch | None, files: Mapping[str, bytes]) -> Entry:
-        folder = self.folder / "queue" / f"{number:08d}"
+        folder = self._folder_of(number)
         aside = folder.with_name(f".{number:08d}")
         try:
             aside.mkdir(parents=True)
@@ -239,9 +255,16 @@ class Spool:
                 excess -= self._forget(entry, path)
                 del self._owners[path]
 
-    def _report_disk(self, error: OSError) -> None:
-        if not self._disk_failed:
-            self._disk_failed = True
+    def _disk_took(self, size: int) -> None:
+        # A full disk still takes small records now and then: it works again when it takes one like the first it
+        # refused.
+        if self._refused_bytes is not None and size >= self._refused_bytes:
+            self._refused_bytes = None
+            _logger.warning("%s can be written again.", self.folder)
+
+    def _report_disk(self, error: OSError, size: int = 0) -> None:
+        if self._refused_bytes is None:
+            self._refused_bytes = size
             _logger.warning(
                 "Cannot write to %s (%s): records are kept in memory until they are sent.",
                 self.folder,

@@ -96,7 +96,7 @@ def _sync_run(folder: Path) -> SyncedRun | None:
             run_id=spool.run.run_id,
             sent=before - left,
             left=left,
-            reason=None if failure is None else reason_of(failure),
+            reason=delivery.refusal if failure is None else reason_of(failure),
         )
     finally:
         spool.close()

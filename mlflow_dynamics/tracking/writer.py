@@ -11,6 +11,7 @@ from typing import Final
 
 import mlflow
 from mlflow.data.dataset import Dataset
+from mlflow.entities import Run
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from mlflow_dynamics.errors import ConfigError, unknown_choice
@@ -19,7 +20,7 @@ from mlflow_dynamics.tracking import names, parquet
 from mlflow_dynamics.tracking.entry import Batch
 from mlflow_dynamics.tracking.sender import Sender
 from mlflow_dynamics.tracking.spool import RunRecord, open_spool, spool_root
-from mlflow_dynamics.tracking.store import absolute, reason_of, redact
+from mlflow_dynamics.tracking.store import absolute, redact
 from mlflow_dynamics.tracking.sync import sync_in_background
 
 _END_STATUSES: Final = ("FINISHED", "FAILED", "KILLED")
@@ -35,24 +36,30 @@ class RunWriter:
     as the largest double): a loss that became NaN is worth seeing.
 
     Args:
-        run_id: an MLflow run, or the local name that `start_run` gives a run whose server did not answer.
+        run: an MLflow run's id, or the local name that `start_run` gives a run whose server did not answer; or a record
+            of a new one, which is created in the background.
         tracking_uri: where that run lives; default: MLflow's own.
         spool_dir: the folder of all runs' folders; default: MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics`.
 
     Raises:
-        DataError: `run_id` is a local name and its folder is not there or damaged.
+        DataError: `run` is a local name and its folder is not there or damaged.
     """
 
     def __init__(
-        self, run_id: str, *, tracking_uri: str | None = None, spool_dir: Path | None = None
+        self, run: str | RunRecord, *, tracking_uri: str | None = None, spool_dir: Path | None = None
     ) -> None:
         self._root = spool_root(spool_dir)
         tracking_uri = tracking_uri or mlflow.get_tracking_uri()
-        local = run_id.startswith(names.LOCAL_PREFIX)
-        record = None if local else RunRecord(tracking_uri=redact(absolute(tracking_uri)), run_id=run_id)
-        self._spool = open_spool(self._root, run_id, record)
+        offline = isinstance(run, str) and run.startswith(names.LOCAL_PREFIX)
+        if isinstance(run, RunRecord):
+            self._spool = open_spool(self._root, run.name, run)
+        elif offline:
+            self._spool = open_spool(self._root, run, None)
+        else:
+            record = RunRecord(tracking_uri=redact(absolute(tracking_uri)), run_id=run)
+            self._spool = open_spool(self._root, run, record)
         self._layers: Sequence[Layer] = ()
-        self._sender = Sender(self._spool, tracking_uri)
+        self._sender = Sender(self._spool, tracking_uri, failed_before=offline)
         self._sender.start()
         sync_in_background(self._root, own=self._spool.folder)
         self.set_tags({names.TAG_SCHEMA_VERSION: str(names.SCHEMA_VERSION)})
@@ -63,8 +70,15 @@ class RunWriter:
         return self._spool.run.run_id
 
     @property
+    def created(self) -> Run | None:
+        """The run, once it has been created for this writer."""
+        return self._sender.created
+
+    @property
     def title(self) -> str:
         """The run's name where it is known here, else its id."""
+        if self.created is not None:
+            return str(self.created.info.run_name)
         active = mlflow.active_run()
         if active is not None and active.info.run_id == self.run_id:
             return str(active.info.run_name)
@@ -173,7 +187,7 @@ class RunWriter:
                 "%d records of run %s are not sent (%s). Send them with: mlflow-dynamics sync %s",
                 left,
                 self._spool.folder.name,
-                reason_of(self._sender.failing) if self._sender.failing else "there was no time",
+                self._sender.reason,
                 shlex.quote(str(self._root)),
             )
         if lost:

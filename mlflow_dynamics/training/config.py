@@ -55,6 +55,7 @@ class TrainingConfig:
     early_stopping: EarlyStopping = _parameter(
         "warn", f"on the convergence signal: one of {', '.join(EARLY_STOPPING)}"
     )
+    detector: str = _parameter("volatility", "of convergence: an installed detector's name")
     record_every: int = _parameter(1, "record activations at every n-th training step")
     batch_samples: int | None = _optional(
         int, "all", "at most so many samples of each batch enter a layer's statistics"
@@ -94,8 +95,9 @@ class TrainingConfig:
             )
         if self.checkpoint is not None and self.pretrained:
             raise ConfigError("pretrained=True and checkpoint exclude each other; give one of them.")
-        # Raises for the values it owns, before any work starts.
+        # Raise for the values they own, before any work starts.
         _ = self.recording, self.measures
+        _require_detector(self.detector)
 
     @property
     def recording(self) -> RecordingConfig:
@@ -150,6 +152,14 @@ class GridConfig:
     device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     workers: int = _parameter(0, "processes that load data")
     early_stopping: EarlyStopping = _parameter("warn", "on the convergence signal: off, warn or stop")
+    detector: str = _parameter("volatility", "of convergence: an installed detector's name")
+
+
+def _require_detector(name: str) -> None:
+    # Imported here: the command line builds its options from this module and needs no numpy for its help.
+    from mlflow_dynamics.convergence import find_detector
+
+    find_detector(name)
 
 
 _CHOICES: Final = {

@@ -22,13 +22,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from torch import nn
 from tqdm import tqdm
 
-from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule
+from mlflow_dynamics.convergence import Schedule
+from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.session import EpochSummary, Tracker
 from mlflow_dynamics.tracking import RunWriter, end_run, start_run
 from mlflow_dynamics.tracking.runs import created_run
 from mlflow_dynamics.tracking.sync import sync
+from mlflow_dynamics.training.best import BestWeights, carry_over
 from mlflow_dynamics.training.config import TrainingConfig
 from mlflow_dynamics.training.data import ImageData, load_dataset
 from mlflow_dynamics.training.interruption import ignore_interrupts, keep_killed, terminate_as_interrupt
@@ -97,6 +99,7 @@ def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = Non
         _train(config, trainer, writer, run_id=run_id)
         _log_model(writer, model, data)
         _checkpoint_path(run_id).unlink(missing_ok=True)
+        _best_path(run_id).unlink(missing_ok=True)
     return run_id
 
 
@@ -156,15 +159,12 @@ def _trainer(config: TrainingConfig, *, model: nn.Module, data: ImageData, devic
 
 def _train(config: TrainingConfig, trainer: Trainer, writer: RunWriter, *, run_id: str) -> None:
     first = trainer.next_epoch
-    stopping = config.early_stopping
     with (
         Tracker(
             Recorder(trainer.model, config.recording, optimizer=trainer.optimizer),
             writer,
             measures=config.measures,
-            monitor=None
-            if stopping == "off"
-            else ConvergenceMonitor(mode=stopping, schedule=_schedule(config)),
+            monitor=monitor_for(config.early_stopping, detector=config.detector, schedule=_schedule(config)),
             close=None,
         ) as tracker,
         tqdm(
@@ -175,16 +175,18 @@ def _train(config: TrainingConfig, trainer: Trainer, writer: RunWriter, *, run_i
             # What the interrupted run had recorded and not sent is part of it.
             sync()
             tracker.carry_on(created_run(config.resume), epochs=first)
-        best = _Best()
+            carry_over(_best_path(config.resume), _best_path(run_id))
+        best = BestWeights(_best_path(run_id))
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):
             tracker.end_epoch(epoch.number, **epoch.as_metrics())
+            # The best first: interrupted between the two, the epoch is trained again and is as good.
+            best.keep(epoch, trainer.model)
             trainer.save(_checkpoint_path(run_id))
             bar.write(_epoch_line(epoch, tracker.wait(epoch.number)))
             bar.set_description(f"epoch {epoch.number + 1}")
-            if config.early_stopping == "stop":
-                best.keep(epoch, trainer.model)
-            if tracker.should_stop:
+            # After the last epoch there is nothing left to stop.
+            if trainer.next_epoch < config.epochs and tracker.should_stop:
                 best.restore(trainer.model)
                 break
 
@@ -193,30 +195,6 @@ def _schedule(config: TrainingConfig) -> Schedule:
     """What the convergence monitor may know of the learning rate ahead."""
     drops = drop_epochs(config.epochs) if config.schedule == "step" else ()
     return Schedule(name=config.schedule, planned_epochs=config.epochs, drop_epochs=drops)
-
-
-class _Best:
-    """The weights of the epoch with the highest validation accuracy, to which an early stop goes back."""
-
-    def __init__(self) -> None:
-        self._epoch: Epoch | None = None
-        self._weights: dict[str, torch.Tensor] = {}
-
-    def keep(self, epoch: Epoch, model: nn.Module) -> None:
-        if self._epoch is None or epoch.validation_accuracy > self._epoch.validation_accuracy:
-            self._epoch = epoch
-            self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-
-    def restore(self, model: nn.Module) -> None:
-        if self._epoch is None:
-            logger.info("Stopped early on request; the model is that of the last epoch.")
-            return
-        model.load_state_dict(self._weights)
-        logger.info(
-            "Stopped early; the model is that of epoch %d, with the best validation accuracy (%.3f).",
-            self._epoch.number,
-            self._epoch.validation_accuracy,
-        )
 
 
 def _epoch_line(epoch: Epoch, summary: EpochSummary | None) -> str:
@@ -242,6 +220,10 @@ def has_checkpoint(run_id: str) -> bool:
 
 def _checkpoint_path(run_id: str) -> Path:
     return CHECKPOINTS / f"{run_id}.pt"
+
+
+def _best_path(run_id: str) -> Path:
+    return _checkpoint_path(run_id).with_suffix(".best")
 
 
 def _checkpoint(run_id: str) -> Path:

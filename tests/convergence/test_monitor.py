@@ -183,7 +183,7 @@ def test_no_stop_while_a_known_drop_is_to_come():
     assert any(v.signal for v in verdicts[:60])
     assert not any(v.should_stop for v in verdicts[:80])
     warned = next(v for v in verdicts if v.signal)
-    assert "too early to stop, the learning rate will drop at epoch 60" in warned.message
+    assert "too early to stop, the learning rate will change at epoch 60" in warned.message
 
 
 def test_a_known_drop_begins_anew_after_a_hold_off():

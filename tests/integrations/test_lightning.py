@@ -7,11 +7,14 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from foreign_detector import install
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from torch import Tensor, nn
 
 import mlflow_dynamics
+from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.integrations.lightning import DynamicsCallback
 from mlflow_dynamics.tracking import names
 
@@ -117,3 +120,67 @@ def test_autolog_without_a_callback_finds_epochs_and_steps_beside_mlflows_own(ow
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert mlflow_dynamics.load_activations(run.info.run_id).num_rows == EPOCHS * STEPS * 2
     assert {"loss", names.STABILITY} <= run.data.metrics.keys()
+
+
+class Scheduled(Classifier):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def configure_optimizers(self) -> object:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        if self.kind == "step":
+            return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[2, 4])]
+        if self.kind == "two":
+            schedulers = [torch.optim.lr_scheduler.StepLR(optimizer, 30) for _ in range(2)]
+            return [optimizer], schedulers
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=8 * 35)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("step", ("step", "8", "2,4", 8)),
+        ("onecycle", ("onecycle", "8", "none", 7)),
+        ("two", ("unknown", "8", "none", 4)),
+    ],
+)
+def test_a_stop_waits_for_what_the_trainers_scheduler_says_and_leaves_the_best_checkpoint(
+    own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, expected: tuple[str, str, str, int]
+) -> None:
+    monkeypatch.syspath_prepend(install(own_mlflow / "installed"))
+    seed_everything(3, verbose=False)
+    checkpoints = ModelCheckpoint(dirpath=own_mlflow / "best", monitor="accuracy", mode="max")
+    module = Scheduled(kind)
+    ours = DynamicsCallback(early_stopping="stop", detector="third")
+    trainer = Trainer(
+        max_epochs=8,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+        callbacks=[ours, checkpoints],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=own_mlflow,
+    )
+    trainer.fit(module, loader(STEPS), loader(2))
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    told = run.data.params
+    name, planned, drops, trained = expected
+    assert told["dynamics/warning/detector"] == "third"
+    assert told["dynamics/warning/schedule"] == name
+    assert told["dynamics/warning/planned_epochs"] == planned
+    assert told["dynamics/warning/drop_epochs"] == drops
+    epochs = set(mlflow_dynamics.load_activations(run.info.run_id)["epoch"].to_pylist())
+    assert epochs == set(range(trained))
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags.get(names.TAG_STOPPED_EARLY) == "true") == (kind != "step")
+    best = torch.load(checkpoints.best_model_path, weights_only=False)
+    assert best["epoch"] in epochs
+    assert checkpoints.best_model_score is not None
+
+
+def test_an_unknown_detector_is_refused_when_the_callback_is_made() -> None:
+    with pytest.raises(ConfigError, match="detector='nope' is not known; accepted: volatility"):
+        DynamicsCallback(detector="nope")

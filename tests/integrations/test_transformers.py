@@ -9,9 +9,11 @@ import mlflow
 import pytest
 import torch
 import transformers
+from foreign_detector import install
 from torch import nn
 
 import mlflow_dynamics
+from mlflow_dynamics.config import MeasureConfig
 from mlflow_dynamics.integrations.transformers import DynamicsCallback
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.activations import load_layers
@@ -19,6 +21,7 @@ from mlflow_dynamics.tracking.activations import load_layers
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 EPOCHS, STEPS, BATCH = 2, 70, 4
+WINDOW = MeasureConfig(window=64)
 
 
 class Images(torch.utils.data.Dataset):
@@ -110,3 +113,55 @@ def test_autolog_records_a_loop_of_accelerate(own_mlflow: Path) -> None:
     table = mlflow_dynamics.load_activations(run.info.run_id)
     assert table.num_rows == EPOCHS * STEPS * 2
     assert sorted(set(table["epoch"].to_pylist())) == list(range(EPOCHS))
+
+
+class Plain(nn.Module):
+    """A model whose checkpoints the Trainer writes and reads as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.layers(pixel_values)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize(("kind", "trained"), [("constant", 3), ("linear", 7)])
+def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
+    own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, trained: int
+) -> None:
+    monkeypatch.syspath_prepend(install(own_mlflow / "installed"))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(own_mlflow / "out"),
+        num_train_epochs=8,
+        per_device_train_batch_size=BATCH,
+        lr_scheduler_type=kind,
+        report_to="none",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=True,  # so that the best epoch is the first, not the one it was stopped in
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=5,
+    )
+    trainer = transformers.Trainer(
+        model=Plain(),
+        args=arguments,
+        train_dataset=Images(),
+        eval_dataset=Images(),
+        callbacks=[DynamicsCallback(early_stopping="stop", detector="third", measures=WINDOW)],
+    )
+    trainer.train()
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    told = run.data.params
+    assert (told["dynamics/warning/schedule"], told["dynamics/warning/planned_epochs"]) == (kind, "8")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags[names.TAG_STOPPED_EARLY] == "true"
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == trained
+    assert losses[0] == max(losses)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0])

@@ -1,5 +1,10 @@
 """One window's measures: definitions put together, degenerate input, invariances, ranges."""
 
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
 import subprocess
 import sys
 
@@ -8,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mlflow_dynamics.measures as package
 from mlflow_dynamics.measures import (
     dfa,
     hurst,
@@ -127,6 +133,24 @@ def test_empty_windows_are_undefined(shape):
         assert np.isnan(function(np.empty(shape)))
 
 
+@pytest.mark.parametrize("steps", [100, 200])
+@pytest.mark.parametrize("batch", [(0, 5), (2, 0), (0,)])
+def test_empty_batches_give_empty_answers(batch, steps):
+    for function in OF_SIGNALS:
+        assert function(np.empty((*batch, steps))).shape == batch
+    if len(batch) == 2:
+        for function in (integration, synchrony, metastability, metastability_ratio):
+            assert function(np.empty((*batch, steps))).shape == batch[:1]
+        assert measure(np.empty((*batch, steps))).stability.shape == batch[:1]
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_no_window_is_so_short_that_its_measures_are_chance(steps):
+    found = measure(noise(steps=steps), min_steps=0)
+    assert all(np.isnan(getattr(found, name)) for name in SCALARS)
+    assert found.reason == f"{steps} steps are recorded; the measures need at least 8."
+
+
 @pytest.mark.parametrize("steps", range(12))
 def test_very_short_signals_never_warn_or_give_a_number_by_chance(steps):
     signals = noise(steps=steps)
@@ -243,7 +267,7 @@ def test_float32_gives_what_float32_allows(case):
     same(measure(signals.astype(np.float32)), measure(signals), 1e-3)
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300, 4e307])
 def test_extreme_scales_neither_overflow_nor_vanish(scale):
     same(measure(noise() * scale), measure(noise()), 1e-9)
 
@@ -252,7 +276,9 @@ def test_stability_and_volatility():
     assert stability_index(1.5, 0) == 1
     assert stability_index(3.0, 0.25) == 0.5
     assert stability_index(-1.0, 0) == 0
-    assert np.isnan(stability_index(np.nan, 0))
+    for failed in (np.nan, np.inf, -np.inf):
+        assert np.isnan(stability_index(failed, 0.1))
+        assert np.isnan(stability_index(0.7, failed))
     assert volatility([9, 1, 2, 3, 4, 5]) == pytest.approx(np.sqrt(2))
     assert volatility([9, 1, np.nan, 3], window=3) == 1
     assert np.isnan(volatility([1, 2, np.nan, np.nan, 1], window=3))
@@ -260,6 +286,10 @@ def test_stability_and_volatility():
         volatility(np.zeros((2, 3)))
     with pytest.raises(ValueError, match="window=1"):
         volatility([1.0, 2.0], window=1)
+    with pytest.raises(ValueError, match="stability must be real numbers, not complex128"):
+        volatility([1j, 2.0])
+    with pytest.raises(ValueError, match="metastability must be real numbers"):
+        stability_index(0.7, "0.1")
 
 
 def test_importing_it_stays_cheap():
@@ -269,13 +299,19 @@ def test_importing_it_stays_cheap():
     assert done.stdout == "[]\n"
 
 
+FUNCTIONS = [name for name in package.__all__ if inspect.isfunction(getattr(package, name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "part",
+    ["(?i)how to read it", "(?i)what it\\s+does not\\s+show", "NaN", "References:", r"doi\s+10\.", ">>> "],
+)
+def test_every_function_says_what_its_reader_needs(name, part):
+    assert re.search(part, getattr(package, name).__doc__), f"{name} does not say: {part}"
+
+
 def test_the_documentations_examples_run():
-    import doctest
-    import importlib
-    import pkgutil
-
-    import mlflow_dynamics.measures as package
-
     tried = 0
     for module in pkgutil.iter_modules(package.__path__):
         result = doctest.testmod(importlib.import_module(f"{package.__name__}.{module.name}"))

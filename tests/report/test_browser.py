@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,6 +16,10 @@ from tracking_server import MlflowServer
 
 import mlflow_dynamics
 from mlflow_dynamics.cli import commands
+from mlflow_dynamics.measures import measure
+from mlflow_dynamics.report.artifacts import render
+from mlflow_dynamics.report.history import RunHistory
+from mlflow_dynamics.tracking import names
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the test extra")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -123,14 +128,61 @@ def test_the_comparison_page_is_drawn_without_a_server(
     assert page.get_by_text("seen <b>by</b> a browser").count() > 0
     assert page.locator("body").evaluate("body => body.scrollWidth <= window.innerWidth")
     page.screenshot(path=tmp_path / "compared.png")
+    assert len(list(tmp_path.glob("compared-*.png"))) == page.locator(".chart").count()
     assert troubles == []
 
 
-def test_the_run_says_what_happened_and_its_experiment_opens_for_model_training(
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def test_hostile_names_are_drawn_and_shown_on_hover_as_text(
+    browser: sync_api.Browser, tmp_path: Path
+) -> None:
+    layers = tuple(f"{HOSTILE}{number}" for number in range(4))
+    history = RunHistory(title=HOSTILE, definitions={HOSTILE: HOSTILE}, layers=layers)
+    for epoch in range(3):
+        measures = measure(np.random.default_rng(epoch).normal(size=(4, 128)))
+        history.add(epoch, names.measure_metrics(measures) | {names.VALIDATION_ACCURACY: 0.5}, measures)
+    written = tmp_path / "hostile.html"
+    written.write_bytes(render(history, pictures=False)[names.REPORT])
+    page = browser.new_page(viewport={"width": 560, "height": HEIGHT})
+    troubles = watched(page)
+    page.on("dialog", lambda dialog: troubles.append(dialog.message))
+    page.goto(written.as_uri())
+    cell = page.locator("#exponents-0 .mark-rect path").first
+    cell.wait_for(timeout=20_000)
+    cell.hover()
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for(timeout=10_000)
+    shown = tooltip.inner_text()
+    assert f"0 {HOSTILE}0" in shown
+    assert f"{history.exponents[0][0]:.2f}".rstrip("0") in shown
+    assert page.locator("#exponents-0").get_by_text("<img").count() >= len(layers)
+    assert page.locator("img").count() == 0
+    assert troubles == []
+
+
+def test_links_with_the_workflow_open_the_model_training_view(
+    run: mlflow.entities.Run, server: MlflowServer, browser: sync_api.Browser
+) -> None:
+    base = f"{server.uri}/#/experiments/{run.info.experiment_id}"
+    asked = "?workflowType=machine_learning"
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.goto(f"{base}{asked}")
+    page.wait_for_url("**/runs?**", timeout=60_000)
+    page.get_by_text(run.info.run_name, exact=True).first.wait_for(timeout=60_000)
+    page.goto(f"{base}/runs/{run.info.run_id}/model-metrics{asked}")
+    page.get_by_text("metastability", exact=True).first.wait_for(timeout=60_000)
+    # Of the GenAI side bar.
+    assert page.get_by_text("Sessions", exact=True).count() == 0
+
+
+def test_the_run_says_what_happened_and_its_experiment_is_one_of_model_training(
     run: mlflow.entities.Run,
 ) -> None:
     described = run.data.tags["mlflow.note.content"]
     assert described.startswith("**Dynamics.** Validation accuracy is flat")
+    assert len(described.split("\n\n")) == 3
     experiment = mlflow.get_experiment(run.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 

@@ -74,6 +74,8 @@ def test_the_command_writes_one_page_for_an_experiment(tmp_path: Path) -> None:
     assert "<img" not in body
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", body)
     assert len(html) < 1_500_000
+    for name in ("integration", "lead", "styles"):
+        assert (tmp_path / f"compared-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_runs_without_dynamics_are_refused_in_one_sentence() -> None:

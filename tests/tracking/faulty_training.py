@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,14 @@ from mlflow import MlflowClient
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from tracking_records import wait_until
 
+import mlflow_dynamics
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.session import Tracker
 from mlflow_dynamics.tracking import load_activations, names
 
+EPOCHS = 6
 BATCHES = 20
 LONGEST_WAIT_S = 0.050
 
@@ -107,9 +111,10 @@ def train(
     tracker: Tracker | None = None,
     waits: Waits | None = None,
     before_epoch: Callable[[int], None] = lambda epoch: None,
+    learning_rate: float = 0.05,
 ) -> list[float]:
     """The loss of every step."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
     losses: list[float] = []
     for epoch in range(epochs):
         before_epoch(epoch)
@@ -141,3 +146,44 @@ def assert_every_epoch_once(uri: str, run_id: str, losses: list[float]) -> None:
     assert [epoch for epoch, _ in rows] == [epoch for epoch in range(epochs) for _ in range(BATCHES)]
     assert len(set(rows)) == len(losses)
     assert len({step for _, step in rows}) == len(losses)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("mlflow_dynamics") and record.levelno >= logging.WARNING
+    ]
+
+
+def train_tracked(
+    before_epoch: Callable[[int, Tracker], None] = lambda epoch, tracker: None,
+    *,
+    model: nn.Module | None = None,
+    learning_rate: float = 0.05,
+) -> tuple[list[float], Tracker, float]:
+    """Losses, the closed tracker and the longest wait of a step in seconds."""
+    model = model or network()
+    with timed_waits() as waits, mlflow_dynamics.track(model) as tracker:
+        waits.step()
+        losses = train(
+            model,
+            loader(),
+            epochs=EPOCHS,
+            tracker=tracker,
+            waits=waits,
+            before_epoch=lambda epoch: before_epoch(epoch, tracker),
+            learning_rate=learning_rate,
+        )
+        # What comes after the last step is the end of the training, which may wait.
+        longest = max(waits.per_step[1:])
+    print(f"longest wait of {len(losses)} steps and {EPOCHS} epochs' ends: {1000 * longest:.1f} ms")
+    return losses, tracker, longest
+
+
+def until_it_fails(tracker: Tracker) -> None:
+    wait_until(lambda: tracker._writer._sender.failing)
+
+
+def until_all_is_sent(tracker: Tracker) -> None:
+    wait_until(lambda: not tracker._writer._spool.entries() and not tracker._writer._sender.failing)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 from faulty_training import (
+    EPOCHS,
     LONGEST_WAIT_S,
     assert_every_epoch_once,
     loader,
     network,
     timed_waits,
     train,
+    train_tracked,
+    until_all_is_sent,
+    until_it_fails,
+    warnings_of,
 )
 from mlflow import MlflowClient
 from tracking_records import wait_until
@@ -27,48 +30,11 @@ from mlflow_dynamics.tracking import sender
 from mlflow_dynamics.tracking.store import connect
 from mlflow_dynamics.tracking.sync import sync
 
-EPOCHS = 6
-
 
 @pytest.fixture(scope="module")
 def untracked() -> list[float]:
     """The losses of the training without this project."""
     return train(network(), loader(), epochs=EPOCHS)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.name.startswith("mlflow_dynamics") and record.levelno >= logging.WARNING
-    ]
-
-
-def train_tracked(before_epoch: Callable[[int, Tracker], None]) -> tuple[list[float], Tracker, float]:
-    """Losses, the closed tracker and the longest wait of a step in milliseconds."""
-    model = network()
-    with timed_waits() as waits, mlflow_dynamics.track(model) as tracker:
-        waits.step()
-        losses = train(
-            model,
-            loader(),
-            epochs=EPOCHS,
-            tracker=tracker,
-            waits=waits,
-            before_epoch=lambda epoch: before_epoch(epoch, tracker),
-        )
-        # What comes after the last step is the end of the training, which may wait.
-        longest = max(waits.per_step[1:])
-    print(f"longest wait of {len(losses)} steps and {EPOCHS} epochs' ends: {1000 * longest:.1f} ms")
-    return losses, tracker, longest
-
-
-def until_it_fails(tracker: Tracker) -> None:
-    wait_until(lambda: tracker._writer._sender.failing)
-
-
-def until_all_is_sent(tracker: Tracker) -> None:
-    wait_until(lambda: not tracker._writer._spool.entries() and not tracker._writer._sender.failing)
 
 
 def test_a_server_that_refuses_at_start_and_comes_up_later(
@@ -149,7 +115,7 @@ def test_a_server_that_is_gone_for_good_and_sync(
 def test_autolog_under_a_server_that_refuses_at_start(
     proxy: FaultyProxy, server: MlflowServer, untracked: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One step waits: that after the first epoch, at which the run is opened."""
+    """Not even the step at which the run begins waits: MLflow creates it in the background."""
     proxy.refuse()
     mlflow.set_tracking_uri(proxy.uri)
     with timed_waits() as waits:
@@ -164,20 +130,52 @@ def test_autolog_under_a_server_that_refuses_at_start(
         )
         # Before the first step: autolog() itself, and the optimizer's construction, at which its model is looked for.
         steps = waits.per_step[2:]
-        *others, longest, opening = sorted(steps)
         mlflow_dynamics.autolog(disable=True)
-    print(f"longest wait {1000 * longest:.1f} ms, besides {1000 * opening:.1f} ms to open the run")
-    assert len(others) > EPOCHS * 20 - 3
+    print(f"longest wait {1000 * max(steps):.1f} ms, at step {steps.index(max(steps))} of {len(steps)}")
     assert losses == untracked
-    (run,) = MlflowClient(server.uri).search_runs(
-        ["0"], "attributes.status = 'FINISHED'", order_by=["start_time DESC"], max_results=1
-    )
+    run = mlflow.last_active_run()
+    assert run is not None
+    assert (run.info.status, mlflow.active_run()) == ("FINISHED", None)
     assert_every_epoch_once(server.uri, run.info.run_id, losses)
     first, second = warnings_of(caplog)
-    assert "takes no run (there is no connection)" in first
+    assert "fails (there is no connection). Training goes on" in first
     assert "takes records again" in second
-    assert longest <= LONGEST_WAIT_S
-    assert steps.index(opening) == 20  # the first step of the second epoch
+    assert max(steps) <= LONGEST_WAIT_S
+
+
+def test_autolog_under_a_server_that_answers_late(
+    proxy: FaultyProxy, untracked: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_dynamics.session.CLOSE_TIMEOUT_S", 0.5)
+    mlflow.set_tracking_uri(proxy.uri)
+    proxy.fault = "late"
+    with timed_waits() as waits:
+        mlflow_dynamics.autolog()
+        waits.step()
+        losses = train(network(), loader(), epochs=EPOCHS, waits=waits)
+        steps = waits.per_step[2:]
+        mlflow_dynamics.autolog(disable=True)
+    assert losses == untracked
+    assert max(steps) <= LONGEST_WAIT_S
+    proxy.fault = None
+
+
+def test_what_the_script_logs_itself_lands_in_the_run_that_autolog_made() -> None:
+    mlflow_dynamics.autolog()
+    seen: list[str] = []
+
+    def log(epoch: int) -> None:
+        active = mlflow.active_run()
+        if active is not None:
+            seen.append(active.info.run_id)
+            mlflow.log_metric("own", epoch, step=epoch)
+
+    train(network(), loader(), epochs=60, before_epoch=log)
+    mlflow_dynamics.autolog(disable=True)
+    (run,) = mlflow.search_runs(output_format="list")
+    assert set(seen) == {run.info.run_id}
+    assert run.data.metrics["own"] == 59
+    assert mlflow.active_run() is None
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from tracking_records import assert_complete, layers, wait_until, write_epoch
 from tracking_server import FaultyProxy, MlflowServer
 
 from mlflow_dynamics.tracking import RunWriter, names, open_run, spool
+from mlflow_dynamics.tracking.entry import Batch
 from mlflow_dynamics.tracking.spool import RunRecord, Spool
 from mlflow_dynamics.tracking.sync import sync, sync_in_background
 
@@ -270,6 +271,41 @@ def test_a_full_disk_and_no_server_lose_only_what_fits_nowhere_and_say_so(
     steps = sorted(metric.step for metric in history)
     assert steps
     assert steps == list(range(len(steps)))
+
+
+def test_a_full_disk_is_said_once_and_so_is_that_it_works_again(
+    tiny_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spooled = Spool(tiny_disk / "a", RunRecord(tracking_uri="http://host:1", run_id="a"))
+    ballast = tiny_disk / "ballast"
+    subprocess.run(["dd", "if=/dev/zero", f"of={ballast}"], check=False, capture_output=True)
+    with ballast.open("r+b") as file:
+        file.truncate(ballast.stat().st_size - 30_000)
+    for number in range(6):
+        spooled.put(Batch(tags={"small": "1"}))
+        spooled.put(files={f"dynamics/{number}": bytes(20_000)})
+    ballast.unlink()
+    for number in range(6):
+        spooled.put(files={f"dynamics/{number}": bytes(20_000)})
+    refused, again = [record.getMessage() for record in caplog.records]
+    assert "No space left on device): records are kept in memory" in refused
+    assert "can be written again" in again
+    assert spooled.in_memory() == 0
+    spooled.close()
+
+
+def test_a_record_that_closing_writes_down_while_it_is_sent_from_memory_is_forgotten_too(
+    tmp_path: Path,
+) -> None:
+    spooled = Spool(tmp_path / "a", RunRecord(tracking_uri="http://host:1", run_id="a"))
+    (tmp_path / "a" / "queue").write_text("no folder")
+    spooled.put(Batch(tags={"tag": "1"}))
+    (being_sent,) = spooled.entries()
+    (tmp_path / "a" / "queue").unlink()
+    assert spooled.in_memory() == 0
+    spooled.finish(being_sent)
+    assert spooled.entries() == []
+    spooled.close()
 
 
 def test_beyond_the_bound_of_memory_the_oldest_activations_in_memory_go(

@@ -141,6 +141,32 @@ def test_a_failing_artifact_store_does_not_hold_the_metrics_back(
     assert len([record for record in caplog.records if record.name.startswith("mlflow_dynamics")]) == 2
 
 
+def test_a_file_that_is_too_large_for_the_server_waits_and_holds_nothing_back(
+    proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = new_run(proxy.uri)
+    proxy.fault, proxy.faulty_paths = 413, names.REPORT
+    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    for epoch in range(4):
+        write_epoch(writer, epoch)
+        writer.write_files({names.REPORT: b"version %d" % epoch, names.figure_path("one"): b"png"})
+    began = time.monotonic()
+    assert writer.close(30) == 1
+    assert time.monotonic() - began < 20
+    assert_complete(proxy.uri, run_id, 4)
+    refused, left = [record.getMessage() for record in caplog.records]
+    assert f"refuses {names.REPORT} (413: a file of 9 bytes is too large for the server" in refused
+    assert "1 records of run" in left
+    assert "(413: a file of 9 bytes is too large for the server)" in left
+    (unsent,) = sync()
+    assert (unsent.left, unsent.reason) == (1, "413: a file of 9 bytes is too large for the server")
+    proxy.fault = None
+    (sent,) = sync()
+    assert (sent.left, sent.reason) == (0, None)
+    client = MlflowClient(proxy.uri)
+    assert Path(client.download_artifacts(run_id, names.REPORT)).read_text() == "version 3"
+
+
 def test_a_server_killed_mid_run_and_restarted_has_everything(tmp_path: Path) -> None:
     server = MlflowServer(tmp_path / "server").start()
     try:
@@ -272,7 +298,7 @@ def test_nothing_to_send_is_no_sign_that_the_server_is_back(
 ) -> None:
     proxy.refuse()
     record = RunRecord(tracking_uri=proxy.uri, run_id=None, local_id="x")
-    sender = Sender(Spool(tmp_path / "local-x", record), proxy.uri)
+    sender = Sender(Spool(tmp_path / "local-x", record), proxy.uri, failed_before=True)
     sender.start()
     sender.finish(10)
     assert not sender.is_alive()

@@ -188,6 +188,7 @@ BAD_INPUT = {
     ("--checkpoint", "nothing.pt"): ("checkpoint='nothing.pt'", "weights file"),
     ("--resume", "deadbeef"): ("resume='deadbeef'", "checkpoint"),
     ("--bacth-size", "3"): ("--bacth-size", "--batch-size"),
+    ("--detector", "volatilty"): ("detector='volatilty'", "volatility"),
     ("--epochs", "many"): ("--epochs", "integer"),
 }
 

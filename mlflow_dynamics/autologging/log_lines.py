@@ -1,0 +1,31 @@
+"""What `autolog()` shows of this package's log lines in a script that has set up no logging."""
+
+from __future__ import annotations
+
+import logging
+
+from mlflow_dynamics.recording.distributed import first_process
+
+
+class LogLines:
+    """Shows this package's log lines where the script has set up no logging, as MLflow does; or hides them."""
+
+    def __init__(self, silent: bool) -> None:
+        self._logger = logging.getLogger("mlflow_dynamics")
+        self._level = self._logger.level
+        self._handler: logging.Handler | None = None
+        if silent or not first_process():
+            self._logger.setLevel(logging.ERROR)
+        elif not self._logger.hasHandlers():
+            self._handler = logging.StreamHandler()
+            # Processes that are not started by torchrun learn their rank later.
+            self._handler.addFilter(lambda line: line.levelno >= logging.ERROR or first_process())
+            self._handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+            self._logger.addHandler(self._handler)
+            self._logger.setLevel(logging.INFO)
+
+    def remove(self) -> None:
+        """Leave logging as it was."""
+        if self._handler is not None:
+            self._logger.removeHandler(self._handler)
+        self._logger.setLevel(self._level)

@@ -1,0 +1,105 @@
+"""Trainings that end in the middle of an epoch: the complete epochs are in MLflow, the run says how it ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from exiting_training import COMPLETE, main
+from faulty_training import assert_every_epoch_once, loader, network, train
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tracking_server import MlflowServer
+
+from mlflow_dynamics import cli
+
+HERE = Path(__file__).parent
+SCRIPT = HERE / "exiting_training.py"
+
+ENDINGS = {
+    "error": (ValueError, "FAILED"),
+    "interrupt": (KeyboardInterrupt, "KILLED"),
+    "3": (SystemExit, "FAILED"),
+    "0": (SystemExit, "FINISHED"),
+}
+
+
+@pytest.fixture(scope="module")
+def untracked() -> list[float]:
+    """The losses of the complete epochs without this project."""
+    return train(network(), loader(), epochs=COMPLETE)
+
+
+@pytest.fixture
+def experiment(server: MlflowServer, request: pytest.FixtureRequest) -> str:
+    """An experiment of the test's own, and the active one."""
+    mlflow.set_tracking_uri(server.uri)
+    return str(mlflow.set_experiment(request.node.name.replace("[", " ").replace("]", "")).experiment_id)
+
+
+def only_run(experiment: str) -> Run:
+    (run,) = MlflowClient().search_runs([experiment])
+    return run
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_tracked_training_left_by_an_exception(
+    ending: str, experiment: str, untracked: list[float]
+) -> None:
+    error, status = ENDINGS[ending]
+    with pytest.raises(error):
+        main("track", ending)
+    run = only_run(experiment)
+    assert run.info.status == status
+    assert mlflow.active_run() is None
+    assert_every_epoch_once(mlflow.get_tracking_uri(), run.info.run_id, untracked)
+
+
+@pytest.mark.parametrize("ending", ["error", "interrupt", "3"])
+def test_a_script_under_run_left_by_an_exception(
+    ending: str, experiment: str, untracked: list[float]
+) -> None:
+    error, status = ENDINGS[ending]
+    with pytest.raises(SystemExit if error is KeyboardInterrupt else error) as left:
+        cli.main(["run", str(SCRIPT), "none", ending])
+    if error is not ValueError:
+        assert left.value.code == {"interrupt": cli.EXIT_INTERRUPTED, "3": 3}[ending]
+    run = only_run(experiment)
+    assert run.info.status == status
+    assert mlflow.active_run() is None
+    assert_every_epoch_once(mlflow.get_tracking_uri(), run.info.run_id, untracked)
+
+
+@pytest.mark.slow
+def test_a_script_with_autolog_as_its_first_line_left_by_an_exception(
+    server: MlflowServer, untracked: list[float], tmp_path: Path
+) -> None:
+    client = MlflowClient(server.uri)
+    endings = ("error", "interrupt", "3")
+    processes = {}
+    for ending in endings:
+        environment = os.environ | {
+            "MLFLOW_EXPERIMENT_NAME": f"autolog {ending}",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE), str(HERE.parent)]),
+        }
+        processes[ending] = subprocess.Popen(
+            [sys.executable, str(SCRIPT), "autolog", ending, server.uri],
+            env=environment,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    for ending, process in processes.items():
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode != 0
+        assert "Recording stopped" not in errors
+        experiment = client.get_experiment_by_name(f"autolog {ending}")
+        assert experiment is not None, errors
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == ENDINGS[ending][1]
+        mlflow.set_tracking_uri(server.uri)
+        assert_every_epoch_once(server.uri, run.info.run_id, untracked)

@@ -147,3 +147,14 @@ def test_epochs_before_a_rank_died_are_kept(empty_store: Path, tmp_path: Path) -
     np.testing.assert_allclose(
         of_run[:, : 2 * STEPS], np.concatenate([one[0].std, one[1].std], axis=1), rtol=2e-4
     )
+
+
+@pytest.mark.slow
+def test_compiled_models_record_the_same(empty_store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    ways = ("compiled", "compiled sharded")
+    made = launch(SCRIPT, folder, empty_store, *ways)
+    assert made.code == 0, made.lines
+    for how in ways:
+        assert_that_of_one_process(made.use(how))

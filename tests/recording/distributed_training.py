@@ -79,6 +79,8 @@ def train(how: str, rank: int) -> dict[str, Any]:
         )
     elif how != "not wrapped":
         model = DistributedDataParallel(model)
+    if how.startswith("compiled"):
+        model = torch.compile(model)
     optimizer = sgd(model)
     part = data()
     loader = DataLoader(part, batch_size=BATCH, sampler=DistributedSampler(part, shuffle=False))

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 from distributed_training import BATCH, EPOCHS, RANKS, STEPS, data, epoch, network, sgd
 from torch.utils.data import DataLoader
+from torchrun import Job, launch
 
 from mlflow_dynamics import load_activations, load_metrics
 from mlflow_dynamics.config import RecordingConfig
@@ -29,52 +21,10 @@ SCRIPT = Path(__file__).parent / "distributed_training.py"
 WAYS = ("bare", "track", "uneven", "sharded", "not wrapped", "tensor parallel", "first rank only")
 
 
-@dataclass
-class Job:
-    """What a job of two processes left behind."""
-
-    folder: Path
-    code: int
-    lines: str
-    seconds: float
-
-    def told(self, how: str, rank: int) -> dict[str, Any]:
-        return dict(json.loads((self.folder / f"{how} {rank}.json").read_text()))
-
-    def use(self, how: str) -> str:
-        """Make its store the test's own; the id of the one run of this way."""
-        mlflow.set_tracking_uri(f"sqlite:///{self.folder}/mlflow.db")
-        mlflow.set_experiment(how)
-        (run,) = mlflow.search_runs(output_format="list")
-        return str(run.info.run_id)
-
-
-def launch(folder: Path, store: Path, *ways: str) -> Job:
-    """Run the ways one after the other in two processes under torchrun."""
-    shutil.copy(store, folder / "mlflow.db")
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    began = time.monotonic()
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(folder), *ways],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    return Job(folder, done.returncode, done.stdout, time.monotonic() - began)
-
-
 @pytest.fixture(scope="module")
 def job(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """All the ways that end well, in one job: starting processes takes longer than training in them."""
-    made = launch(tmp_path_factory.mktemp("job"), empty_store, *WAYS)
+    made = launch(SCRIPT, tmp_path_factory.mktemp("job"), empty_store, *WAYS)
     assert made.code == 0, made.lines
     return made
 
@@ -173,7 +123,7 @@ def test_autolog_records_one_run_with_the_loss_of_all_ranks_and_only_the_first_s
 ) -> None:
     folder = tmp_path / "autolog"
     folder.mkdir()
-    made = launch(folder, empty_store, "autolog", "autolog sharded")
+    made = launch(SCRIPT, folder, empty_store, "autolog", "autolog sharded")
     assert made.code == 0, made.lines
     for how, name in (("autolog", "Sequential"), ("autolog sharded", "FSDPSequential")):
         assert_that_of_one_process(made.use(how))
@@ -188,7 +138,7 @@ def test_autolog_records_one_run_with_the_loss_of_all_ranks_and_only_the_first_s
 def test_epochs_before_a_rank_died_are_kept(empty_store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dies"
     folder.mkdir()
-    made = launch(folder, empty_store, "dies")
+    made = launch(SCRIPT, folder, empty_store, "dies")
     assert made.code != 0
     sync(folder / ".mlflow_dynamics")
     run_id = made.use("dies")
@@ -197,3 +147,14 @@ def test_epochs_before_a_rank_died_are_kept(empty_store: Path, tmp_path: Path) -
     np.testing.assert_allclose(
         of_run[:, : 2 * STEPS], np.concatenate([one[0].std, one[1].std], axis=1), rtol=2e-4
     )
+
+
+@pytest.mark.slow
+def test_compiled_models_record_the_same(empty_store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    ways = ("compiled", "compiled sharded")
+    made = launch(SCRIPT, folder, empty_store, *ways)
+    assert made.code == 0, made.lines
+    for how in ways:
+        assert_that_of_one_process(made.use(how))

@@ -273,6 +273,14 @@ def _warning_lines(runs: Sequence[Curves], rng: np.random.Generator) -> list[str
             f"Lead over the plateau: {lead.mean():.1f} epochs [{low:.1f}, {high:.1f}] on average, median "
             f"{np.median(lead):.0f} (negative: the warning came after it)."
         )
+    if warned:
+        epochs = np.array([len(run.accuracy) - 1 - (run.warned or 0) for run in warned], dtype=np.float64)
+        points = np.array([outcome(run, run.warned)[1] for run in warned])
+        (low, high), (least, most) = _interval(epochs, rng), _interval(points, rng)
+        lines.append(
+            f"Stopped at the warning, these {len(warned)} runs save {epochs.mean():.1f} epochs [{low:.1f}, {high:.1f}] "
+            f"on average and lose {points.mean():.2f} points [{least:.2f}, {most:.2f}]."
+        )
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
@@ -69,13 +70,14 @@ class DynamicsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """End the epoch; stop the training where asked to."""
-        if self._tracker is None:
-            return
-        optimizer = kwargs.get("optimizer")
-        rate = {} if optimizer is None else {names.LEARNING_RATE: float(optimizer.param_groups[0]["lr"])}
-        self._tracker.end_epoch(**rate)
-        # After the last epoch there is nothing left to stop.
-        if state.global_step < state.max_steps and self._tracker.should_stop:
+        stop = False
+        if self._tracker is not None:
+            optimizer = kwargs.get("optimizer")
+            rate = {} if optimizer is None else {names.LEARNING_RATE: float(optimizer.param_groups[0]["lr"])}
+            self._tracker.end_epoch(**rate)
+            # After the last epoch there is nothing left to stop.
+            stop = state.global_step < state.max_steps and self._tracker.should_stop
+        if _by_any_process(stop, args):
             control.should_training_stop = True
 
     def on_train_end(
@@ -85,6 +87,15 @@ class DynamicsCallback(TrainerCallback):
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             tracker.close()
+
+
+def _by_any_process(stop: bool, args: TrainingArguments) -> bool:
+    """One decision for all processes, or the others would wait for one that has left."""
+    if args.world_size <= 1 or not torch.distributed.is_initialized():
+        return stop
+    told = torch.tensor(int(stop), device=args.device)
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return bool(told.item())
 
 
 def _schedule_of(state: TrainerState, scheduler: object) -> Schedule:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import accelerate
@@ -165,3 +170,56 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
     assert len(losses) == trained
     assert losses[0] == max(losses)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0])
+
+
+DISTRIBUTED = """
+import sys
+import torch, transformers
+sys.path.insert(0, sys.argv[1])
+from tests_of_transformers import Images, Plain
+from mlflow_dynamics.integrations.transformers import DynamicsCallback
+from mlflow_dynamics.config import MeasureConfig
+
+arguments = transformers.TrainingArguments(
+    output_dir=sys.argv[2], num_train_epochs=8, per_device_train_batch_size=2, lr_scheduler_type="constant",
+    report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, ddp_backend="gloo",
+)
+ours = DynamicsCallback(early_stopping="stop", detector="third", measures=MeasureConfig(window=64))
+trainer = transformers.Trainer(model=Plain(), args=arguments, train_dataset=Images(), callbacks=[ours])
+trainer.train()
+print("epochs", trainer.state.epoch)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_stop_together(own_mlflow: Path) -> None:
+    shutil.copy(__file__, own_mlflow / "tests_of_transformers.py")
+    paths = [install(own_mlflow / "installed"), Path(__file__).parents[1], os.environ.get("PYTHONPATH", "")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DISTRIBUTED, str(own_mlflow), str(own_mlflow / f"out{rank}")],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert ["epochs 3.0" in out for out, _ in told] == [True, True], told

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import pyarrow.dataset as ds
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.environment_variables import MLFLOW_S3_ENDPOINT_URL
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from pyarrow import fs
@@ -69,11 +71,8 @@ def load_activations(
     with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
         found = find_runs(runs)
         condition = _layer_condition(found, layers) if layers is not None else None
-        data_set = _data_set(found, epochs, Path(folder))
-        try:
-            return data_set.to_table(columns=chosen, filter=condition)
-        except (pa.ArrowException, OSError) as error:
-            raise TrackingError(f"The activations cannot be read: {error}") from error
+        with _reading():
+            return _data_set(found, epochs, Path(folder)).to_table(columns=chosen, filter=condition)
 
 
 def scan_activations(
@@ -92,7 +91,8 @@ def scan_activations(
     Raises:
         TrackingError: a run is unknown or deleted, the store cannot be read, or needs `folder`.
     """
-    return _data_set(find_runs(runs), epochs, folder)
+    with _reading():
+        return _data_set(find_runs(runs), epochs, folder)
 
 
 def load_layers(run_id: str) -> tuple[Layer, ...]:
@@ -103,6 +103,15 @@ def load_layers(run_id: str) -> tuple[Layer, ...]:
         DataError: the file is damaged.
     """
     return _layers(find_runs(run_id)[0])
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """A store that cannot be reached or read is a TrackingError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise TrackingError(f"The activations cannot be read: {error}") from error
 
 
 def _layers(run: Run) -> tuple[Layer, ...]:
@@ -187,6 +196,12 @@ def _file_system(artifact_uri: str) -> tuple[fs.FileSystem | None, str]:
     scheme = urlsplit(artifact_uri).scheme
     if scheme in {"", "file"}:
         return fs.LocalFileSystem(), local_file_uri_to_path(artifact_uri)
+    endpoint = urlsplit(MLFLOW_S3_ENDPOINT_URL.get() or "")
+    if scheme == "s3" and endpoint.netloc:
+        # A store that is not Amazon's: pyarrow does not know the variable by which MLflow is told of it.
+        bucket = urlsplit(artifact_uri)
+        store = fs.S3FileSystem(endpoint_override=endpoint.netloc, scheme=endpoint.scheme)
+        return store, bucket.netloc + bucket.path
     if scheme in {"s3", "gs", "gcs", "abfs", "abfss"}:
         return fs.FileSystem.from_uri(artifact_uri)
     return None, ""

@@ -51,7 +51,7 @@ def test_accuracy_at_32_points():
     assert np.sqrt(np.mean(squares)) <= 0.15
 
 
-@pytest.mark.parametrize("steps", [64, 256])
+@pytest.mark.parametrize("steps", [64, 256, 2048])  # the last by Whittle's likelihood
 def test_the_interval_covers(steps):
     rng = np.random.default_rng(1)
     for value in HURST:
@@ -89,8 +89,9 @@ def test_drift_fools_neither_when_it_is_removed():
     assert hurst_kolmogorov(drift, detrend=False).exponent.mean() > 0.85
 
 
-def test_a_walk_ends_at_the_edge_and_says_so():
-    walks = np.random.default_rng(6).normal(size=(100, 256)).cumsum(axis=1)
+@pytest.mark.parametrize("steps", [256, 2048])
+def test_a_walk_ends_at_the_edge_and_says_so(steps):
+    walks = np.random.default_rng(6).normal(size=(100, steps)).cumsum(axis=1)
     assert hurst_kolmogorov(walks).at_edge.mean() > 0.95
     assert hurst_kolmogorov(np.diff(walks)).at_edge.mean() == 0
 

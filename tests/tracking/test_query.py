@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -157,6 +158,46 @@ def test_many_runs_scan_as_one_data_set(recorded: dict[str, str], tmp_path: Path
     assert table.num_rows == 300
     assert set(table["run_id"].to_pylist()) == {recorded["adam"]}
     assert data_set.count_rows() == 1500
+
+
+@pytest.fixture
+def s3_requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """An S3-compatible store with the bucket "shelf", to which MLflow is pointed; the requests it has answered."""
+    pytest.importorskip("moto", reason="moto is in the test extra")
+    boto3 = pytest.importorskip("boto3")
+    from moto.server import ThreadedMotoServer
+
+    answered: list[str] = []
+    monkeypatch.setattr(
+        "werkzeug.serving.WSGIRequestHandler.log_request",
+        lambda handler, *_: answered.append(f"{handler.command} {handler.path}"),
+    )
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    host, port = store.get_host_and_port()
+    for name, value in {
+        "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="shelf")
+    yield answered
+    store.stop()
+
+
+def test_a_store_of_objects_is_scanned_where_it_lies(s3_requests: list[str], tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+    experiment = MlflowClient().create_experiment("remote", artifact_location="s3://shelf/runs")
+    run_id = record(experiment, "sgd", 4)
+    s3_requests.clear()
+    table = load_activations(run_id, epochs=[2], layers=[1], columns=["epoch", "layer", "mean"])
+    np.testing.assert_array_equal(table["mean"].to_numpy(), activations(2).mean[1])
+    read = [request for request in s3_requests if request.startswith("GET") and "part-0" in request]
+    assert read
+    assert all("00002" in request for request in read)
+    assert scan_activations(run_id).count_rows() == 400
 
 
 def test_duckdb_and_polars_read_many_runs_in_one_query(tmp_path: Path) -> None:

@@ -17,16 +17,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.distributed import Averages, Exchange, join
-from mlflow_dynamics.recording.history import HostCopy, StepHistory
+from mlflow_dynamics.recording.history import StepHistory
 from mlflow_dynamics.recording.hooks import (
-    MOMENTS,
     ForwardPass,
     ForwardPassEnd,
     LayerHook,
     never_compile_alone,
 )
 from mlflow_dynamics.recording.layers import choose_layers, type_name, unwrap
-from mlflow_dynamics.records import EpochActivations, Layer
+from mlflow_dynamics.recording.pending import PendingEpoch
+from mlflow_dynamics.records import Layer
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,16 @@ class Recorder:
             unseen = [hook.position for hook in self._hooks if not hook.known]
             self._order = [*self._forward.seen, *unseen]
             self._layers = self._describe(self._order)
-        pending = PendingEpoch(self, epoch)
+        pending = PendingEpoch(
+            epoch,
+            layers=self._layers,
+            order=self._order,
+            start=self._epoch_start,
+            exchange=self.exchange,
+            averages=self.averages,
+            on_counts=self._report_dead,
+        )
+        self.averages = {}
         self._boundary.run(self._hand_over, pending)
         return pending
 
@@ -194,6 +203,19 @@ class Recorder:
         self._forward.wanted = self.step % self.config.record_every == 0
         torch._foreach_zero_(self._forward.slots)
 
+    def _report_dead(self, counts: np.ndarray) -> None:
+        """Say once, loudly, which layers recorded nothing in a whole epoch."""
+        dead = [self.layers[index].name for index in np.flatnonzero(~(counts > 0).any(axis=0))]
+        if dead and not self._dead_reported:
+            self._dead_reported = True
+            logger.warning(
+                "%d of %d layers recorded nothing in this epoch: %s. They were not called as modules in "
+                "training mode; leave them out with exclude=(...), or name others with include=(...).",
+                len(dead),
+                len(self.layers),
+                ", ".join(dead),
+            )
+
     def _owns(self, optimizer: Optimizer) -> bool:
         if self._optimizer is not None:
             return optimizer is self._optimizer
@@ -219,80 +241,8 @@ class Recorder:
             for index, position in enumerate(order)
         )
 
-    def _report_dead(self, counts: np.ndarray) -> None:
-        """Say once, loudly, which layers recorded nothing in a whole epoch."""
-        dead = [self.layers[index].name for index in np.flatnonzero(~counts.any(axis=0))]
-        if dead and not self._dead_reported:
-            self._dead_reported = True
-            logger.warning(
-                "%d of %d layers recorded nothing in this epoch: %s. They were not called as modules in "
-                "training mode; leave them out with exclude=(...), or name others with include=(...).",
-                len(dead),
-                len(self.layers),
-                ", ".join(dead),
-            )
-
 
 never_compile_alone(Recorder, StepHistory)
-
-
-class PendingEpoch:
-    """An epoch's activations, perhaps still on their way from the device."""
-
-    def __init__(self, recorder: Recorder, epoch: int) -> None:
-        self.epoch = epoch
-        self.steps: list[int] = []
-        self.copies: list[HostCopy] = []
-        self._recorder = recorder
-        self._order = recorder._order
-        self._start = recorder._epoch_start
-        self._exchange = recorder.exchange
-        self._averages, recorder.averages = recorder.averages, {}
-
-    @property
-    def averages(self) -> dict[str, float]:
-        """The epoch's averages, from `result` on those of all ranks."""
-        return {key: total / weight for key, (total, weight) in self._averages.items()}
-
-    def result(self) -> EpochActivations:
-        """Wait for the copy and return the activations; may be called from any thread.
-
-        With several processes it also waits, for a bounded time, for the parts of the other ranks. A layer that
-        did not run at a step is NaN there.
-        """
-        layers = self._recorder.layers
-        parts = [copy.wait().numpy() for copy in self.copies]
-        sums = np.concatenate(parts) if parts else np.empty((0, len(layers), MOMENTS), np.float32)
-        if self._exchange is not None:
-            positions = np.asarray(self.steps, dtype=np.int64) - self._start
-            sums, self._averages = self._exchange.pool(self.epoch, positions, sums, self._averages)
-        sums = sums[:, self._order]
-        count = sums[..., 0]
-        if self.steps:
-            self._recorder._report_dead(count > 0)
-        mean, std = pooled(sums)
-        return EpochActivations(
-            epoch=self.epoch,
-            step=np.asarray(self.steps, dtype=np.int32),
-            mean=np.ascontiguousarray(mean.T),
-            std=np.ascontiguousarray(std.T),
-            layers=layers,
-        )
-
-
-def pooled(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population standard deviation of a union of equally weighted parts, NaN of none.
-
-    `sums` is (..., 4): number of parts and their summed means, variances and squared means. The variance of a
-    union is the mean of the variances plus the variance of the means; for one part the second term is exactly
-    0.
-    """
-    count = sums[..., 0].astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean, variance, square = (sums[..., k] / count for k in (1, 2, 3))
-        between = np.where(count > 1, np.maximum(square - mean * mean, 0.0), 0.0)
-        std = np.sqrt(variance + between)
-    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def _device_of(module: nn.Module, model: nn.Module) -> torch.device:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.hooks import moments
-from mlflow_dynamics.recording.recorder import pooled
+from mlflow_dynamics.recording.pending import pooled
 
 STEPS = 4
 

@@ -54,6 +54,12 @@ def test_the_page_holds_every_figure_and_needs_no_network() -> None:
     assert len(files) == 1 + len(drawn)
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", written(html))
     assert "early warning fired at epoch 9" in html
+    for row in (
+        ("stability", "clip(integration / 1.5, 0, 1) (1 - 2 metastability)"),
+        ("layers", "6"),
+        ("window", "512"),
+    ):
+        assert "<td>{}</td><td>{}</td>".format(*row) in html
 
 
 def test_200_epochs_of_256_layers_stay_below_a_megabyte_and_a_half() -> None:

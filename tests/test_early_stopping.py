@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import mlflow_dynamics
 from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.tracking import names
-from mlflow_dynamics.watching import watch
+from mlflow_dynamics.watching import WatchedEpoch, watch
 
 EPOCHS, STEPS = 8, 64
 PREFIX = "dynamics/warning/"
@@ -145,6 +147,28 @@ def test_a_stop_waits_for_a_drop_that_is_read_and_watching_and_the_page_know_of_
     assert "too early to stop, the learning rate will change at epoch 4" in watched[3].verdict.message
     page = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=names.REPORT))
     assert "warning/drop_epochs" in page.read_text()
+
+
+def test_who_watches_from_before_the_first_epoch_on_goes_by_the_schedule_that_is_read_then(
+    third: str,
+) -> None:
+    seen: list[WatchedEpoch] = []
+    model = network()
+    with mlflow.start_run() as run, mlflow_dynamics.track(model, detector=third) as tracker:
+        uri = mlflow.get_tracking_uri()
+
+        def follow() -> None:
+            mlflow.set_tracking_uri(uri)
+            seen.extend(watch(run.info.run_id, poll_s=0.05))
+
+        watcher = threading.Thread(target=follow)
+        watcher.start()
+        time.sleep(1)
+        train(tracker, model, milestones)
+    watcher.join(60)
+    assert not watcher.is_alive()
+    assert [epoch.verdict.signal for epoch in seen] == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert "the learning rate will change at epoch 4" in seen[3].verdict.message
 
 
 def test_a_schedule_that_is_given_is_not_read_again(third: str) -> None:

@@ -307,3 +307,16 @@ def test_unknown_words_are_answered_with_those_known():
         ConvergenceMonitor("volatilty")
     with pytest.raises(ConfigError, match="planned_epochs=0 must be at least 1"):
         Schedule(planned_epochs=0)
+
+
+def test_a_schedule_learnt_later_judges_what_was_fed_as_if_it_had_been_known():
+    monitor = ConvergenceMonitor(mode="stop")
+    assert not monitor.schedule_given
+    feed(monitor, settling()[:70])
+    monitor.expect(Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(90,)))
+    known = ConvergenceMonitor(
+        mode="stop", schedule=Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(90,))
+    )
+    assert facts(feed(monitor, settling()[70:], first=70)) == facts(feed(known, settling()))[70:]
+    assert monitor.converged_epoch == known.converged_epoch
+    assert monitor.parameters == known.parameters

@@ -1,0 +1,150 @@
+"""What looking at activations costs a training step on the CPU: this project beside the usual ways of doing it.
+
+All take turns in one process and thread on copies of one model, in random order; the table gives each one's median
+step as a ratio to the bare step, beside that of a second bare model, which is the noise. What each records differs:
+
+    mlflow_dynamics   mean and deviation of each weight layer, every step
+    moments           mean, deviation, extremes and share of zeros of each layer's output, as composer's
+                      ActivationMonitor, read to the host every step
+    histograms        torch.histc with 64 bins of each layer's output, read to the host every step
+    wandb.watch       log="all", log_freq=1: histograms of parameters and gradients; a run that is offline
+    torchlens         one traced forward pass beside each step
+
+    pip install wandb torchlens
+    python benchmarks/recording_peers.py --model resnet18 --batch 64 --rounds 20
+
+Packages that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from recording import MODELS
+from torch import Tensor, nn
+
+from mlflow_dynamics.config import RecordingConfig
+from mlflow_dynamics.recording import Recorder
+
+WEIGHT_LAYERS = (nn.Conv2d, nn.Linear)
+
+
+class Candidate:
+    """A copy of the model and what looks at it; `step` trains it on one batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        self.after_step: Callable[[Tensor], None] = lambda images: None
+
+    def step(self, images: Tensor, targets: Tensor) -> float:
+        began = time.perf_counter()
+        self.optimizer.zero_grad()
+        nn.functional.cross_entropy(self.model(images), targets).backward()
+        self.optimizer.step()
+        self.after_step(images)
+        return time.perf_counter() - began
+
+
+def ours(candidate: Candidate) -> None:
+    Recorder(candidate.model, RecordingConfig())
+
+
+def hooked(look: Callable[[Tensor], object]) -> Callable[[Candidate], None]:
+    """A forward hook on every weight layer."""
+
+    def attach(candidate: Candidate) -> None:
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
+            look(output.detach())
+
+        for module in candidate.model.modules():
+            if isinstance(module, WEIGHT_LAYERS):
+                module.register_forward_hook(hook)
+
+    return attach
+
+
+def moments(output: Tensor) -> list[float]:
+    zeros = (output == 0).float().mean()
+    return torch.stack([output.mean(), output.std(), output.min(), output.max(), zeros]).tolist()
+
+
+def histogram(output: Tensor) -> list[float]:
+    return list(torch.histc(output.float(), bins=64).tolist())
+
+
+def watched_by_wandb(candidate: Candidate) -> None:
+    import wandb
+
+    run = wandb.init(mode="offline", dir=tempfile.mkdtemp(), settings=wandb.Settings(silent=True))
+    run.watch(candidate.model, log="all", log_freq=1)
+    # What `watch` has gathered is written with the next `log`.
+    candidate.after_step = lambda images: run.log({})
+
+
+def traced_by_torchlens(candidate: Candidate) -> None:
+    import torchlens
+
+    traced = copy.deepcopy(candidate.model)
+
+    def trace(images: Tensor) -> None:
+        torchlens.trace(traced, images)
+
+    candidate.after_step = trace
+
+
+CANDIDATES: dict[str, Callable[[Candidate], None]] = {
+    "bare": lambda candidate: None,
+    "bare again": lambda candidate: None,
+    "mlflow_dynamics": ours,
+    "moments": hooked(moments),
+    "histograms": hooked(histogram),
+    "wandb.watch": watched_by_wandb,
+    "torchlens": traced_by_torchlens,
+}
+PACKAGES = {"wandb.watch": "wandb", "torchlens": "torchlens"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=sorted(MODELS), default="resnet18")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["WANDB_MODE"] = "offline"
+    model = MODELS[options.model]()
+    candidates = {}
+    for name, attach in CANDIDATES.items():
+        if name in PACKAGES and find_spec(PACKAGES[name]) is None:
+            continue
+        candidates[name] = Candidate(copy.deepcopy(model))
+        attach(candidates[name])
+    images = torch.randn(options.batch, 3, 32, 32)
+    targets = torch.randint(0, 10, (options.batch,))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(options.rounds + 1):
+        for name in random.sample(list(candidates), len(candidates)):
+            seconds = candidates[name].step(images, targets)
+            if turn > 0:  # the first warms up
+                times[name].append(seconds)
+    bare = statistics.median(times["bare"])
+    print(f"| {options.model}, batch {options.batch} | step | ratio to bare |\n| --- | --- | --- |")
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"| {name} | {1000 * median:.0f} ms | {median / bare:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -127,7 +127,7 @@ def test_autolog_records_one_run_with_the_loss_of_all_ranks_and_only_the_first_s
     assert made.code == 0, made.lines
     for how, name in (("autolog", "Sequential"), ("autolog sharded", "FSDPSequential")):
         assert_that_of_one_process(made.use(how))
-        assert made.lines.count(f"Recording {name} (3 layers) into run") == 1
+        assert made.lines.count(f"Recording {name} (3 layers) into a new run") == 1
     losses = np.array([made.told("autolog", rank)["losses"] for rank in range(RANKS)])
     for rank in range(RANKS):
         assert losses[rank].tolist() == job.told("bare", rank)["losses"]

@@ -73,7 +73,7 @@ def track(
         measures: how they are measured; None takes the defaults.
         early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
         detector: the name of an installed convergence detector.
-        schedule: what is known of the learning rate ahead; None reads it, when the first epoch ends, from the
+        schedule: what is known of the learning rate ahead; None reads it, when the second epoch ends, from the
             scheduler of the optimizer as far as that is certain (docs/early-warning.md).
         log_every_n_epoch: write every n-th epoch's metrics (activations are always kept).
         run_id: record into this run, which stays the caller's to end.

@@ -22,6 +22,7 @@ from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.distributed import writes_run
 from mlflow_dynamics.recording.schedule import read_schedule, schedulers_of
+from mlflow_dynamics.threads import started
 from mlflow_dynamics.tracking import OpenedRun, RunWriter, end_run, names, open_run
 from mlflow_dynamics.tracking.replay import recorded_epochs
 
@@ -145,7 +146,7 @@ class Tracker:
         self._summary: EpochSummary | None = None
         self._ended: queue.Queue[EndedEpoch | None] = queue.Queue(MAX_PENDING_EPOCHS)
         self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
-        self._worker.start()
+        started(self._worker)
 
     def carry_on(self, run_id: str, *, epochs: int) -> None:
         """Begin with the first `epochs` epochs of an earlier run: this run will hold them as if it had trained them.
@@ -228,7 +229,10 @@ class Tracker:
     def close(self, status: str = "FINISHED") -> None:
         """Measure and send what is left, detach from the model, and end the run if it is ours."""
         self._recorder.remove()
-        if self._worker.is_alive():
+        if self._worker.ident is None:  # it could not be started
+            self._ended.put(None)
+            self._work()
+        elif self._worker.is_alive():
             self._ended.put(None)
             self._worker.join()
         if self._recorder.exchange is not None:

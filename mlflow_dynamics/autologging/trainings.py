@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing
 import sys
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, Final
 
@@ -64,7 +68,7 @@ class Autologging:
         ]
         self._excepthook = sys.excepthook
         sys.excepthook = self._on_exception
-        atexit.register(self._at_exit)
+        self._not_at_exit = _when_the_process_ends(self._at_exit)
         for optimizer in optimizers_alive():
             self._boundary.run(self._follow, optimizer)
 
@@ -78,11 +82,12 @@ class Autologging:
             self._run = None
         if sys.excepthook == self._on_exception:
             sys.excepthook = self._excepthook
-        atexit.unregister(self._at_exit)
+        self._not_at_exit()
         self._logs.remove()
 
     def _at_exit(self) -> None:
-        self.close(self._exit_status)
+        error = sys.exception()  # in a child process the one that ends it is still on its way
+        self.close(self._exit_status if error is None else status_after(error))
 
     # ---- what torch tells us ----
 
@@ -256,3 +261,11 @@ class Autologging:
         for training in self._trainings:
             training.remove()
         self._trainings = []
+
+
+def _when_the_process_ends(function: Callable[[], None]) -> Callable[[], object]:
+    """Have `function` called then; returns what undoes it. A child of `multiprocessing` calls no `atexit` functions."""
+    if multiprocessing.parent_process() is None:
+        atexit.register(function)
+        return partial(atexit.unregister, function)
+    return Finalize(None, function, exitpriority=0).cancel

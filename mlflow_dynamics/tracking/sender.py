@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -228,7 +230,7 @@ class Sender(threading.Thread):
         self._where = redact(tracking_uri)
         self._work = threading.Event()
         self._closing = threading.Event()
-        self._abandoned = threading.Event()
+        self._deadline = math.inf
         self.failing: Exception | None = (
             TrackingError("the run is not created yet") if failed_before else None
         )
@@ -252,16 +254,18 @@ class Sender(threading.Thread):
 
     def finish(self, timeout_s: float) -> None:
         """Send what is left, for at most `timeout_s`; then give up after the pass that is under way."""
+        self._deadline = time.monotonic() + timeout_s
         self._closing.set()
         self._work.set()
-        self.join(timeout_s)
-        self._abandoned.set()
-        self._work.set()
+        if self.ident is None:  # it could not be started
+            self.run()
+        else:
+            self.join(timeout_s)
 
     def run(self) -> None:
         """Repeat passes over the queue: at once when woken, after growing pauses while they fail."""
         pause = FIRST_PAUSE_S
-        while not self._abandoned.is_set():
+        while time.monotonic() < self._deadline:
             self._work.clear()
             closing = self._closing.is_set()
             # A pass with nothing to send has not met the store, and says nothing of it.
@@ -284,7 +288,7 @@ class Sender(threading.Thread):
     def _sleep(self, seconds: float) -> None:
         # New records do not cut a pause short, closing does: it is the last chance.
         if self._closing.is_set():
-            self._abandoned.wait(min(seconds, 1.0))
+            time.sleep(min(seconds, 1.0))
         else:
             self._closing.wait(seconds)
 

@@ -12,6 +12,7 @@ from typing import Final
 import mlflow
 
 from mlflow_dynamics.errors import DataError, TrackingError
+from mlflow_dynamics.threads import started
 from mlflow_dynamics.tracking.sender import FIRST_PAUSE_S, Delivery
 from mlflow_dynamics.tracking.spool import Spool, spool_root
 from mlflow_dynamics.tracking.store import absolute, reason_of, redact
@@ -61,8 +62,7 @@ def sync_in_background(root: Path, *, own: Path) -> threading.Thread | None:
     if not set(_run_folders(root)) - {own}:
         return None
     thread = threading.Thread(target=_sync_quietly, args=(root,), name="mlflow-dynamics-sync", daemon=True)
-    thread.start()
-    return thread
+    return thread if started(thread) else None
 
 
 def _sync_quietly(root: Path) -> None:

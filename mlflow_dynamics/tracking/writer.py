@@ -16,6 +16,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from mlflow_dynamics.errors import ConfigError, unknown_choice
 from mlflow_dynamics.records import EpochActivations, Layer, Measures
+from mlflow_dynamics.threads import started
 from mlflow_dynamics.tracking import names, parquet
 from mlflow_dynamics.tracking.entry import Batch
 from mlflow_dynamics.tracking.sender import Sender
@@ -60,7 +61,7 @@ class RunWriter:
             self._spool = open_spool(self._root, run, record)
         self._layers: Sequence[Layer] = ()
         self._sender = Sender(self._spool, tracking_uri, failed_before=offline)
-        self._sender.start()
+        started(self._sender)  # else it sends when it is to finish
         sync_in_background(self._root, own=self._spool.folder)
         self.set_tags({names.TAG_SCHEMA_VERSION: str(names.SCHEMA_VERSION)})
 

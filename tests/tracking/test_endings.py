@@ -103,3 +103,30 @@ def test_a_script_with_autolog_as_its_first_line_left_by_an_exception(
         assert run.info.status == ENDINGS[ending][1]
         mlflow.set_tracking_uri(server.uri)
         assert_every_epoch_once(server.uri, run.info.run_id, untracked)
+
+
+@pytest.mark.parametrize(
+    ("moment", "epochs", "status"),
+    [("exit", 1, "FINISHED"), ("0", 3, "FINISHED"), ("1", 2, "FAILED"), ("error", 2, "FAILED")],
+)
+def test_a_run_of_the_last_moment_is_complete(
+    moment: str, epochs: int, status: str, own_mlflow: Path, tmp_path: Path
+) -> None:
+    """One that begins while Python exits; one of a child process, which ends without `atexit`.
+
+    Where the script failed, its last epoch may be half a one: it is not recorded.
+    """
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+    }
+    script = subprocess.run(
+        [sys.executable, str(HERE / "last_moment_training.py"), moment],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    run = only_run("0")
+    assert run.info.status == status, script.stderr
+    losses = train(network(), loader(), epochs=epochs)
+    assert_every_epoch_once(mlflow.get_tracking_uri(), run.info.run_id, losses)
+    assert "Recording stopped" not in script.stderr
+    assert not list((tmp_path / ".mlflow_dynamics").iterdir())

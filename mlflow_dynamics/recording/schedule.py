@@ -96,15 +96,16 @@ def read_schedule(optimizers: Iterable[Optimizer], *, epoch: int, steps: int) ->
 
 
 def schedulers_of(optimizers: Iterable[Optimizer]) -> list[Any]:
-    """The schedulers alive that set these optimizers' learning rates, without the parts of composed ones."""
+    """The schedulers alive that plan these optimizers' learning rates, without the parts of composed ones."""
     ours: set[int] = set()
     kinds: tuple[type, ...] = (LRScheduler,)
     if _TIMM in sys.modules:
         kinds += (sys.modules[_TIMM].Scheduler,)
     found: list[Any] = []
-    holders = list(optimizers)
+    # Every scheduler that knows the rate ahead leaves this mark; ReduceLROnPlateau, which does not, knows nothing.
+    holders = [one for one in optimizers if any("initial_lr" in group for group in one.param_groups)]
     while holders:
-        # Training waits for this: whoever refers to the optimizers is found several times faster than by looking at
+        # Training waits for this, so it is not done without need: whoever refers to the optimizers is found several times faster than by looking at
         # every object. An object's attributes may be in a dictionary of its own, which refers in its place.
         ours |= {id(holder) for holder in holders}
         referring = gc.get_referrers(*holders)

@@ -129,13 +129,17 @@ def test_a_resumed_scheduler_with_epochs_from_0_has_steps_nobody_can_place() -> 
         (lambda one: torch_scheduler.LambdaLR(one, lambda t: 0.9**t), "unknown"),
         (lambda one: torch_scheduler.CyclicLR(one, 0.01, 0.1), "unknown"),
         (lambda one: type("Mine", (torch_scheduler.StepLR,), {})(one, 3), "unknown"),
-        (lambda one: torch_scheduler.ReduceLROnPlateau(one), "plateau"),
+        (lambda one: torch_scheduler.ReduceLROnPlateau(one), "constant"),
         (lambda one: torch_scheduler.ExponentialLR(one, 0.9), "exponential"),
         (lambda one: torch_scheduler.LinearLR(one, 1.0, 0.5, 10), "linear"),
     ],
 )
 def test_nothing_is_claimed_that_is_not_certain(make: object, name: str) -> None:
     assert_read(make(optimizer()), Schedule(name=name), ticks=0)
+
+
+def test_a_plateau_scheduler_that_is_known_to_be_one_is_called_so() -> None:
+    assert plan_of(torch_scheduler.ReduceLROnPlateau(optimizer())) == Plan(name="plateau")
 
 
 def test_restarts_are_steps_of_the_rate() -> None:

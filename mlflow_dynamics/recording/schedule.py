@@ -105,8 +105,9 @@ def schedulers_of(optimizers: Iterable[Optimizer]) -> list[Any]:
     # Every scheduler that knows the rate ahead leaves this mark; ReduceLROnPlateau, which does not, knows nothing.
     holders = [one for one in optimizers if any("initial_lr" in group for group in one.param_groups)]
     while holders:
-        # Training waits for this, so it is not done without need: whoever refers to the optimizers is found several times faster than by looking at
-        # every object. An object's attributes may be in a dictionary of its own, which refers in its place.
+        # Training waits for this, so it is not done without need. Whoever refers to the optimizers is found several
+        # times faster than by looking at every object. An object's attributes may be in a dictionary of its own,
+        # which refers in its place.
         ours |= {id(holder) for holder in holders}
         referring = gc.get_referrers(*holders)
         attributes = [

@@ -286,22 +286,21 @@ class Tracker:
             self._boundary.run(self._take, ended)
             with self._measured:
                 self._measured.notify_all()
-            self._boundary.run(self._leisure)
+            self._boundary.run(self._redraw)
 
     def _take(self, ended: EndedEpoch) -> None:
         if self._measuring is None:
             ended.activations()  # hands them over
             return
         summary = self._measuring.take(ended)
-        with self._measured:
-            self._summary = summary
-
-    def _leisure(self) -> None:
-        """What nobody waits for."""
         if self._schedule_due:
             # Looking through all live objects takes too long for a training step: it is read at the next epoch's end.
             self._schedule_due = False
             self._schedulers = schedulers_of(self._recorder.optimizers)
+        with self._measured:
+            self._summary = summary
+
+    def _redraw(self) -> None:
         if self._measuring is not None:
             self._measuring.redraw()
 

@@ -15,6 +15,7 @@ from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
 from mlflow_dynamics.convergence import ConvergenceMonitor, Verdict
+from mlflow_dynamics.convergence.detectors import OURS
 from mlflow_dynamics.convergence.monitor import Mode
 from mlflow_dynamics.convergence.schedule import schedule_of
 from mlflow_dynamics.errors import ConfigError, TrackingError
@@ -57,15 +58,17 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
     """
     if not (math.isfinite(poll_s) and poll_s > 0):
         raise ConfigError(f"poll={poll_s!r} must be a number of seconds above 0.")
-    (run,) = find_runs([run_id])
     mode: Mode = "stop" if stop else "warn"
-    monitor = _monitor_of(run, mode)
+    known = _warning_parameters(run_id)
+    monitor = _monitor_of(known, mode)
     seen = -1
     away = False
     while True:
         try:
             (run,) = find_runs([run_id])
             frame = _epochs_of(run_id)
+            # What a run reads from its scheduler it logs before the epoch from which on it knows it.
+            parameters = _warning_parameters(run_id)
         except TrackingError as error:
             if not away:
                 logger.warning("%s Watching goes on when the run can be read again.", error)
@@ -73,10 +76,10 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
             time.sleep(poll_s)
             continue
         away = False
-        if seen < 0 and not frame.empty:
-            # What a run reads from its scheduler it logs before its first epoch, perhaps after it was looked up.
-            (run,) = find_runs([run_id])
-            monitor = _monitor_of(run, mode)
+        if parameters != known:
+            known, monitor = parameters, _monitor_of(parameters, mode)
+            for _, row in frame[frame["epoch"] <= seen].iterrows():
+                _judge(monitor, row)
         for _, row in frame[frame["epoch"] > seen].iterrows():
             epoch = _judge(monitor, row)
             seen = epoch.verdict.epoch
@@ -111,13 +114,15 @@ def _epochs_of(run_id: str) -> pd.DataFrame:
     return frame
 
 
-def _monitor_of(run: Run, mode: Mode) -> ConvergenceMonitor:
-    parameters = {
+def _warning_parameters(run_id: str) -> dict[str, str]:
+    (run,) = find_runs([run_id])
+    return {
         key.removeprefix(_PREFIX): value for key, value in run.data.params.items() if key.startswith(_PREFIX)
     }
-    return ConvergenceMonitor(
-        parameters.get("detector", "volatility"), mode=mode, schedule=schedule_of(parameters)
-    )
+
+
+def _monitor_of(parameters: dict[str, str], mode: Mode) -> ConvergenceMonitor:
+    return ConvergenceMonitor(parameters.get("detector", OURS), mode=mode, schedule=schedule_of(parameters))
 
 
 def _judge(monitor: ConvergenceMonitor, row: pd.Series) -> WatchedEpoch:

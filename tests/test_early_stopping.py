@@ -68,6 +68,10 @@ def train(
             tracker.wait(epoch, timeout=60)
             if tracker.should_stop:
                 return epoch + 1
+        elif epoch == 1:
+            time.sleep(
+                3
+            )  # the scheduler is looked for beside a first epoch that is over in the second, as epochs go
     return EPOCHS
 
 

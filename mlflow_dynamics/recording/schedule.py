@@ -103,13 +103,10 @@ def schedulers_of(optimizers: Iterable[Optimizer]) -> list[object]:
     kinds: tuple[type, ...] = (LRScheduler,)
     if _TIMM in sys.modules:
         kinds += (sys.modules[_TIMM].Scheduler,)
-    alive = gc.get_objects()
-    # There are far fewer types than objects, and training waits for this.
-    wanted = {kind for kind in set(map(type, alive)) if issubclass(kind, kinds)}
     found = [
         thing
-        for thing in alive
-        if type(thing) in wanted and id(_innermost(vars(thing).get("optimizer"))) in ours
+        for thing in gc.get_objects()
+        if issubclass(type(thing), kinds) and id(_innermost(thing.__dict__.get("optimizer"))) in ours
     ]
     parts = {id(part) for scheduler in found for part in _parts(scheduler)}
     return [scheduler for scheduler in found if id(scheduler) not in parts]

@@ -305,7 +305,7 @@ class Tracker:
         activations = ended.activations()
         if self._summary is None:
             self._writer.write_layers(activations.layers)
-            self._history.layers = tuple(layer.name for layer in activations.layers)
+            self._history.layers = tuple(names.encodable(layer.name) for layer in activations.layers)
         self._window.append(activations)
         measures = self._window.measure()
         self._stability.append(measures.stability)

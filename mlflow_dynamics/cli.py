@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from mlflow_dynamics import __version__
-from mlflow_dynamics.errors import DynamicsError
+from mlflow_dynamics.errors import ConfigError, DynamicsError
 from mlflow_dynamics.training.config import GridConfig, TrainingConfig
 
 EXIT_BAD_INPUT = 2
@@ -50,6 +51,13 @@ def _options_of(config: Any) -> Callable[[Any], Any]:
         return command
 
     return decorate
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 # MLflow passes `-P batch_size=64` on as `--batch_size 64`; with dashes and underscores alike, both spellings are
@@ -163,7 +171,7 @@ def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> No
         frame = gather(list(run_ids) or None, experiment=experiment)
         title = "Runs compared" if experiment is None else f"The runs of {experiment}"
         content = comparison_page(frame, title=title).encode()
-    output.write_bytes(content)
+    _write(output, content)
     click.echo(f"Written: {output}")
 
 
@@ -184,7 +192,9 @@ def evaluate(traces: Path | None, experiment: str | None, filter_string: str, fi
         frame = evaluation.read_experiment(str(experiment), filter_string)
     click.echo(evaluation.report(frame))
     if figure is not None:
-        evaluation.figure(frame).save(figure)
+        drawn = io.BytesIO()
+        evaluation.figure(frame).save(drawn, format="png")
+        _write(figure, drawn.getvalue())
 
 
 @commands.command()

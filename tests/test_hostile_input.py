@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,13 +98,18 @@ def as_before() -> Iterator[None]:
     ours.setLevel(level)
 
 
-def assert_sentence_or_result(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def assert_sentence_or_result(arguments: list[str]) -> None:
     status: object = 0
+    raw = io.BytesIO()
+    # As Python opens it; pytest's own refuses undecodable bytes.
+    stderr = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace")
     try:
-        cli.main(arguments)
+        with contextlib.redirect_stderr(stderr):
+            cli.main(arguments)
     except SystemExit as left:
         status = left.code
-    said = capsys.readouterr().err
+    stderr.flush()
+    said = raw.getvalue().decode()
     assert status in (0, cli.EXIT_BAD_INPUT, cli.EXIT_UNSENT)
     assert "Traceback" not in said
     if status == cli.EXIT_BAD_INPUT:
@@ -111,7 +118,7 @@ def assert_sentence_or_result(arguments: list[str], capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_whatever_is_typed_gets_a_result_or_a_sentence(
-    command: str, capsys: pytest.CaptureFixture[str]
+    command: str,
 ) -> None:
     optional, always = COMMANDS[command]
 
@@ -123,7 +130,7 @@ def test_whatever_is_typed_gets_a_result_or_a_sentence(
     )
     @given(optional, st.lists(words, max_size=2))
     def typed(chosen: list[str], positional: list[str]) -> None:
-        assert_sentence_or_result([command, *chosen, *always, *positional], capsys)
+        assert_sentence_or_result([command, *chosen, *always, *positional])
 
     typed()
 

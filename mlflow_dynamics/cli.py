@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from mlflow_dynamics import __version__
-from mlflow_dynamics.errors import DynamicsError
+from mlflow_dynamics.errors import ConfigError, DynamicsError
 from mlflow_dynamics.training.config import GridConfig, TrainingConfig
 
 EXIT_BAD_INPUT = 2
@@ -50,6 +51,13 @@ def _options_of(config: Any) -> Callable[[Any], Any]:
         return command
 
     return decorate
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 # MLflow passes `-P batch_size=64` on as `--batch_size 64`; with dashes and underscores alike, both spellings are
@@ -168,7 +176,7 @@ def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> No
         for name, png in comparison_pictures(frame).items():
             files[output.with_name(f"{output.stem}-{name}.png")] = png
     for path, content in files.items():
-        path.write_bytes(content)
+        _write(path, content)
         click.echo(f"Written: {path}")
 
 
@@ -189,7 +197,9 @@ def evaluate(traces: Path | None, experiment: str | None, filter_string: str, fi
         frame = evaluation.read_experiment(str(experiment), filter_string)
     click.echo(evaluation.report(frame))
     if figure is not None:
-        evaluation.figure(frame).save(figure)
+        drawn = io.BytesIO()
+        evaluation.figure(frame).save(drawn, format="png")
+        _write(figure, drawn.getvalue())
 
 
 @commands.command()

@@ -88,7 +88,7 @@ class Measuring:
         activations, given = ended.activations(), ended.metrics()
         if self._before is None:
             self.writer.write_layers(activations.layers)
-            self._history.layers = tuple(layer.name for layer in activations.layers)
+            self._history.layers = tuple(names.encodable(layer.name) for layer in activations.layers)
         if self.monitor is not None and ended.schedule is not None:
             self.monitor.expect(ended.schedule)
             self._log_settings(_warning_parameters(self.monitor))

@@ -50,7 +50,7 @@ def settings_of(run_id: str) -> MeasureConfig:
     """How the run itself was measured, from its parameters; the defaults where it does not say.
 
     Raises:
-        TrackingError: the run does not exist.
+        TrackingError: the run does not exist, or its parameters are not ours.
     """
     try:
         parameters = mlflow.MlflowClient().get_run(run_id).data.params
@@ -60,7 +60,12 @@ def settings_of(run_id: str) -> MeasureConfig:
     for field in fields(MeasureConfig):
         text = parameters.get(f"dynamics/{field.name}")
         if text is not None:
-            values[field.name] = _READ.get(field.name, str)(text)
+            try:
+                values[field.name] = _READ.get(field.name, str)(text)
+            except ValueError as error:
+                raise TrackingError(
+                    f"Run {run_id!r} says dynamics/{field.name}={text!r}, which mlflow_dynamics does not write."
+                ) from error
     return MeasureConfig(**values)
 
 

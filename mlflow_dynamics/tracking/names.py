@@ -132,6 +132,11 @@ def measure_metrics(measures: Measures) -> dict[str, float]:
     return {key: value for key, value in values.items() if value == value}
 
 
+def encodable(text: str) -> str:
+    """`text` as stores and drawings take it: without lone surrogates (undecodable bytes) and zero characters."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
 def check_key(kind: str, key: str) -> str:
     """`key` as it is; ConfigError where MLflow would refuse it as the key of a metric, parameter or tag."""
     unsafe = not isinstance(key, str) or not _KEY.match(key) or not _is_normal_path(key)

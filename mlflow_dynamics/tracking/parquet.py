@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from mlflow_dynamics.errors import DataError
 from mlflow_dynamics.records import EpochActivations, Layer, Measures
-from mlflow_dynamics.tracking.names import SCHEMA_VERSION
+from mlflow_dynamics.tracking.names import SCHEMA_VERSION, encodable
 
 ACTIVATIONS_SCHEMA: Final = pa.schema(
     [("step", pa.int32()), ("layer", pa.int16()), ("mean", pa.float32()), ("std", pa.float32())]
@@ -64,6 +64,7 @@ def activations_to_parquet(activations: EpochActivations) -> bytes:
 def layers_to_parquet(layers: Sequence[Layer]) -> bytes:
     """The recorded layers as a Parquet file, in forward order."""
     columns = {name: [getattr(layer, name) for layer in layers] for name in LAYERS_SCHEMA.names}
+    columns["name"] = [encodable(layer.name) for layer in layers]
     return _to_bytes(pa.table(columns, schema=LAYERS_SCHEMA), None)
 
 

@@ -128,12 +128,20 @@ class RunWriter:
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record parameters; values become text, cut at MLflow's limit of 6,000 characters."""
         names.check_keys("parameter", params)
-        self._put(Batch(params={key: str(value)[:MAX_PARAM_VAL_LENGTH] for key, value in params.items()}))
+        self._put(
+            Batch(
+                params={
+                    key: names.encodable(str(value))[:MAX_PARAM_VAL_LENGTH] for key, value in params.items()
+                }
+            )
+        )
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; values become text, cut at MLflow's limit of 8,000 characters."""
         names.check_keys("tag", tags)
-        self._put(Batch(tags={key: str(value)[:MAX_TAG_VAL_LENGTH] for key, value in tags.items()}))
+        self._put(
+            Batch(tags={key: names.encodable(str(value))[:MAX_TAG_VAL_LENGTH] for key, value in tags.items()})
+        )
 
     def log_dataset(self, dataset: Dataset, *, context: str) -> None:
         """Record a data set as an input of the run; `context` says what for, such as "training"."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,10 @@ from mlflow_dynamics.errors import ConfigError, unknown_choice
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine", "onecycle")
 PRECISIONS: Final = ("fp32", "bf16")
+
+_LARGEST_INT: Final = 2**31 - 1
+_LARGEST_RATE: Final = 1e6
+"""Far beyond what trains; products of what a step multiplies stay within float32."""
 
 
 def _parameter(default: Any, description: str) -> Any:
@@ -79,16 +82,20 @@ class TrainingConfig:
                 raise unknown_choice(name, getattr(self, name), accepted)
         for name in ("epochs", "batch_size", "limit_train", "limit_test", "image_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1.")
+            if value is not None and not 1 <= value <= _LARGEST_INT:
+                raise ConfigError(f"{name}={value} must be at least 1 and at most {_LARGEST_INT}.")
         if self.workers < 0:
             raise ConfigError(f"workers={self.workers} must be 0 (load in the training process) or more.")
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed} must be 0 or more.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f"learning_rate={self.learning_rate} must be a finite number above 0.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"weight_decay={self.weight_decay} must be a finite number of at least 0.")
+        if not 0 <= self.seed <= _LARGEST_INT:
+            raise ConfigError(f"seed={self.seed} must be 0 or more and at most {_LARGEST_INT}.")
+        if not 0 < self.learning_rate <= _LARGEST_RATE:
+            raise ConfigError(
+                f"learning_rate={self.learning_rate} must be a finite number above 0, at most {_LARGEST_RATE}."
+            )
+        if not 0 <= self.weight_decay <= _LARGEST_RATE:
+            raise ConfigError(
+                f"weight_decay={self.weight_decay} must be a finite number of at least 0, at most {_LARGEST_RATE}."
+            )
         if self.checkpoint is not None and not self.checkpoint.is_file():
             raise ConfigError(
                 f"checkpoint={str(self.checkpoint)!r} is not a file; give a local weights file or none."

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.training.data import ImageData
+from mlflow_dynamics.training.weights import UNREADABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def resolve_device(name: str) -> torch.device:
         return accelerator if accelerator is not None else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which a device without memory (meta) cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"device={name!r} cannot be used on this machine; give auto, cpu, or an accelerator that is here "
@@ -206,9 +207,14 @@ class Trainer:
         """Carry on from what `save` wrote.
 
         Raises:
-            ConfigError: the checkpoint is of another model or optimizer.
+            ConfigError: the checkpoint is damaged, or of another model or optimizer.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except UNREADABLE as error:
+            raise ConfigError(
+                f"The checkpoint {str(path)!r} is damaged; start the training anew, without resume."
+            ) from error
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

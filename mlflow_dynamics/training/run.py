@@ -230,14 +230,13 @@ def _best_path(run_id: str) -> Path:
 
 
 def _checkpoint(run_id: str) -> Path:
-    path = _checkpoint_path(run_id)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in CHECKPOINTS.glob("*.pt"))) or "none"
+    known = sorted(path.stem for path in CHECKPOINTS.glob("*.pt"))
+    if run_id not in known:
         raise ConfigError(
             f"resume={run_id!r} has no checkpoint in {str(CHECKPOINTS)!r} (it finished, never ended an epoch, or "
-            f"trained elsewhere); runs that can be resumed here: {known}."
+            f"trained elsewhere); runs that can be resumed here: {', '.join(known) or 'none'}."
         )
-    return path
+    return _checkpoint_path(run_id)
 
 
 def _versions() -> dict[str, str]:

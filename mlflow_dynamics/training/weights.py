@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,19 @@ from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.training.downloads import DOWNLOAD_TIMEOUT_SECONDS, download_timeout, last_line
 
 logger = logging.getLogger(__name__)
+
+UNREADABLE: Final = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    struct.error,
+)
+"""What `torch.load(weights_only=True)` raises on files that are no checkpoints: whatever their bytes lead it to."""
 
 NESTED_UNDER: Final = ("state_dict", "model", "model_state_dict")
 """Training scripts (timm's, torchvision's, this project's) keep the weights under one of these keys."""
@@ -87,7 +101,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             state: Any = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
+    except (*UNREADABLE, safetensors.SafetensorError) as error:
         raise ConfigError(
             f"checkpoint={str(path)!r} cannot be read as weights ({type(error).__name__}); give a file that "
             f"holds weights alone: torch.save(model.state_dict(), file), or a .safetensors file."

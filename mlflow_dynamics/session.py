@@ -21,7 +21,7 @@ from mlflow_dynamics.measuring import EndedEpoch, EpochSummary, Measuring
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.distributed import writes_run
-from mlflow_dynamics.recording.schedule import read_schedule, schedulers_of
+from mlflow_dynamics.recording.schedule import SchedulerWatch, read_schedule
 from mlflow_dynamics.threads import started
 from mlflow_dynamics.tracking import OpenedRun, RunWriter, end_run, names, open_run
 from mlflow_dynamics.tracking.replay import recorded_epochs
@@ -74,7 +74,7 @@ def track(
         measures: how they are measured; None takes the defaults.
         early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
         detector: the name of an installed convergence detector.
-        schedule: what is known of the learning rate ahead; None reads it, when the second epoch ends, from the
+        schedule: what is known of the learning rate ahead; None reads it, when the first epoch ends, from the
             scheduler of the optimizer as far as that is certain (docs/early-warning.md).
         log_every_n_epoch: write every n-th epoch's metrics (activations are always kept).
         run_id: record into this run, which stays the caller's to end.
@@ -102,7 +102,16 @@ def track(
         monitor=monitor,
         log_every_n_epoch=log_every_n_epoch,
     )
-    return Tracker(recorder, measuring, close=closing(writer, owned=run.owned))
+    close = closing(writer, owned=run.owned)
+    if monitor is None or monitor.schedule_given:
+        return Tracker(recorder, measuring, close=close)
+    schedulers = SchedulerWatch(Boundary(recorder.remove))
+
+    def close_all(status: str) -> None:
+        schedulers.remove()
+        close(status)
+
+    return Tracker(recorder, measuring, close=close_all, schedulers=schedulers)
 
 
 def closing(writer: RunWriter, *, owned: bool) -> Callable[[str], object]:
@@ -127,20 +136,24 @@ class Tracker:
         measuring: what takes the epochs; None where another process of the training does, to which each epoch's part
             is handed over.
         close: called with the status when all is written; None leaves the writer to whoever made it.
+        schedulers: among which that of the training is, to be read; None where the schedule is given or not asked for.
 
     No method raises because of a failure of ours: it is logged once, recording stops, training goes on.
     """
 
     def __init__(
-        self, recorder: Recorder, measuring: Measuring | None, *, close: Callable[[str], object] | None
+        self,
+        recorder: Recorder,
+        measuring: Measuring | None,
+        *,
+        close: Callable[[str], object] | None,
+        schedulers: SchedulerWatch | None = None,
     ) -> None:
         self._recorder = recorder
         self._measuring = measuring
         self._end = close
         self._next_epoch = 0
-        monitor = None if measuring is None else measuring.monitor
-        self._schedule_due = monitor is not None and not monitor.schedule_given
-        self._schedulers: list[object] | None = None
+        self._schedulers = schedulers
         self._boundary = Boundary(recorder.remove)
         self._measured = threading.Condition()
         self._summary: EpochSummary | None = None
@@ -273,11 +286,12 @@ class Tracker:
             )
 
     def _read_schedule(self, epoch: int) -> Schedule | None:
-        """Once, when the scheduler has been found; in the training's own thread, with which it moves on."""
+        """Once, with the first epoch; in the training's own thread, with which the scheduler moves on."""
         schedulers, self._schedulers = self._schedulers, None
         if schedulers is None:
             return None
-        return read_schedule(schedulers, epoch=epoch, steps=self._recorder.open_steps)
+        recorder = self._recorder
+        return read_schedule(schedulers.of(recorder.optimizers), epoch=epoch, steps=recorder.open_steps)
 
     # ---- in the background ----
 
@@ -293,10 +307,6 @@ class Tracker:
             ended.activations()  # hands them over
             return
         summary = self._measuring.take(ended)
-        if self._schedule_due:
-            # Looking through all live objects takes too long for a training step: it is read at the next epoch's end.
-            self._schedule_due = False
-            self._schedulers = schedulers_of(self._recorder.optimizers)
         with self._measured:
             self._summary = summary
 

@@ -12,6 +12,7 @@ from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.measuring import Measuring
 from mlflow_dynamics.recording.distributed import writes_run
 from mlflow_dynamics.recording.followed import FollowedTraining
+from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.session import Tracker, closing
 from mlflow_dynamics.tracking import RunWriter, activate_run, names, new_run
 
@@ -45,10 +46,16 @@ class RecordedRun:
         joined: the caller's own run, which stays the caller's to end; None makes a new one.
         tags: of a new run.
         config: of `autolog`.
+        schedulers: among which the training's is.
     """
 
     def __init__(
-        self, training: FollowedTraining, joined: str | None, tags: Mapping[str, str], config: AutologConfig
+        self,
+        training: FollowedTraining,
+        joined: str | None,
+        tags: Mapping[str, str],
+        config: AutologConfig,
+        schedulers: SchedulerWatch,
     ) -> None:
         self._writer: RunWriter | None = None
         self._to_activate = joined is None
@@ -57,14 +64,20 @@ class RecordedRun:
             return
         self._writer = writer = RunWriter(joined or new_run(tags))
         _tell(training, joined, config)
+        monitor = monitor_for(config.early_stopping, detector=config.detector)
         measuring = Measuring(
             writer,
             recording=config.recording,
             measures=config.measures,
-            monitor=monitor_for(config.early_stopping, detector=config.detector),
+            monitor=monitor,
             log_every_n_epoch=config.log_every_n_epoch,
         )
-        self._tracker = Tracker(training.recorder, measuring, close=closing(writer, owned=joined is None))
+        self._tracker = Tracker(
+            training.recorder,
+            measuring,
+            close=closing(writer, owned=joined is None),
+            schedulers=None if monitor is None else schedulers,
+        )
 
     def activate(self) -> str | None:
         """Make a new run the thread's active one as soon as MLflow has created it; its id, that once."""

@@ -27,6 +27,7 @@ from mlflow_dynamics.recording.discovery import is_recorded, models_of, optimize
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch
+from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.session import status_after
 from mlflow_dynamics.tracking import run_to_join
 
@@ -59,7 +60,9 @@ class Autologging:
         self._drawn: Pass | None = None
         self._logs = LogLines(config.silent)
         self._boundary = Boundary(self._detach)
+        self._schedulers = SchedulerWatch(self._boundary)
         self._attached: list[Any] = [
+            self._schedulers,
             LoaderWatch(self._batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
@@ -208,7 +211,7 @@ class Autologging:
     def _close_epoch(self, training: FollowedTraining) -> None:
         if self._run is None:
             joined = self._bound_run or run_to_join()
-            self._run = RecordedRun(training, joined, self._tags, self._config)
+            self._run = RecordedRun(training, joined, self._tags, self._config, self._schedulers)
             if joined is not None:
                 self._used_runs.add(joined)
         self._run.end_epoch(training)

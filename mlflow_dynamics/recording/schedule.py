@@ -7,14 +7,17 @@ import gc
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakSet
 
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from mlflow_dynamics.convergence.schedule import MIN_RATE, RATE_STEP, Schedule
+from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.patching import Patch
 
 SKIPPED_STEPS: Final = 5
 """So many steps of an epoch may be ones that GradScaler skips and the scheduler counts."""
@@ -23,6 +26,13 @@ RESTARTS: Final = 20
 """So many restarts ahead are known of a schedule that restarts for ever."""
 
 _TIMM: Final = "timm.scheduler.scheduler"
+
+_WITHOUT_SUPER: Final = (
+    lr_scheduler.SequentialLR,
+    lr_scheduler.ChainedScheduler,
+    lr_scheduler.ReduceLROnPlateau,
+)
+"""Schedulers that do not call the constructor of `LRScheduler`."""
 
 _HUGGING_FACE: Final = {
     "_get_constant_lambda": "constant",
@@ -82,7 +92,7 @@ def read_schedule(schedulers: Sequence[object], *, epoch: int, steps: int) -> Sc
     stepped once an epoch or once a training step: its count says which, where it began together with the epochs.
 
     Args:
-        schedulers: all that there are (`schedulers_of`).
+        schedulers: all that there are (`SchedulerWatch.of`).
         epoch: the number of the epoch that ends, from 0.
         steps: how many training steps it had.
     """
@@ -94,22 +104,40 @@ def read_schedule(schedulers: Sequence[object], *, epoch: int, steps: int) -> Sc
     return plan_of(scheduler).schedule(ticks_per_epoch=_ticks_per_epoch(scheduler, epoch=epoch, steps=steps))
 
 
-def schedulers_of(optimizers: Iterable[Optimizer]) -> list[object]:
-    """The schedulers alive that set these optimizers' learning rates, without the parts of composed ones.
+class SchedulerWatch:
+    """The schedulers there are: those alive when it is made, and each that is made from then on.
 
-    Looks through all live objects, which takes a tenth of a second: not for a training step.
+    Looks through all live objects once, which takes a tenth of a second: before a training, not in one of its steps.
+    timm's are known where timm was imported before.
     """
-    ours = {id(optimizer) for optimizer in optimizers}
-    kinds: tuple[type, ...] = (LRScheduler,)
-    if _TIMM in sys.modules:
-        kinds += (sys.modules[_TIMM].Scheduler,)
-    found = [
-        thing
-        for thing in gc.get_objects()
-        if issubclass(type(thing), kinds) and id(_innermost(thing.__dict__.get("optimizer"))) in ours
-    ]
-    parts = {id(part) for scheduler in found for part in _parts(scheduler)}
-    return [scheduler for scheduler in found if id(scheduler) not in parts]
+
+    def __init__(self, boundary: Boundary) -> None:
+        self._boundary = boundary
+        self._known: WeakSet[Any] = WeakSet()
+        kinds: tuple[type, ...] = (LRScheduler,)
+        if _TIMM in sys.modules:
+            kinds += (sys.modules[_TIMM].Scheduler,)
+        self._known.update(thing for thing in gc.get_objects() if issubclass(type(thing), kinds))
+        self._patches = [Patch(kind, "__init__", self._around) for kind in (*kinds, *_WITHOUT_SUPER)]
+
+    def of(self, optimizers: Iterable[Optimizer]) -> list[object]:
+        """Those that set these optimizers' learning rates, without the parts of composed ones."""
+        ours = {id(optimizer) for optimizer in optimizers}
+        found = [one for one in self._known if id(_innermost(vars(one).get("optimizer"))) in ours]
+        parts = {id(part) for scheduler in found for part in _parts(scheduler)}
+        return [scheduler for scheduler in found if id(scheduler) not in parts]
+
+    def remove(self) -> None:
+        """Give the classes their own constructors back."""
+        for patch in self._patches:
+            patch.remove()
+
+    def _around(self, original: Callable[..., None]) -> Callable[..., None]:
+        def construct(scheduler: Any, *args: Any, **kwargs: Any) -> None:
+            original(scheduler, *args, **kwargs)
+            self._boundary.run(self._known.add, scheduler)
+
+        return construct
 
 
 def plan_of(scheduler: object) -> Plan:

@@ -77,8 +77,8 @@ def _sync_run(folder: Path) -> SyncedRun | None:
     """What came of a folder; None where another process has sent and removed it meanwhile."""
     try:
         spool = Spool(folder)
-    except (TrackingError, DataError) as error:
-        if not folder.exists():
+    except (TrackingError, DataError, OSError) as error:
+        if not (folder / "run.json").exists():
             return None
         return SyncedRun(folder=folder, run_id=None, sent=0, left=0, reason=str(error))
     try:

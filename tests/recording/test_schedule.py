@@ -12,7 +12,8 @@ from torch.optim import lr_scheduler as torch_scheduler
 
 from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.convergence.schedule import is_step
-from mlflow_dynamics.recording.schedule import Plan, plan_of, read_schedule, schedulers_of
+from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.schedule import Plan, SchedulerWatch, plan_of, read_schedule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
@@ -44,6 +45,12 @@ SCHEDULES = {
     "milestones": Schedule(name="step", drop_epochs=(4, 9)),
     "cosine": Schedule(name="cosine", planned_epochs=EPOCHS),
 }
+
+
+def schedulers_of(optimizers: list[torch.optim.Optimizer]) -> list[object]:
+    watch = SchedulerWatch(Boundary(lambda: None))
+    watch.remove()
+    return watch.of(optimizers)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
@@ -151,6 +158,31 @@ def test_two_schedulers_of_one_optimizer_are_unknown_and_none_is_constant() -> N
     assert read_schedule(schedulers_of([one]), epoch=0, steps=STEPS).name == "unknown"
     assert schedulers_of([other]) == kept[2:]
     assert read_schedule(schedulers_of([optimizer()]), epoch=0, steps=STEPS) == Schedule()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda one: torch_scheduler.StepLR(one, 3),
+        lambda one: torch_scheduler.ReduceLROnPlateau(one),
+        lambda one: torch_scheduler.ChainedScheduler([torch_scheduler.StepLR(one, 3)]),
+        lambda one: torch_scheduler.SequentialLR(
+            one, [torch_scheduler.ConstantLR(one), torch_scheduler.StepLR(one, 3)], milestones=[5]
+        ),
+    ],
+)
+def test_a_scheduler_made_later_is_known_and_its_class_left_as_it_was(make: object) -> None:
+    constructors = [
+        vars(kind).get("__init__") for kind in vars(torch_scheduler).values() if isinstance(kind, type)
+    ]
+    watch = SchedulerWatch(Boundary(lambda: None))
+    one = optimizer()
+    scheduler = make(one)
+    assert watch.of([one]) == [scheduler]
+    watch.remove()
+    assert constructors == [
+        vars(kind).get("__init__") for kind in vars(torch_scheduler).values() if isinstance(kind, type)
+    ]
 
 
 HUGGING_FACE = {

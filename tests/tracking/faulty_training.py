@@ -182,8 +182,15 @@ def train_tracked(
 
 
 def until_it_fails(tracker: Tracker) -> None:
-    wait_until(lambda: tracker._writer._sender.failing)
+    wait_until(lambda: tracker._measuring.writer._sender.failing)
 
 
 def until_all_is_sent(tracker: Tracker) -> None:
-    wait_until(lambda: not tracker._writer._spool.entries() and not tracker._writer._sender.failing)
+    tracker.wait(
+        tracker._next_epoch - 1, timeout=60
+    )  # before it is measured an epoch is not waiting to be sent
+    wait_until(
+        lambda: (
+            not tracker._measuring.writer._spool.entries() and not tracker._measuring.writer._sender.failing
+        )
+    )

@@ -104,7 +104,7 @@ def test_a_server_that_is_gone_for_good_and_sync(
     assert f"Send them with: mlflow-dynamics sync {Path('.mlflow_dynamics').absolute()}" in last
     run_id = tracker.run_id
     assert run_id is not None
-    wait_until(lambda: not tracker._writer._sender.is_alive())
+    wait_until(lambda: not tracker._measuring.writer._sender.is_alive())
     proxy.listen()
     (synced,) = sync()
     assert (synced.run_id, synced.left) == (run_id, 0)

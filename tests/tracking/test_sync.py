@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tracking_server import FaultyProxy, MlflowServer
 
 from mlflow_dynamics.tracking import RunWriter, names, open_run, spool
 from mlflow_dynamics.tracking.entry import Batch
-from mlflow_dynamics.tracking.spool import RunRecord, Spool
+from mlflow_dynamics.tracking.spool import RunRecord, Spool, save_run
 from mlflow_dynamics.tracking.sync import sync, sync_in_background
 
 HERE = Path(__file__).parent
@@ -352,3 +353,18 @@ def test_neither_server_nor_disk_is_said_at_the_start(tmp_path: Path) -> None:
 
 def test_no_thread_is_started_where_nothing_is_left(tmp_path: Path) -> None:
     assert sync_in_background(tmp_path, own=tmp_path / "own") is None
+
+
+def test_a_folder_that_vanishes_while_it_is_opened_is_passed_over(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner has sent everything and removes it; some file of it is gone when we come to it."""
+    folder = tmp_path / "spool" / "gone"
+    save_run(folder, RunRecord(tracking_uri=server.uri, run_id="gone"))
+
+    def vanish(spool: Spool) -> None:
+        shutil.rmtree(folder)
+        raise FileNotFoundError(folder / "queue")
+
+    monkeypatch.setattr(Spool, "entries", vanish)
+    assert sync(tmp_path / "spool") == ()

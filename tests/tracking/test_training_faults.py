@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_while_the_server_is_away(
                 proxy.fault = 503
             if epoch == 4:
                 until_it_fails(tracker)
-                wait_until(lambda: tracker._writer._spool._memory)
+                wait_until(lambda: tracker._measuring.writer._spool._memory)
                 free()
                 proxy.fault = None
 
@@ -286,7 +286,7 @@ def test_a_run_that_is_deleted_and_stays_so_costs_no_more_than_the_closing_wait(
     first, last = warnings_of(caplog)
     assert "mlflow runs restore" in first
     assert "Send them with: mlflow-dynamics sync" in last
-    wait_until(lambda: not tracker._writer._sender.is_alive())
+    wait_until(lambda: not tracker._measuring.writer._sender.is_alive())
     client.restore_run(str(tracker.run_id))
     (synced,) = sync()
     assert synced.left == 0

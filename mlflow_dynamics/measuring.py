@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -13,9 +14,11 @@ from mlflow_dynamics.config import MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
 from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.records import EpochActivations, Measures
+from mlflow_dynamics.report.aside import page_aside
 from mlflow_dynamics.report.clock import RedrawClock
 from mlflow_dynamics.report.history import RunHistory, last_order
 from mlflow_dynamics.report.summary import summary as describe
+from mlflow_dynamics.threads import started
 from mlflow_dynamics.tracking import RunWriter, names
 
 logger = logging.getLogger(__name__)
@@ -76,6 +79,9 @@ class Measuring:
         self._stability: list[float] = []
         self._history = RunHistory(title=writer.title, definitions={})
         self._clock = RedrawClock()
+        self._drawing: threading.Thread | None = None
+        self._page = threading.Lock()
+        self._concluded = False
         self._before: EpochSummary | None = None
         self._reason_told = False
         self._converged_told = False
@@ -112,18 +118,43 @@ class Measuring:
         return summary
 
     def redraw(self) -> None:
-        """Draw the report anew, where enough time has passed."""
-        if self._clock.due:
-            self._draw(pictures=False)
+        """Have the page drawn anew beside the training, where enough time has passed."""
+        busy = self._drawing is not None and self._drawing.is_alive()
+        if self._history.measured and self._clock.due and not busy:
+            self._complete_history()
+            self._drawing = threading.Thread(
+                target=self._draw_aside,
+                args=(self._history.packed(),),
+                name="mlflow_dynamics-drawing",
+                daemon=True,
+            )
+            started(self._drawing)
 
     def conclude(self) -> None:
         """The complete report, and what happened as the run's description."""
+        with self._page:
+            self._concluded = True
         if not self._history.measured:
             return
-        self._draw(pictures=True)
+        # Drawing libraries are loaded by whoever draws, not by every training that begins.
+        from mlflow_dynamics.report.artifacts import render
+
+        self._complete_history()
+        self.writer.write_files(render(self._history, pictures=True))
         # Paragraphs: Markdown joins single lines.
         lines = "\n\n".join(describe(self._history))
         self.writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{lines}"})
+
+    def _complete_history(self) -> None:
+        self._history.title = self.writer.title
+        self._history.order = last_order(self._window)
+
+    def _draw_aside(self, packed: bytes) -> None:
+        with self._clock:
+            page = page_aside(packed)
+        with self._page:
+            if page is not None and not self._concluded:
+                self.writer.write_files({names.REPORT: page})
 
     def _judge(self, epoch: int, stability: float, metrics: dict[str, float]) -> Verdict | None:
         if self.monitor is None:
@@ -159,17 +190,6 @@ class Measuring:
         self.writer.log_params(settings)
         words = {key.removeprefix("dynamics/"): str(value) for key, value in settings.items()}
         self._history.definitions = {**self._history.definitions, **words}
-
-    def _draw(self, *, pictures: bool) -> None:
-        if not self._history.measured:
-            return
-        with self._clock:
-            # Drawing libraries are loaded by whoever draws, not by every training that begins.
-            from mlflow_dynamics.report.artifacts import render
-
-            self._history.title = self.writer.title
-            self._history.order = last_order(self._window)
-            self.writer.write_files(render(self._history, pictures=pictures))
 
 
 def _recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +65,21 @@ class RunHistory:
             self.phase_coherence[epoch] = measures.phase_coherence
         if self.converged_epoch is None and metrics.get(names.CONVERGENCE_SIGNAL):
             self.converged_epoch = epoch
+
+    def packed(self) -> bytes:
+        """As text, to be handed to another process."""
+        values = asdict(self)
+        for key in ("exponents", "phase_coherence"):
+            values[key] = {epoch: series.tolist() for epoch, series in values[key].items()}
+        return json.dumps(values | {"order": self.order.tolist()}).encode()
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> RunHistory:
+        """The history that was packed."""
+        values = json.loads(packed)
+        for key in ("exponents", "phase_coherence"):
+            values[key] = {int(epoch): np.array(series) for epoch, series in values[key].items()}
+        return cls(**values | {"layers": tuple(values["layers"]), "order": np.array(values["order"])})
 
     @property
     def measured(self) -> bool:

@@ -38,7 +38,8 @@ def page_aside(packed: bytes) -> bytes | None:
 
 def main() -> None:
     """Draw what comes in; the training goes first."""
-    os.nice(10)
+    if hasattr(os, "nice"):
+        os.nice(10)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no part of the page
     from mlflow_dynamics.report.artifacts import render

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from faulty_training import EPOCHS, loader, network, train
 from tracking_server import FaultyProxy, MlflowServer
 
 
@@ -24,6 +25,12 @@ def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
     running = FaultyProxy(server.port)
     yield running
     running.refuse()
+
+
+@pytest.fixture(scope="session")
+def untracked() -> list[float]:
+    """The losses of `faulty_training` without this project."""
+    return train(network(), loader(), epochs=EPOCHS)
 
 
 @pytest.fixture(autouse=True)

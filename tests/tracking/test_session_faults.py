@@ -31,12 +31,6 @@ from mlflow_dynamics.tracking.store import connect
 from mlflow_dynamics.tracking.sync import sync
 
 
-@pytest.fixture(scope="module")
-def untracked() -> list[float]:
-    """The losses of the training without this project."""
-    return train(network(), loader(), epochs=EPOCHS)
-
-
 def test_a_server_that_refuses_at_start_and_comes_up_later(
     proxy: FaultyProxy, server: MlflowServer, untracked: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:

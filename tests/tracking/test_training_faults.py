@@ -37,12 +37,6 @@ from mlflow_dynamics.tracking import load_activations, names
 from mlflow_dynamics.tracking.sync import sync
 
 
-@pytest.fixture(scope="module")
-def untracked() -> list[float]:
-    """The losses of the training without this project."""
-    return train(network(), loader(), epochs=EPOCHS)
-
-
 def mounted(folder: Path, options: str) -> Path:
     """A small file system of its own at `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,9 @@
 
     python benchmarks/measures.py
 
-One process on one core; repetitions of all candidates are interleaved and medians are compared, so that other load
-on the machine hits all alike. Packages that are not installed are left out (antropy, fracjax, nolds, neurokit2,
-fathon, MFDFA).
+One process on one core; processor time is measured, repetitions of all candidates are interleaved and medians are
+compared, so that other load on the machine hits all alike. Packages that are not installed are left out (antropy,
+fracjax, nolds, neurokit2, fathon, MFDFA).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def candidates(signals: np.ndarray, sizes: np.ndarray) -> dict[str, Callable[[],
 
 
 def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Name -> median seconds of a call; turns are interleaved, and each lasts some milliseconds, as in a loop."""
+    """Name -> median seconds of processor time of a call; turns are interleaved, and each lasts some milliseconds, as in a loop."""
     calls_a_turn: dict[str, int] = {}
     for name, call in calls.items():
         call()
@@ -109,11 +109,11 @@ def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str,
 
 
 def timed(call: Callable[[], object], repetitions: int) -> float:
-    """Seconds a call takes on average."""
-    start = time.perf_counter()
+    """Seconds of processor time a call takes on average."""
+    start = time.process_time()
     for _ in range(repetitions):
         call()
-    return (time.perf_counter() - start) / repetitions
+    return (time.process_time() - start) / repetitions
 
 
 def main() -> None:

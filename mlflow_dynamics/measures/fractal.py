@@ -10,6 +10,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
+from mlflow_dynamics.measures.lines import line_residuals
 from mlflow_dynamics.measures.signals import Array, as_signals, standardise, trend_basis
 
 MIN_BOX: Final = 4
@@ -180,29 +181,33 @@ def _mean_squares(centred: Array, sizes: tuple[int, ...], order: int, overlap: b
     """
     steps = centred.shape[-1]
     flat = centred.reshape(math.prod(centred.shape[:-1]), steps)
-    shape = (*centred.shape[:-1], len(sizes))
     if order != 1 or not sizes:
-        profile = np.cumsum(flat, axis=1)
+        profile = np.cumsum(flat, axis=1, out=flat)
         squares = np.empty((len(flat), len(sizes)))
         for i, size in enumerate(sizes):
             squares[:, i] = _residual_square(profile, size, order, overlap)
-        return squares.reshape(shape)
-    if steps <= FEW_STEPS:
+    elif steps <= FEW_STEPS:
         operator, weights = _products(steps, sizes, overlap)
         found = flat @ operator
         profile = found[:, :steps]
         parts = (found * found) @ weights
-        energy, taken = parts[:, : len(sizes)], parts[:, len(sizes) :]
+        squares = _difference(profile, sizes, overlap, parts[:, : len(sizes)], parts[:, len(sizes) :])
+    elif overlap:
+        squares = line_residuals(np.cumsum(flat, axis=1, out=flat), sizes, overlap=True)
     else:
         profile = np.cumsum(flat, axis=1, out=flat)
-        energy = _energy(profile, sizes, overlap)
-        taken = np.stack([_projection_square(profile, size, overlap) for size in sizes], axis=1)
+        taken = np.stack([_projection_square(profile, size) for size in sizes], axis=1)
+        squares = _difference(profile, sizes, overlap, _energy(profile, sizes), taken)
+    return squares.reshape(*centred.shape[:-1], len(sizes))
+
+
+def _difference(profile: Array, sizes: tuple[int, ...], overlap: bool, energy: Array, taken: Array) -> Array:
+    """(signals, sizes) energies less what lines take up, anew from the lines where that has lost too many digits."""
     squares = energy - taken
-    lost = squares < CANCELLATION * energy
+    lost = (squares < CANCELLATION * energy).any(axis=1)
     if lost.any():
-        for i, size in enumerate(sizes):
-            squares[lost[:, i], i] = _residual_square(profile[lost[:, i]], size, order, overlap)
-    return squares.reshape(shape)
+        squares[lost] = line_residuals(profile[lost], sizes, overlap=overlap)
+    return squares
 
 
 @lru_cache(maxsize=16)
@@ -230,9 +235,9 @@ def _products(steps: int, sizes: tuple[int, ...], overlap: bool) -> tuple[Array,
     return operator, weights
 
 
-def _energy(profile: Array, sizes: tuple[int, ...], overlap: bool) -> Array:
-    """(signals, sizes) mean square of the profiles in boxes, some signals at a time so that squares stay in cache."""
-    coverage = _coverage(profile.shape[1], sizes, overlap)
+def _energy(profile: Array, sizes: tuple[int, ...]) -> Array:
+    """(signals, sizes) mean square of the profiles in boxes side by side, some signals at a time to stay in cache."""
+    coverage = _coverage(profile.shape[1], sizes, False)
     rows = max(1, CACHED // profile.shape[1])
     parts = [profile[i : i + rows] ** 2 @ coverage for i in range(0, len(profile), rows)]
     return np.concatenate(parts) if parts else np.empty((0, len(sizes)))
@@ -253,45 +258,18 @@ def _coverage(steps: int, sizes: tuple[int, ...], overlap: bool) -> Array:
 
 
 @lru_cache(maxsize=512)
-def _moments(size: int) -> Array:
-    """(size, 2) sum and first moment about the centre."""
-    moments = np.stack([np.ones(size), np.arange(size) - (size - 1) / 2], axis=1)
-    moments.setflags(write=False)
-    return moments
+def _line(size: int) -> Array:
+    """(size, 2) `trend_basis` of a straight line, as columns."""
+    return np.ascontiguousarray(trend_basis(size, 1).T)
 
 
-def _projection_square(profile: Array, size: int, overlap: bool) -> Array:
-    """(signals,) mean square that straight lines take up in boxes, from sums and first moments of whole blocks.
-
-    Half-overlapping boxes are pairs of neighbouring blocks of n // 2 steps (and one step more where n is odd),
-    so each step is read once.
-    """
-    steps = profile.shape[1]
-    if not overlap:
-        boxes = steps // size
-        sums, first = _block_moments(profile, size, boxes)
-    else:
-        half = size // 2
-        boxes = (steps - size) // half + 1
-        block_sums, block_first = _block_moments(profile, half, boxes + 1)
-        left, right = block_sums[:, :-1], block_sums[:, 1:]
-        sums = left + right
-        first = block_first[:, :-1] + block_first[:, 1:] + (half / 2) * (right - left)
-        if size % 2:
-            extra = profile[:, 2 * half :: half][:, :boxes]
-            first += half * extra - sums / 2
-            sums += extra
-    taken = np.vecdot(sums, sums) / size
-    taken += np.vecdot(first, first) * (12.0 / (size * (size**2 - 1)))
-    result: Array = taken / (boxes * size)
+def _projection_square(profile: Array, size: int) -> Array:
+    """(signals,) mean square that straight lines take up in boxes side by side."""
+    boxes = profile.shape[1] // size
+    taken = profile[:, : size * boxes].reshape(len(profile), boxes, size) @ _line(size)
+    taken = taken.reshape(len(profile), 2 * boxes)
+    result: Array = np.vecdot(taken, taken) / (boxes * size)
     return result
-
-
-def _block_moments(profile: Array, size: int, blocks: int) -> tuple[Array, Array]:
-    """(signals, blocks) sum and centred first moment of adjacent blocks."""
-    parts = profile[:, : size * blocks].reshape(len(profile), blocks, size)
-    moments = parts @ _moments(size)
-    return moments[..., 0], moments[..., 1]
 
 
 def _residual_square(profile: Array, size: int, order: int, overlap: bool) -> Array:

@@ -46,9 +46,10 @@ def as_reals(values: ArrayLike, what: str) -> Array:
 
 @lru_cache(maxsize=64)
 def trend_basis(steps: int, order: int) -> Array:
-    """(order + 1, steps) orthonormal polynomials of degree 0 to `order` over the steps."""
+    """(order + 1, steps) orthonormal polynomials of degree 0 to `order` over the steps, positive at the last."""
     q, _ = np.linalg.qr(np.vander(np.linspace(-1.0, 1.0, steps), order + 1, increasing=True))
     basis = np.ascontiguousarray(q.T)
+    basis *= np.sign(basis[:, -1:])
     basis.setflags(write=False)
     return basis
 

@@ -72,10 +72,13 @@ SHAPES = {
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [120, 701])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_is_its_definition_to_nine_digits(shape, order, overlap):
-    signal = SHAPES[shape](np.random.default_rng(1), 701)
-    sizes = (5, 6, 7, 8, 13, 16, 31, 64, 175)
+def test_is_its_definition_to_nine_digits(shape, steps, order, overlap):
+    signal = SHAPES[shape](np.random.default_rng(1), steps)
+    sizes = tuple(
+        n for n in (3, 4, 5, 6, 7, 8, 9, 13, 16, 31, 50, 64, 100, 120, 175) if order + 2 <= n <= steps
+    )
     _, f = fluctuations(signal, box_sizes=sizes, order=order, overlap=overlap, corrected=False)
     np.testing.assert_allclose(f, plain_fluctuations(signal, sizes, order=order, overlap=overlap), rtol=1e-9)
 

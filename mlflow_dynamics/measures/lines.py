@@ -1,0 +1,166 @@
+"""Straight lines through the boxes of many profiles at once, put together from those through their halves."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+from mlflow_dynamics.measures.signals import Array, trend_basis
+
+SMALL_BLOCK: Final = 48
+"""Up to here a product with all of an orthonormal basis is faster than taking lines out of blocks."""
+
+
+class Lines(NamedTuple):
+    """The least-squares lines through adjacent blocks of `size` steps: each array (signals, blocks)."""
+
+    size: int
+    mean: Array
+    slope: Array
+    residual: Array  # sum of squares
+
+
+def line_residuals(profiles: Array, sizes: tuple[int, ...], *, overlap: bool) -> Array:
+    """Mean squared residual of boxes about their least-squares lines.
+
+    Nothing is found by subtracting large sums of each other: residuals are sums of squares of what is left over,
+    so that they are exact to rounding of the profiles themselves, however steep these are.
+
+    Args:
+        profiles: (signals, steps).
+        sizes: n, each at least 3 and at most `steps`.
+        overlap: boxes start every n // 2 steps; otherwise they lie side by side.
+
+    Returns:
+        (signals, sizes).
+    """
+    steps = profiles.shape[1]
+    squares = np.empty((len(profiles), len(sizes)))
+    known: dict[int, Lines] = {}
+    for i, size in enumerate(sizes):
+        if overlap:
+            halves = _lines(profiles, size // 2, known)
+            left, right = _neighbours(halves, (steps - size) // halves.size + 1, 1)
+            residual = _joint_residual(left, right)
+            if size % 2:
+                residual += _residual_of_one_more(left, right, profiles[:, 2 * halves.size :: halves.size])
+        else:
+            residual = _lines(profiles, size, known).residual
+        squares[:, i] = residual.mean(axis=1) / size
+    return squares
+
+
+def _lines(profiles: Array, size: int, known: dict[int, Lines]) -> Lines:
+    """The lines through adjacent blocks of that size, from those through their halves if these are known."""
+    if size not in known:
+        half = known.get(size // 2) if size % 2 == 0 else None
+        if half:
+            left, right = _neighbours(half, profiles.shape[1] // size, 2)
+            known[size] = Lines(size, *_joint_line(left, right), _joint_residual(left, right))
+        else:
+            known[size] = _lines_of_blocks(profiles, size)
+    return known[size]
+
+
+def _neighbours(lines: Lines, pairs: int, stride: int) -> tuple[Lines, Lines]:
+    """The left and the right of that many pairs of adjacent blocks, pairs that many blocks apart."""
+    left, right = (
+        Lines(lines.size, *(part[:, first : first + stride * (pairs - 1) + 1 : stride] for part in lines[1:]))
+        for first in (0, 1)
+    )
+    return left, right
+
+
+def _spread(size: int) -> float:
+    """Sum of squares of that many steps about their centre."""
+    return size * (size**2 - 1) / 12
+
+
+def _lines_of_blocks(profiles: Array, size: int) -> Lines:
+    """The lines through adjacent blocks, from their steps."""
+    blocks = profiles.shape[1] // size
+    parts = profiles[:, : size * blocks].reshape(len(profiles), blocks, size)
+    if size == 1:
+        return Lines(1, parts[..., 0], np.zeros(parts.shape[:2]), np.zeros(parts.shape[:2]))
+    if size <= SMALL_BLOCK:
+        line = parts @ _orthonormal(size)
+        residual = np.square(line) @ _others(size)
+        mean = line[..., 0] / math.sqrt(size)
+    else:
+        level = parts[..., size // 2]
+        basis = trend_basis(size, 1)
+        rest = parts - level[..., None]
+        line = rest @ basis.T
+        rest -= line @ basis
+        residual = np.vecdot(rest, rest)
+        mean = level + line[..., 0] / math.sqrt(size)
+    return Lines(size, mean, line[..., 1] / math.sqrt(_spread(size)), residual)
+
+
+def _joint_line(left: Lines, right: Lines) -> tuple[Array, Array]:
+    """Mean and slope of the lines through pairs of blocks."""
+    size = left.size
+    slope = left.slope + right.slope
+    slope *= _spread(size) / _spread(2 * size)
+    apart = right.mean - left.mean
+    apart *= size**2 / (2 * _spread(2 * size))
+    slope += apart
+    return (left.mean + right.mean) / 2, slope
+
+
+def _joint_residual(left: Lines, right: Lines) -> Array:
+    """Sum of squares about the lines through pairs of blocks.
+
+    That about their own lines, and what these leave over: with s the spread of one block of h steps and S that of
+    both, s/2 (b2 - b1)^2 + s h^3 / S ((b1 + b2)/2 - (m2 - m1)/h)^2.
+    """
+    size, spread = left.size, _spread(left.size)
+    residual = left.slope + right.slope
+    residual *= size / 2
+    residual -= right.mean
+    residual += left.mean
+    residual *= residual
+    residual *= spread * size / _spread(2 * size)
+    bend = right.slope - left.slope
+    bend *= bend
+    bend *= spread / 2
+    residual += bend
+    residual += left.residual
+    residual += right.residual
+    return residual
+
+
+def _residual_of_one_more(left: Lines, right: Lines, following: Array) -> Array:
+    """What one step more adds to the sum of squares about the lines through pairs of blocks.
+
+    Its distance from the line, squared, over 1 + 1/n + d^2 / S, with d that of the step from the centre of the n
+    steps before it.
+    """
+    size = 2 * left.size
+    distance = (size + 1) / 2
+    mean, error = _joint_line(left, right)
+    error *= distance
+    error += mean
+    error -= following[:, : error.shape[1]]
+    error *= error
+    error /= 1 + 1 / size + distance**2 / _spread(size)
+    return error
+
+
+@lru_cache(maxsize=SMALL_BLOCK)
+def _orthonormal(size: int) -> Array:
+    """(size, size) an orthonormal basis as columns: the constant, the line, and what neither takes up."""
+    line = trend_basis(size, 1)
+    basis = np.concatenate([line.T, scipy.linalg.null_space(line)], axis=1)
+    basis.setflags(write=False)
+    return basis
+
+
+@lru_cache(maxsize=SMALL_BLOCK)
+def _others(size: int) -> Array:
+    """(size,) 0 for the constant and the line, 1 for all else of the basis."""
+    return (np.arange(size) > 1).astype(np.float64)

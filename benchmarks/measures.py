@@ -94,7 +94,7 @@ def candidates(signals: np.ndarray, sizes: np.ndarray) -> dict[str, Callable[[],
 
 
 def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Name -> median seconds of processor time of a call; turns are interleaved, and each lasts some milliseconds, as in a loop."""
+    """Name -> median of `timed`; turns are interleaved, and each lasts some milliseconds, as in a loop."""
     calls_a_turn: dict[str, int] = {}
     for name, call in calls.items():
         call()

@@ -38,41 +38,30 @@ def line_residuals(profiles: Array, sizes: tuple[int, ...], *, overlap: bool) ->
     Returns:
         (signals, sizes).
     """
-    steps = profiles.shape[1]
     squares = np.empty((len(profiles), len(sizes)))
     known: dict[int, Lines] = {}
     for i, size in enumerate(sizes):
-        if overlap:
-            halves = _lines(profiles, size // 2, known)
-            left, right = _neighbours(halves, (steps - size) // halves.size + 1, 1)
-            residual = _joint_residual(left, right)
-            if size % 2:
-                residual += _residual_of_one_more(left, right, profiles[:, 2 * halves.size :: halves.size])
+        blocks = size // 2 if overlap else size
+        lines = known.get(blocks) or _lines_of_blocks(profiles, blocks)
+        known[blocks] = lines
+        if not overlap:
+            residual = lines.residual
         else:
-            residual = _lines(profiles, size, known).residual
+            left, right = _every(lines, slice(None, -1)), _every(lines, slice(1, None))
+            residual = _joint_residual(left, right)
+            if 2 * blocks in {n // 2 for n in sizes[i + 1 :]}:
+                alternate = slice(None, None, 2)
+                line = _joint_line(_every(left, alternate), _every(right, alternate))
+                known[2 * blocks] = Lines(2 * blocks, *line, residual[:, alternate].copy())
+            if size % 2:
+                residual = _with_one_more(residual, left, right, profiles[:, 2 * blocks :: blocks])
         squares[:, i] = residual.mean(axis=1) / size
     return squares
 
 
-def _lines(profiles: Array, size: int, known: dict[int, Lines]) -> Lines:
-    """The lines through adjacent blocks of that size, from those through their halves if these are known."""
-    if size not in known:
-        half = known.get(size // 2) if size % 2 == 0 else None
-        if half:
-            left, right = _neighbours(half, profiles.shape[1] // size, 2)
-            known[size] = Lines(size, *_joint_line(left, right), _joint_residual(left, right))
-        else:
-            known[size] = _lines_of_blocks(profiles, size)
-    return known[size]
-
-
-def _neighbours(lines: Lines, pairs: int, stride: int) -> tuple[Lines, Lines]:
-    """The left and the right of that many pairs of adjacent blocks, pairs that many blocks apart."""
-    left, right = (
-        Lines(lines.size, *(part[:, first : first + stride * (pairs - 1) + 1 : stride] for part in lines[1:]))
-        for first in (0, 1)
-    )
-    return left, right
+def _every(lines: Lines, these: slice) -> Lines:
+    """Some of the blocks."""
+    return Lines(lines.size, lines.mean[:, these], lines.slope[:, these], lines.residual[:, these])
 
 
 def _spread(size: int) -> float:
@@ -134,20 +123,23 @@ def _joint_residual(left: Lines, right: Lines) -> Array:
     return residual
 
 
-def _residual_of_one_more(left: Lines, right: Lines, following: Array) -> Array:
-    """What one step more adds to the sum of squares about the lines through pairs of blocks.
+def _with_one_more(residual: Array, left: Lines, right: Lines, following: Array) -> Array:
+    """Sum of squares about the lines through pairs of blocks and the step after them, as many as have one.
 
-    Its distance from the line, squared, over 1 + 1/n + d^2 / S, with d that of the step from the centre of the n
-    steps before it.
+    The step adds its squared distance from the line over 1 + 1/n + d^2 / S, with d that of the step from the centre
+    of the n steps before it.
     """
     size = 2 * left.size
     distance = (size + 1) / 2
     mean, error = _joint_line(left, right)
     error *= distance
     error += mean
-    error -= following[:, : error.shape[1]]
+    boxes = following.shape[1]
+    error = error[:, :boxes]
+    error -= following
     error *= error
     error /= 1 + 1 / size + distance**2 / _spread(size)
+    error += residual[:, :boxes]
     return error
 
 

@@ -13,16 +13,11 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture
-def run_id() -> str:
-    """A small finished run."""
+def test_a_finished_run_is_read_otherwise_and_again_as_it_was(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mlflow_dynamics.cli", "train", "--epochs", "4", "--limit-train", "640"]
     subprocess.run(command, check=True, capture_output=True)
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    return run.info.run_id
-
-
-def test_compare_signals(run_id: str) -> None:
+    run_id = run.info.run_id
     done = subprocess.run(
         [sys.executable, EXAMPLES / "compare_signals.py", run_id], capture_output=True, text=True, check=False
     )
@@ -32,8 +27,6 @@ def test_compare_signals(run_id: str) -> None:
     over_steps = [float(value) for name, values in rows.items() if "steps" in name for value in values]
     assert all(0 < value < 2 for value in over_steps)
 
-
-def test_recompute_with_the_runs_own_settings_gives_its_own_numbers(run_id: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mlflow_dynamics.cli", "recompute", run_id, "--log", "again"],
         capture_output=True,

@@ -11,7 +11,7 @@ from mlflow_dynamics.convergence.volatility import score_series
 
 DRAWS = 10_000
 CHUNK = 1000
-LENGTHS = (30, 60, 100, pytest.param(200, marks=pytest.mark.slow))
+LENGTHS = (30, 60, *(pytest.param(length, marks=pytest.mark.slow) for length in (100, 200)))
 
 
 def white(rng, draws, epochs):

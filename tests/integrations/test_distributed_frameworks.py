@@ -13,7 +13,7 @@ from mlflow_dynamics import load_activations
 SCRIPT = Path(__file__).parent / "distributed_frameworks.py"
 
 
-@pytest.mark.parametrize("framework", ["lightning", "transformers"])
+@pytest.mark.parametrize("framework", ["lightning", pytest.param("transformers", marks=pytest.mark.slow)])
 def test_one_run_holds_the_statistics_of_both_ranks_parts(
     empty_store: Path, tmp_path: Path, framework: str
 ) -> None:

@@ -53,7 +53,9 @@ def test_a_server_that_refuses_at_start_and_comes_up_later(
     assert "takes records again" in second
 
 
-@pytest.mark.parametrize("fault", [500, 429, 503, "garbage"])
+@pytest.mark.parametrize(
+    "fault", [500, "garbage", *(pytest.param(n, marks=pytest.mark.slow) for n in (429, 503))]
+)
 def test_a_server_that_fails_in_the_middle_and_recovers(
     fault: int | str,
     proxy: FaultyProxy,

@@ -94,14 +94,6 @@ def test_a_run_holds_what_it_promises(folder: Path) -> None:
     assert not list(folder.glob(".mlflow_dynamics/checkpoints/*.pt"))
 
 
-def test_a_seed_gives_the_same_losses_twice_and_recording_does_not_change_them(folder: Path) -> None:
-    train("--epochs", "2", *QUICK)
-    train("--epochs", "2", *QUICK, "--record-every", "7", "--early-stopping", "off")
-    first, second = runs()
-    for key in ("train/loss", "validation/loss"):
-        assert series(first, key) == series(second, key)
-
-
 def test_a_killed_training_is_carried_on_as_if_it_had_never_stopped(folder: Path) -> None:
     train("--epochs", "6", *QUICK)
     with subprocess.Popen(
@@ -112,7 +104,9 @@ def test_a_killed_training_is_carried_on_as_if_it_had_never_stopped(folder: Path
     killed = runs()[-1]
     train("--epochs", "6", *QUICK, "--resume", killed.info.run_id)
     whole, _, resumed = runs()
-    for key in ("train/loss", "validation/loss", "dynamics/stability", "dynamics/integration"):
+    for key in ("train/loss", "validation/loss"):
+        assert series(resumed, key) == series(whole, key), key
+    for key in ("dynamics/stability", "dynamics/integration"):
         assert series(resumed, key) == pytest.approx(series(whole, key), rel=1e-9), key
     one, other = (
         activations(run).to_table().sort_by([("step", "ascending"), ("layer", "ascending")])

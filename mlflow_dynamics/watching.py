@@ -43,9 +43,10 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
     """Every epoch of a run with its verdict, as it comes, until the run ends; those of an ended run at once.
 
     The verdicts are those that the run itself gives or would have given: the monitor's detector and schedule are
-    read from the run's parameters. On the signal a live run gets the tag `dynamics.converged_epoch`, with
-    `stop` also `dynamics.stop_requested`, which a tracked run obeys after its next epoch. A server that is away
-    for a while is waited for.
+    read from the run's parameters. On the signal a live run gets the tag `dynamics.converged_epoch` (where volatility
+    rises `dynamics.unsettled_epoch`, where training diverges `dynamics.diverging_epoch`), with `stop` also
+    `dynamics.stop_requested`, which a tracked run obeys after its next epoch. A server that is away for a while is
+    waited for.
 
     Args:
         run_id: an MLflow run that logs stability.
@@ -86,8 +87,9 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
             if RunStatus.is_terminated(RunStatus.from_string(run.info.status)):
                 yield epoch
                 continue
-            if epoch.verdict.signal:
-                _tag_once(run, names.TAG_CONVERGED_EPOCH, str(monitor.converged_epoch))
+            state = epoch.verdict.state
+            if state in names.STATE_TAGS:
+                _tag_once(run, names.STATE_TAGS[state], str(monitor.first_epochs[state]))
             if epoch.verdict.should_stop:
                 _tag_once(run, names.TAG_STOP_REQUESTED, str(seen))
             yield epoch

@@ -104,6 +104,11 @@ class ConvergenceMonitor:
         }
 
     @property
+    def converged_epoch(self) -> int | None:
+        """The first epoch at which convergence was detected, None before; a later reset does not change it."""
+        return self.first_epochs.get("converging")
+
+    @property
     def should_stop(self) -> bool:
         """Whether the last epoch's verdict was to end the training; only in mode "stop"."""
         return self._should_stop
@@ -145,8 +150,8 @@ class ConvergenceMonitor:
         self._should_stop = False
         self._resume_at = 0
         self._seen_stability = False
-        self.converged_epoch: int | None = None
-        """The first epoch at which convergence was detected, None before; a later reset does not change it."""
+        self.first_epochs: dict[State, int] = {}
+        """The first epoch in each state there has been; a later reset does not change them."""
         self._restart()
 
     def _restart(self) -> None:
@@ -195,8 +200,6 @@ class ConvergenceMonitor:
             self._after = self._make(planned_epochs=None)
             for epoch, stability in self._recent:
                 self._after.update(epoch, stability)
-            if self.converged_epoch is None:
-                self.converged_epoch = fed.epoch
         if self._since is not None:
             return self._converging(fed, reading.score)
         if math.isnan(reading.score):
@@ -222,6 +225,7 @@ class ConvergenceMonitor:
         self, fed: _Fed, state: State, score: float, message: str, *, should_stop: bool = False
     ) -> Verdict:
         self._should_stop = should_stop
+        self.first_epochs.setdefault(state, fed.epoch)
         return Verdict(
             epoch=fed.epoch,
             signal=int(self._since is not None),

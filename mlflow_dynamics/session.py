@@ -49,6 +49,7 @@ def track(
     recording: RecordingConfig | None = None,
     measures: MeasureConfig | None = None,
     early_stopping: EarlyStopping = "warn",
+    stop_before_last_phase: bool = False,
     detector: str = OURS,
     schedule: Schedule | None = None,
     log_every_n_epoch: int = 1,
@@ -73,6 +74,8 @@ def track(
         recording: which activations; None takes the defaults.
         measures: how they are measured; None takes the defaults.
         early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
+        stop_before_last_phase: under a smooth schedule (such as cosine or one-cycle) let the stop not wait for the
+            last phase; for a known step of the rate it waits all the same.
         detector: the name of an installed convergence detector.
         schedule: what is known of the learning rate ahead; None reads it, when the first epoch ends, from the
             scheduler of the optimizer as far as that is certain (docs/early-warning.md).
@@ -85,7 +88,12 @@ def track(
         RecordingError: the model has no layer that could be recorded.
     """
     measures = measures or MeasureConfig()
-    monitor = monitor_for(early_stopping, detector=detector, schedule=schedule)
+    monitor = monitor_for(
+        early_stopping,
+        detector=detector,
+        schedule=schedule,
+        stop_before_last_phase=stop_before_last_phase,
+    )
     recorder = Recorder(model, recording or RecordingConfig(), optimizer=optimizer)
     if not writes_run(model):
         return Tracker(recorder, None, close=None)

@@ -108,6 +108,7 @@ def test_a_foreign_detector_stops_a_run_and_is_used_by_who_watches_it(third: str
     assert warning_of(run) == {
         "detector": "third",
         "mode": "stop",
+        "stop_before_last_phase": "False",
         "planned": str(EPOCHS),
         "schedule": "constant",
         "planned_epochs": str(EPOCHS),
@@ -132,6 +133,36 @@ def test_a_stop_waits_for_the_last_phase_of_a_scheduler_that_nobody_has_told_us_
     assert [epoch.verdict.signal for epoch in watched] == [0, 0, 1, 1, 1, 1, 1]
     assert [epoch.verdict.should_stop for epoch in watched] == [False] * 6 + [True]
     assert "the last phase of the onecycle schedule begins at epoch 6" in watched[2].verdict.message
+
+
+def test_a_stop_that_is_told_so_does_not_wait_for_the_last_phase_nor_does_who_watches(third: str) -> None:
+    model = network()
+    with mlflow_dynamics.track(
+        model, early_stopping="stop", stop_before_last_phase=True, detector=third
+    ) as tracker:
+        trained = train(tracker, model, one_cycle, every_step=True)
+    run = only_run()
+    assert trained == 3
+    told = warning_of(run)
+    assert (told["schedule"], told["stop_before_last_phase"]) == ("onecycle", "True")
+    watched = list(watch(run.info.run_id, stop=True))
+    assert [epoch.verdict.should_stop for epoch in watched] == [False, False, True]
+
+
+def test_who_watches_need_not_wait_for_the_last_phase_where_the_run_would(third: str) -> None:
+    model = network()
+    with mlflow_dynamics.track(model, detector=third) as tracker:
+        train(tracker, model, one_cycle, every_step=True)
+    run_id = only_run().info.run_id
+    stops = [
+        [
+            epoch.verdict.epoch
+            for epoch in watch(run_id, stop=True, stop_before_last_phase=told)
+            if epoch.verdict.should_stop
+        ]
+        for told in (False, True)
+    ]
+    assert stops == [[6, 7], [2, 3, 4, 5, 6, 7]]
 
 
 def test_a_stop_waits_for_a_drop_that_is_read_and_watching_and_the_page_know_of_it(

@@ -68,7 +68,8 @@ class ConvergenceMonitor:
         mode: "warn" never asks to stop.
         schedule: what is known of the learning rate ahead; None is a constant rate and an unknown length, until
             `expect` says otherwise.
-        stop_before_last_phase: under a cosine or one-cycle schedule do not let the stop wait for the last phase.
+        stop_before_last_phase: under a smooth schedule (such as cosine or one-cycle) let the stop not wait for the
+            last phase; for a known step of the rate it waits all the same.
 
     Raises:
         ConfigError: an unknown detector or mode.
@@ -100,6 +101,7 @@ class ConvergenceMonitor:
             **self._detector.parameters,
             "detector": self._name,
             "mode": self._mode,
+            "stop_before_last_phase": str(self._stop_before_last_phase),
             **self._schedule.parameters,
         }
 
@@ -266,7 +268,11 @@ class ConvergenceMonitor:
 
 
 def monitor_for(
-    early_stopping: EarlyStopping, *, detector: str = OURS, schedule: Schedule | None = None
+    early_stopping: EarlyStopping,
+    *,
+    detector: str = OURS,
+    schedule: Schedule | None = None,
+    stop_before_last_phase: bool = False,
 ) -> ConvergenceMonitor | None:
     """The monitor that `early_stopping` asks for; None for "off".
 
@@ -278,4 +284,9 @@ def monitor_for(
     if early_stopping == "off":
         find_detector(detector)
         return None
-    return ConvergenceMonitor(detector, mode=early_stopping, schedule=schedule)
+    return ConvergenceMonitor(
+        detector,
+        mode=early_stopping,
+        schedule=schedule,
+        stop_before_last_phase=stop_before_last_phase,
+    )

@@ -143,6 +143,7 @@ class Scheduled(Classifier):
     [
         ("step", ("step", "8", "2,4", 8)),
         ("onecycle", ("onecycle", "8", "none", 7)),
+        ("onecycle, not waited for", ("onecycle", "8", "none", 4)),
         ("two", ("unknown", "8", "none", 4)),
     ],
 )
@@ -153,7 +154,9 @@ def test_a_stop_waits_for_what_the_trainers_scheduler_says_and_leaves_the_best_c
     seed_everything(3, verbose=False)
     checkpoints = ModelCheckpoint(dirpath=own_mlflow / "best", monitor="accuracy", mode="max")
     module = Scheduled(kind)
-    ours = DynamicsCallback(early_stopping="stop", detector="third")
+    ours = DynamicsCallback(
+        early_stopping="stop", stop_before_last_phase=kind.endswith("not waited for"), detector="third"
+    )
     trainer = Trainer(
         max_epochs=8,
         accumulate_grad_batches=2,

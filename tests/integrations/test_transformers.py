@@ -133,9 +133,11 @@ class Plain(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-@pytest.mark.parametrize(("kind", "trained"), [("constant", 3), ("linear", 7)])
+@pytest.mark.parametrize(
+    ("kind", "told", "trained"), [("constant", False, 3), ("linear", False, 7), ("linear", True, 3)]
+)
 def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
-    own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, trained: int
+    own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: bool, trained: int
 ) -> None:
     monkeypatch.syspath_prepend(install(own_mlflow / "installed"))
     arguments = transformers.TrainingArguments(
@@ -158,12 +160,16 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
         args=arguments,
         train_dataset=Images(),
         eval_dataset=Images(),
-        callbacks=[DynamicsCallback(early_stopping="stop", detector="third", measures=WINDOW)],
+        callbacks=[
+            DynamicsCallback(
+                early_stopping="stop", stop_before_last_phase=told, detector="third", measures=WINDOW
+            )
+        ],
     )
     trainer.train()
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    told = run.data.params
-    assert (told["dynamics/warning/schedule"], told["dynamics/warning/planned_epochs"]) == (kind, "8")
+    known = run.data.params
+    assert (known["dynamics/warning/schedule"], known["dynamics/warning/planned_epochs"]) == (kind, "8")
     assert run.info.status == "FINISHED"
     assert run.data.tags[names.TAG_STOPPED_EARLY] == "true"
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]

@@ -169,6 +169,11 @@ class Tracker:
         self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
         started(self._worker)
 
+    def start_at(self, epoch: int, *, step: int) -> None:
+        """Count on from `epoch` and from training step `step`: the training has been resumed from a checkpoint."""
+        self._next_epoch = epoch
+        self._recorder.start_at(step)
+
     def carry_on(self, run_id: str, *, epochs: int) -> None:
         """Begin with the first `epochs` epochs of an earlier run: this run will hold them as if it had trained them.
 

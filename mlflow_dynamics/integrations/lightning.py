@@ -72,6 +72,8 @@ class DynamicsCallback(Callback):
             run_id=None if ours is None else ours.run_id,
             tracking_uri=None if ours is None else ours._tracking_uri,
         )
+        # Above 0 with `ckpt_path`.
+        self._tracker.start_at(trainer.current_epoch, step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the epoch; stop the fit where asked to."""

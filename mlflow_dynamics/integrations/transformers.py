@@ -68,6 +68,8 @@ class DynamicsCallback(TrainerCallback):
             detector=self._detector,
             schedule=self._schedule or _schedule_of(state, kwargs.get("lr_scheduler")),
         )
+        # Above 0 with `resume_from_checkpoint`; a checkpoint within an epoch leaves the rest of it to be recorded.
+        self._tracker.start_at(int(state.epoch or 0), step=state.global_step)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -84,7 +84,7 @@ class Measuring:
         self._concluded = False
         self._before: EpochSummary | None = None
         self._reason_told = False
-        self._raised: set[str] = set()
+        self._raised: dict[str, int] = {}
         self._log_settings(_recorded_parameters(recording, measures))
         if monitor is not None and monitor.schedule_given:
             self._log_settings(_warning_parameters(monitor))
@@ -169,13 +169,14 @@ class Measuring:
         tag = names.STATE_TAGS.get(verdict.state)
         if tag is None or verdict.state == before:
             return verdict
-        if verdict.state in self._raised:
+        first = self.monitor.first_epochs[verdict.state]
+        if self._raised.get(verdict.state) == first:
             logger.info("%s", verdict.message)
             return verdict
-        self._raised.add(verdict.state)
+        self._raised[verdict.state] = first
         # Python shows warnings also to who has set up no logging.
         logger.warning("%s", verdict.message)
-        self.writer.set_tags({tag: str(self.monitor.first_epochs[verdict.state])})
+        self.writer.set_tags({tag: str(first)})
         self._history.unsettled_epoch = self.monitor.first_epochs.get("unsettled")
         self._history.diverging_epoch = self.monitor.first_epochs.get("diverging")
         return verdict

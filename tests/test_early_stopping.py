@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -243,6 +244,43 @@ def test_steps_at_which_others_log_are_no_epochs_to_who_watches(third: str) -> N
     watched = list(watch(run.info.run_id))
     assert [epoch.verdict.epoch for epoch in watched] == list(range(EPOCHS))
     assert [epoch.verdict.state for epoch in watched] == ["learning"] * 2 + ["converging"] * 6
+
+
+def epochs_of(tracker: mlflow_dynamics.Tracker, model: nn.Module, losses: dict[int, float]) -> None:
+    """Epochs of these numbers, in this order, logged with these training losses."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for epoch, loss in losses.items():
+        for inputs, targets in loader():
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+        tracker.end_epoch(epoch, **{names.TRAIN_LOSS: loss})
+        tracker.wait(epoch, timeout=60)
+
+
+def test_a_run_that_goes_back_to_an_earlier_epoch_is_tagged_as_it_went_in_the_end(third: str) -> None:
+    model = network()
+    with mlflow_dynamics.track(model, detector=third, schedule=Schedule()) as tracker:
+        epochs_of(tracker, model, {0: 1.0, 1: 0.9, 2: 0.8, 3: 0.7})
+        assert tracker.wait(3).verdict.signal == 1
+        epochs_of(tracker, model, {1: math.nan, 2: 0.8, 3: 0.7, 4: 0.6})
+    run = only_run()
+    assert run.data.tags[names.TAG_CONVERGED_EPOCH] == "4"
+    assert run.data.tags[names.TAG_DIVERGING_EPOCH] == "1"
+    described = run.data.tags[names.TAG_DESCRIPTION]
+    assert "The early warning fired at epoch 4. Training diverged at epoch 1." in described
+    # A store keeps the values that an epoch had first, so who looks back sees it as it went at first.
+    assert [epoch.verdict.signal for epoch in watch(run.info.run_id)] == [0, 0, 1, 1, 1]
+
+
+def test_epochs_that_are_missing_are_missing_to_who_looks_back_too(third: str) -> None:
+    model = network()
+    with mlflow_dynamics.track(model, detector=third, schedule=Schedule()) as tracker:
+        epochs_of(tracker, model, {0: 1.0, 1: 0.9, 7: 0.8, 8: 0.7})
+    run = only_run()
+    watched = [(epoch.verdict.epoch, epoch.verdict.signal) for epoch in watch(run.info.run_id)]
+    assert watched == [(0, 0), (1, 0), (7, 1), (8, 1)]
+    assert run.data.tags[names.TAG_CONVERGED_EPOCH] == "7"
 
 
 @pytest.mark.parametrize("early_stopping", ["off", "warn", "stop"])

@@ -66,6 +66,8 @@ class RunHistory:
         if measures.reason is None:
             self.exponents[epoch] = measures.exponents
             self.phase_coherence[epoch] = measures.phase_coherence
+        if self.converged_epoch is not None and epoch <= self.converged_epoch:
+            self.converged_epoch = None
         if self.converged_epoch is None and metrics.get(names.CONVERGENCE_SIGNAL):
             self.converged_epoch = epoch
 

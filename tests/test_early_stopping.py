@@ -232,6 +232,24 @@ def test_autolog_reads_the_scheduler_too(third: str, every_step: bool) -> None:
     assert 1 in watched
 
 
+def test_a_plain_loop_that_autolog_cannot_stop_is_told_so_once_and_only_warned(
+    third: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow_dynamics.autolog(detector=third, early_stopping="stop")
+    try:
+        assert train(None, network(), lambda one: lr_scheduler.ConstantLR(one, 1.0, 0)) == EPOCHS
+    finally:
+        mlflow_dynamics.autolog(disable=True)
+    run = only_run()
+    assert names.TAG_CONVERGED_EPOCH in run.data.tags
+    assert names.TAG_STOPPED_EARLY not in run.data.tags
+    said = [
+        line.message for line in caplog.records if "early_stopping='stop' only warns here" in line.message
+    ]
+    assert len(said) == 1
+    assert "Ask tracker.should_stop of mlflow_dynamics.track" in said[0]
+
+
 def test_steps_at_which_others_log_are_no_epochs_to_who_watches(third: str) -> None:
     model = network()
     with (

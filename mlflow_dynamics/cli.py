@@ -129,13 +129,21 @@ def recompute(run_id: str, name: str | None, **changes: Any) -> None:
     type=bool,
     help="ask the run to stop on the signal",
 )
+@click.option(
+    "--stop-before-last-phase",
+    is_flag=False,
+    flag_value="true",
+    default=False,
+    type=bool,
+    help="under a smooth schedule do not wait for the last phase, also where the run itself would",
+)
 @click.option("--poll", default=10.0, show_default=True, help="seconds between two looks at a live run")
-def watch(run_id: str, stop: bool, poll: float) -> None:
+def watch(run_id: str, stop: bool, stop_before_last_phase: bool, poll: float) -> None:
     """Follow a live run from outside, or look back at one: each epoch and the warning's verdict."""
     from mlflow_dynamics.watching import watch
 
     click.echo("epoch  stability  volatility  validation accuracy  signal  score  verdict")
-    for epoch in watch(run_id, stop=stop, poll_s=poll):
+    for epoch in watch(run_id, stop=stop, stop_before_last_phase=stop_before_last_phase, poll_s=poll):
         verdict = epoch.verdict
         sentence = verdict.message.partition(": ")[2]
         click.echo(

@@ -84,7 +84,7 @@ class Measuring:
         self._concluded = False
         self._before: EpochSummary | None = None
         self._reason_told = False
-        self._converged_told = False
+        self._raised: dict[str, int] = {}
         self._log_settings(_recorded_parameters(recording, measures))
         if monitor is not None and monitor.schedule_given:
             self._log_settings(_warning_parameters(monitor))
@@ -166,11 +166,19 @@ class Measuring:
             learning_rate=metrics.get(names.LEARNING_RATE),
         )
         before = self._before.verdict.state if self._before is not None and self._before.verdict else None
-        if verdict.state != before and verdict.state in ("converging", "unsettled", "diverging"):
+        tag = names.STATE_TAGS.get(verdict.state)
+        if tag is None or verdict.state == before:
+            return verdict
+        first = self.monitor.first_epochs[verdict.state]
+        if self._raised.get(verdict.state) == first:
             logger.info("%s", verdict.message)
-        if verdict.signal and not self._converged_told:
-            self._converged_told = True
-            self.writer.set_tags({names.TAG_CONVERGED_EPOCH: str(self.monitor.converged_epoch)})
+            return verdict
+        self._raised[verdict.state] = first
+        # Python shows warnings also to who has set up no logging.
+        logger.warning("%s", verdict.message)
+        self.writer.set_tags({tag: str(first)})
+        self._history.unsettled_epoch = self.monitor.first_epochs.get("unsettled")
+        self._history.diverging_epoch = self.monitor.first_epochs.get("diverging")
         return verdict
 
     def _dynamics(self, summary: EpochSummary) -> dict[str, float]:

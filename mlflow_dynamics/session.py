@@ -49,6 +49,7 @@ def track(
     recording: RecordingConfig | None = None,
     measures: MeasureConfig | None = None,
     early_stopping: EarlyStopping = "warn",
+    stop_before_last_phase: bool = False,
     detector: str = OURS,
     schedule: Schedule | None = None,
     log_every_n_epoch: int = 1,
@@ -73,6 +74,8 @@ def track(
         recording: which activations; None takes the defaults.
         measures: how they are measured; None takes the defaults.
         early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
+        stop_before_last_phase: under a smooth schedule (such as cosine or one-cycle) let the stop not wait for the
+            last phase; for a known step of the rate it waits all the same.
         detector: the name of an installed convergence detector.
         schedule: what is known of the learning rate ahead; None reads it, when the first epoch ends, from the
             scheduler of the optimizer as far as that is certain (docs/early-warning.md).
@@ -85,7 +88,12 @@ def track(
         RecordingError: the model has no layer that could be recorded.
     """
     measures = measures or MeasureConfig()
-    monitor = monitor_for(early_stopping, detector=detector, schedule=schedule)
+    monitor = monitor_for(
+        early_stopping,
+        detector=detector,
+        schedule=schedule,
+        stop_before_last_phase=stop_before_last_phase,
+    )
     recorder = Recorder(model, recording or RecordingConfig(), optimizer=optimizer)
     if not writes_run(model):
         return Tracker(recorder, None, close=None)
@@ -160,6 +168,11 @@ class Tracker:
         self._ended: queue.Queue[EndedEpoch | None] = queue.Queue(MAX_PENDING_EPOCHS)
         self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
         started(self._worker)
+
+    def start_at(self, epoch: int, *, step: int) -> None:
+        """Count on from `epoch` and from training step `step`: the training has been resumed from a checkpoint."""
+        self._next_epoch = epoch
+        self._recorder.start_at(step)
 
     def carry_on(self, run_id: str, *, epochs: int) -> None:
         """Begin with the first `epochs` epochs of an earlier run: this run will hold them as if it had trained them.

@@ -39,17 +39,21 @@ class WatchedEpoch:
     verdict: Verdict
 
 
-def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[WatchedEpoch]:
+def watch(
+    run_id: str, *, stop: bool = False, stop_before_last_phase: bool = False, poll_s: float = 10.0
+) -> Iterator[WatchedEpoch]:
     """Every epoch of a run with its verdict, as it comes, until the run ends; those of an ended run at once.
 
     The verdicts are those that the run itself gives or would have given: the monitor's detector and schedule are
-    read from the run's parameters. On the signal a live run gets the tag `dynamics.converged_epoch`, with
-    `stop` also `dynamics.stop_requested`, which a tracked run obeys after its next epoch. A server that is away
-    for a while is waited for.
+    read from the run's parameters. On the signal a live run gets the tag `dynamics.converged_epoch` (where volatility
+    rises `dynamics.unsettled_epoch`, where training diverges `dynamics.diverging_epoch`), with `stop` also
+    `dynamics.stop_requested`, which a tracked run obeys after its next epoch. A server that is away for a while is
+    waited for.
 
     Args:
         run_id: an MLflow run that logs stability.
         stop: ask the run to stop once the monitor would.
+        stop_before_last_phase: under a smooth schedule do not wait for the last phase, also where the run itself would.
         poll_s: seconds between two looks at a live run.
 
     Raises:
@@ -60,7 +64,7 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
         raise ConfigError(f"poll={poll_s!r} must be a number of seconds above 0.")
     mode: Mode = "stop" if stop else "warn"
     known = _warning_parameters(run_id)
-    monitor = _monitor_of(known, mode)
+    monitor = _monitor_of(known, mode, stop_before_last_phase)
     seen = -1
     away = False
     while True:
@@ -77,7 +81,7 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
             continue
         away = False
         if parameters != known:
-            known, monitor = parameters, _monitor_of(parameters, mode)
+            known, monitor = parameters, _monitor_of(parameters, mode, stop_before_last_phase)
             for _, row in frame[frame["epoch"] <= seen].iterrows():
                 _judge(monitor, row)
         for _, row in frame[frame["epoch"] > seen].iterrows():
@@ -86,8 +90,9 @@ def watch(run_id: str, *, stop: bool = False, poll_s: float = 10.0) -> Iterator[
             if RunStatus.is_terminated(RunStatus.from_string(run.info.status)):
                 yield epoch
                 continue
-            if epoch.verdict.signal:
-                _tag_once(run, names.TAG_CONVERGED_EPOCH, str(monitor.converged_epoch))
+            state = epoch.verdict.state
+            if state in names.STATE_TAGS:
+                _tag_once(run, names.STATE_TAGS[state], str(monitor.first_epochs[state]))
             if epoch.verdict.should_stop:
                 _tag_once(run, names.TAG_STOP_REQUESTED, str(seen))
             yield epoch
@@ -121,8 +126,13 @@ def _warning_parameters(run_id: str) -> dict[str, str]:
     }
 
 
-def _monitor_of(parameters: dict[str, str], mode: Mode) -> ConvergenceMonitor:
-    return ConvergenceMonitor(parameters.get("detector", OURS), mode=mode, schedule=schedule_of(parameters))
+def _monitor_of(parameters: dict[str, str], mode: Mode, stop_before_last_phase: bool) -> ConvergenceMonitor:
+    return ConvergenceMonitor(
+        parameters.get("detector", OURS),
+        mode=mode,
+        schedule=schedule_of(parameters),
+        stop_before_last_phase=stop_before_last_phase or parameters.get("stop_before_last_phase") == "True",
+    )
 
 
 def _judge(monitor: ConvergenceMonitor, row: pd.Series) -> WatchedEpoch:

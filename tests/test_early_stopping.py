@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -108,6 +109,7 @@ def test_a_foreign_detector_stops_a_run_and_is_used_by_who_watches_it(third: str
     assert warning_of(run) == {
         "detector": "third",
         "mode": "stop",
+        "stop_before_last_phase": "False",
         "planned": str(EPOCHS),
         "schedule": "constant",
         "planned_epochs": str(EPOCHS),
@@ -132,6 +134,36 @@ def test_a_stop_waits_for_the_last_phase_of_a_scheduler_that_nobody_has_told_us_
     assert [epoch.verdict.signal for epoch in watched] == [0, 0, 1, 1, 1, 1, 1]
     assert [epoch.verdict.should_stop for epoch in watched] == [False] * 6 + [True]
     assert "the last phase of the onecycle schedule begins at epoch 6" in watched[2].verdict.message
+
+
+def test_a_stop_that_is_told_so_does_not_wait_for_the_last_phase_nor_does_who_watches(third: str) -> None:
+    model = network()
+    with mlflow_dynamics.track(
+        model, early_stopping="stop", stop_before_last_phase=True, detector=third
+    ) as tracker:
+        trained = train(tracker, model, one_cycle, every_step=True)
+    run = only_run()
+    assert trained == 3
+    told = warning_of(run)
+    assert (told["schedule"], told["stop_before_last_phase"]) == ("onecycle", "True")
+    watched = list(watch(run.info.run_id, stop=True))
+    assert [epoch.verdict.should_stop for epoch in watched] == [False, False, True]
+
+
+def test_who_watches_need_not_wait_for_the_last_phase_where_the_run_would(third: str) -> None:
+    model = network()
+    with mlflow_dynamics.track(model, detector=third) as tracker:
+        train(tracker, model, one_cycle, every_step=True)
+    run_id = only_run().info.run_id
+    stops = [
+        [
+            epoch.verdict.epoch
+            for epoch in watch(run_id, stop=True, stop_before_last_phase=told)
+            if epoch.verdict.should_stop
+        ]
+        for told in (False, True)
+    ]
+    assert stops == [[6, 7], [2, 3, 4, 5, 6, 7]]
 
 
 def test_a_stop_waits_for_a_drop_that_is_read_and_watching_and_the_page_know_of_it(
@@ -200,6 +232,24 @@ def test_autolog_reads_the_scheduler_too(third: str, every_step: bool) -> None:
     assert 1 in watched
 
 
+def test_a_plain_loop_that_autolog_cannot_stop_is_told_so_once_and_only_warned(
+    third: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow_dynamics.autolog(detector=third, early_stopping="stop")
+    try:
+        assert train(None, network(), lambda one: lr_scheduler.ConstantLR(one, 1.0, 0)) == EPOCHS
+    finally:
+        mlflow_dynamics.autolog(disable=True)
+    run = only_run()
+    assert names.TAG_CONVERGED_EPOCH in run.data.tags
+    assert names.TAG_STOPPED_EARLY not in run.data.tags
+    said = [
+        line.message for line in caplog.records if "early_stopping='stop' only warns here" in line.message
+    ]
+    assert len(said) == 1
+    assert "Ask tracker.should_stop of mlflow_dynamics.track" in said[0]
+
+
 def test_steps_at_which_others_log_are_no_epochs_to_who_watches(third: str) -> None:
     model = network()
     with (
@@ -212,6 +262,43 @@ def test_steps_at_which_others_log_are_no_epochs_to_who_watches(third: str) -> N
     watched = list(watch(run.info.run_id))
     assert [epoch.verdict.epoch for epoch in watched] == list(range(EPOCHS))
     assert [epoch.verdict.state for epoch in watched] == ["learning"] * 2 + ["converging"] * 6
+
+
+def epochs_of(tracker: mlflow_dynamics.Tracker, model: nn.Module, losses: dict[int, float]) -> None:
+    """Epochs of these numbers, in this order, logged with these training losses."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for epoch, loss in losses.items():
+        for inputs, targets in loader():
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+        tracker.end_epoch(epoch, **{names.TRAIN_LOSS: loss})
+        tracker.wait(epoch, timeout=60)
+
+
+def test_a_run_that_goes_back_to_an_earlier_epoch_is_tagged_as_it_went_in_the_end(third: str) -> None:
+    model = network()
+    with mlflow_dynamics.track(model, detector=third, schedule=Schedule()) as tracker:
+        epochs_of(tracker, model, {0: 1.0, 1: 0.9, 2: 0.8, 3: 0.7})
+        assert tracker.wait(3).verdict.signal == 1
+        epochs_of(tracker, model, {1: math.nan, 2: 0.8, 3: 0.7, 4: 0.6})
+    run = only_run()
+    assert run.data.tags[names.TAG_CONVERGED_EPOCH] == "4"
+    assert run.data.tags[names.TAG_DIVERGING_EPOCH] == "1"
+    described = run.data.tags[names.TAG_DESCRIPTION]
+    assert "The early warning fired at epoch 4. Training diverged at epoch 1." in described
+    # A store keeps the values that an epoch had first, so who looks back sees it as it went at first.
+    assert [epoch.verdict.signal for epoch in watch(run.info.run_id)] == [0, 0, 1, 1, 1]
+
+
+def test_epochs_that_are_missing_are_missing_to_who_looks_back_too(third: str) -> None:
+    model = network()
+    with mlflow_dynamics.track(model, detector=third, schedule=Schedule()) as tracker:
+        epochs_of(tracker, model, {0: 1.0, 1: 0.9, 7: 0.8, 8: 0.7})
+    run = only_run()
+    watched = [(epoch.verdict.epoch, epoch.verdict.signal) for epoch in watch(run.info.run_id)]
+    assert watched == [(0, 0), (1, 0), (7, 1), (8, 1)]
+    assert run.data.tags[names.TAG_CONVERGED_EPOCH] == "7"
 
 
 @pytest.mark.parametrize("early_stopping", ["off", "warn", "stop"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -11,21 +15,10 @@ import pytest
 
 from mlflow_dynamics.cli import main
 from mlflow_dynamics.errors import DataError
-from mlflow_dynamics.evaluation import (
-    DIAGNOSTIC,
-    PATIENCE,
-    RULES,
-    SAVES_EPOCHS,
-    WARNING,
-    Curves,
-    Rule,
-    curves_of,
-    matched,
-    outcome,
-    read_experiment,
-    read_traces,
-    report,
-)
+from mlflow_dynamics.evaluation import read_experiment, read_traces, report
+from mlflow_dynamics.evaluation.report import DIAGNOSTIC, SAVES_EPOCHS, interval
+from mlflow_dynamics.evaluation.rules import PATIENCE, RULES, WARNING, Rule, matched, outcome
+from mlflow_dynamics.evaluation.traces import Curves, curves_of
 
 ROOT = Path(__file__).parents[1]
 TRACES = ROOT / "tests" / "data" / "warning_grid.csv"
@@ -72,7 +65,62 @@ def test_the_rules_are_those_they_are_called() -> None:
 def test_the_page_is_what_the_command_prints_from_the_traces(capsys: pytest.CaptureFixture[str]) -> None:
     main(["evaluate", "--traces", str(TRACES)])
     printed = capsys.readouterr().out.strip()
-    assert printed in (ROOT / "docs" / "early-warning.md").read_text()
+    page = (ROOT / "docs" / "early-warning.md").read_text()
+    assert f"<!-- evaluation -->\n{printed}\n<!-- end of evaluation -->" in page
+
+
+def few(frame: pd.DataFrame) -> pd.DataFrame:
+    """Six runs of two configurations."""
+    return frame[
+        (frame["dataset"] == "cifar10") & (frame["model"] == "small_vit") & (frame["schedule"] != "step")
+    ]
+
+
+def test_one_command_puts_the_evaluation_of_whatever_traces_there_are_into_the_page(tmp_path: Path) -> None:
+    for folder in ("benchmarks", "docs/images", "tests/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("benchmarks/warning_page.py", "docs/early-warning.md"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    few(read_traces(TRACES)).to_csv(tmp_path / "tests" / "data" / "warning_grid.csv", index=False)
+    subprocess.run([sys.executable, tmp_path / "benchmarks" / "warning_page.py"], check=True)
+    before, after = ((root / "docs" / "early-warning.md").read_text() for root in (ROOT, tmp_path))
+    assert after == before.replace(report(read_traces(TRACES)), report(few(read_traces(TRACES))))
+    assert after != before
+    assert (tmp_path / "docs" / "images" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_everything_that_is_claimed_has_its_interval() -> None:
+    lines = report(few(read_traces(TRACES))).splitlines()
+    share = r"\d+ % \[\d+, \d+\] \(\d+ of \d+\)"
+    mean = r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]"
+    assert re.match(f"Misses: it did not fire in {share} of", lines[1])
+    assert re.search(rf"tolerance in {share} of", lines[2])
+    assert re.match(f"Lead over the plateau: {mean} epochs", lines[3])
+    assert re.search(f"save {mean} epochs on average, {mean} of the budget, and lose {mean} points", lines[4])
+    rows = [line.split(" | ") for line in lines if line.startswith("| ") and "tuned to" not in line][1:]
+    assert len(rows) == len(RULES) + 1
+    for _, *cells in rows:
+        assert all(re.match(f"{mean} at {mean}", cell) for cell in cells), cells
+
+
+def test_an_interval_holds_the_mean_it_is_of_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    bounds = np.array([interval(rng.exponential(size=50), rng) for _ in range(400)])
+    held = np.mean((bounds[:, 0] <= 1) & (bounds[:, 1] >= 1))
+    assert 0.90 <= held <= 0.97  # of a skewed sample of 50 a percentile interval falls a little short of 95 %
+
+
+def test_lightnings_count_has_rows_of_its_own_where_it_stops_elsewhere() -> None:
+    frame = few(read_traces(TRACES)).copy()
+    alike = report(frame)
+    assert "so one row stands for both" in alike
+    assert "as Lightning counts |" not in alike
+    loss = frame.columns.get_loc("validation/loss")
+    frame.iloc[10, loss] = np.nan
+    apart = report(frame)
+    assert "| patience on validation loss, as Lightning counts |" in apart
+    assert "| patience on validation accuracy, as Lightning counts |" not in apart
+    assert "which ends a run at a value that is not finite" in apart
 
 
 def test_the_readme_claims_no_more_than_the_page() -> None:

@@ -68,7 +68,8 @@ class ConvergenceMonitor:
         mode: "warn" never asks to stop.
         schedule: what is known of the learning rate ahead; None is a constant rate and an unknown length, until
             `expect` says otherwise.
-        stop_before_last_phase: under a cosine or one-cycle schedule do not let the stop wait for the last phase.
+        stop_before_last_phase: under a smooth schedule (such as cosine or one-cycle) let the stop not wait for the
+            last phase; for a known step of the rate it waits all the same.
 
     Raises:
         ConfigError: an unknown detector or mode.
@@ -100,8 +101,14 @@ class ConvergenceMonitor:
             **self._detector.parameters,
             "detector": self._name,
             "mode": self._mode,
+            "stop_before_last_phase": str(self._stop_before_last_phase),
             **self._schedule.parameters,
         }
+
+    @property
+    def converged_epoch(self) -> int | None:
+        """The first epoch at which convergence was detected, None before; a later reset does not change it."""
+        return self.first_epochs.get("converging")
 
     @property
     def should_stop(self) -> bool:
@@ -145,8 +152,8 @@ class ConvergenceMonitor:
         self._should_stop = False
         self._resume_at = 0
         self._seen_stability = False
-        self.converged_epoch: int | None = None
-        """The first epoch at which convergence was detected, None before; a later reset does not change it."""
+        self.first_epochs: dict[State, int] = {}
+        """The first epoch in each state there has been; a later reset does not change them."""
         self._restart()
 
     def _restart(self) -> None:
@@ -195,8 +202,6 @@ class ConvergenceMonitor:
             self._after = self._make(planned_epochs=None)
             for epoch, stability in self._recent:
                 self._after.update(epoch, stability)
-            if self.converged_epoch is None:
-                self.converged_epoch = fed.epoch
         if self._since is not None:
             return self._converging(fed, reading.score)
         if math.isnan(reading.score):
@@ -222,6 +227,7 @@ class ConvergenceMonitor:
         self, fed: _Fed, state: State, score: float, message: str, *, should_stop: bool = False
     ) -> Verdict:
         self._should_stop = should_stop
+        self.first_epochs.setdefault(state, fed.epoch)
         return Verdict(
             epoch=fed.epoch,
             signal=int(self._since is not None),
@@ -262,7 +268,11 @@ class ConvergenceMonitor:
 
 
 def monitor_for(
-    early_stopping: EarlyStopping, *, detector: str = OURS, schedule: Schedule | None = None
+    early_stopping: EarlyStopping,
+    *,
+    detector: str = OURS,
+    schedule: Schedule | None = None,
+    stop_before_last_phase: bool = False,
 ) -> ConvergenceMonitor | None:
     """The monitor that `early_stopping` asks for; None for "off".
 
@@ -274,4 +284,9 @@ def monitor_for(
     if early_stopping == "off":
         find_detector(detector)
         return None
-    return ConvergenceMonitor(detector, mode=early_stopping, schedule=schedule)
+    return ConvergenceMonitor(
+        detector,
+        mode=early_stopping,
+        schedule=schedule,
+        stop_before_last_phase=stop_before_last_phase,
+    )

@@ -30,7 +30,7 @@ class DynamicsCallback(Callback):
     keeps the best.
 
     Args:
-        recording, measures, early_stopping, detector: as for `mlflow_dynamics.track`.
+        recording, measures, early_stopping, stop_before_last_phase, detector: as for `mlflow_dynamics.track`.
         schedule: what is known of the learning rate ahead; None reads it from the trainer and its scheduler.
 
     Raises:
@@ -43,6 +43,7 @@ class DynamicsCallback(Callback):
         recording: RecordingConfig | None = None,
         measures: MeasureConfig | None = None,
         early_stopping: EarlyStopping = "warn",
+        stop_before_last_phase: bool = False,
         detector: str = OURS,
         schedule: Schedule | None = None,
     ) -> None:
@@ -50,6 +51,7 @@ class DynamicsCallback(Callback):
         self._recording = recording
         self._measures = measures
         self._early_stopping: EarlyStopping = early_stopping
+        self._stop_before_last_phase = stop_before_last_phase
         self._detector = detector
         self._schedule = schedule
         self._tracker: Tracker | None = None
@@ -64,11 +66,14 @@ class DynamicsCallback(Callback):
             recording=self._recording,
             measures=self._measures,
             early_stopping=self._early_stopping,
+            stop_before_last_phase=self._stop_before_last_phase,
             detector=self._detector,
             schedule=self._schedule or _schedule_of(trainer),
             run_id=None if ours is None else ours.run_id,
             tracking_uri=None if ours is None else ours._tracking_uri,
         )
+        # Above 0 with `ckpt_path`.
+        self._tracker.start_at(trainer.current_epoch, step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the epoch; stop the fit where asked to."""

@@ -29,7 +29,7 @@ class DynamicsCallback(TrainerCallback):
     of the last epoch, with `load_best_model_at_end=True` the best one, as with the Trainer's `EarlyStoppingCallback`.
 
     Args:
-        recording, measures, early_stopping, detector: as for `mlflow_dynamics.track`.
+        recording, measures, early_stopping, stop_before_last_phase, detector: as for `mlflow_dynamics.track`.
         schedule: what is known of the learning rate ahead; None reads it from the Trainer and its scheduler.
 
     Raises:
@@ -42,6 +42,7 @@ class DynamicsCallback(TrainerCallback):
         recording: RecordingConfig | None = None,
         measures: MeasureConfig | None = None,
         early_stopping: EarlyStopping = "warn",
+        stop_before_last_phase: bool = False,
         detector: str = OURS,
         schedule: Schedule | None = None,
     ) -> None:
@@ -49,6 +50,7 @@ class DynamicsCallback(TrainerCallback):
         self._recording = recording
         self._measures = measures
         self._early_stopping: EarlyStopping = early_stopping
+        self._stop_before_last_phase = stop_before_last_phase
         self._detector = detector
         self._schedule = schedule
         self._tracker: Tracker | None = None
@@ -62,9 +64,12 @@ class DynamicsCallback(TrainerCallback):
             recording=self._recording,
             measures=self._measures,
             early_stopping=self._early_stopping,
+            stop_before_last_phase=self._stop_before_last_phase,
             detector=self._detector,
             schedule=self._schedule or _schedule_of(state, kwargs.get("lr_scheduler")),
         )
+        # Above 0 with `resume_from_checkpoint`; a checkpoint within an epoch leaves the rest of it to be recorded.
+        self._tracker.start_at(int(state.epoch or 0), step=state.global_step)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -42,6 +42,7 @@ class RunHistory:
         exponents, phase_coherence: (layers,) of each measured epoch, by epoch.
         order: (steps,) the order parameter over the last window.
         converged_epoch: the first epoch with the convergence signal, or None.
+        unsettled_epoch, diverging_epoch: likewise with risen volatility and of divergence.
     """
 
     title: str
@@ -52,6 +53,8 @@ class RunHistory:
     phase_coherence: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     order: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     converged_epoch: int | None = None
+    unsettled_epoch: int | None = None
+    diverging_epoch: int | None = None
 
     def add(self, epoch: int, metrics: Mapping[str, float], measures: Measures) -> None:
         """Take in an epoch; one that was there before is replaced, with all after it."""
@@ -63,6 +66,8 @@ class RunHistory:
         if measures.reason is None:
             self.exponents[epoch] = measures.exponents
             self.phase_coherence[epoch] = measures.phase_coherence
+        if self.converged_epoch is not None and epoch <= self.converged_epoch:
+            self.converged_epoch = None
         if self.converged_epoch is None and metrics.get(names.CONVERGENCE_SIGNAL):
             self.converged_epoch = epoch
 
@@ -129,8 +134,9 @@ def history_of(run_id: str, config: MeasureConfig) -> RunHistory:
     history.layers = tuple(layer.name for layer in load_layers(run_id))
     for row in load_metrics([run_id]).drop(columns="run_id").to_dict("records"):
         history.metrics.append({str(key): float(value) for key, value in row.items() if value == value})
-    converged = run.data.tags.get(names.TAG_CONVERGED_EPOCH)
-    history.converged_epoch = None if converged is None else int(converged)
+    history.converged_epoch = _epoch_in(run, names.TAG_CONVERGED_EPOCH)
+    history.unsettled_epoch = _epoch_in(run, names.TAG_UNSETTLED_EPOCH)
+    history.diverging_epoch = _epoch_in(run, names.TAG_DIVERGING_EPOCH)
     for epoch, table in _layer_measures(run).items():
         history.exponents[epoch] = table["exponent"].to_numpy(dtype=np.float64)
         history.phase_coherence[epoch] = table["phase_coherence"].to_numpy(dtype=np.float64)
@@ -145,6 +151,11 @@ def last_order(window: SignalWindow) -> NDArray[np.float64]:
         return np.empty(0)
     order = order_parameter(signals)
     return order[np.isfinite(order)]
+
+
+def _epoch_in(run: Run, tag: str) -> int | None:
+    value = run.data.tags.get(tag)
+    return None if value is None else int(value)
 
 
 def _layer_measures(run: Run) -> dict[int, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""What happened in a run, in three sentences."""
+"""What happened in a run, in three lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mlflow_dynamics.tracking import names
 
 
 def summary(history: RunHistory) -> list[str]:
-    """What happened, in three sentences: plateau, warning, final numbers."""
+    """What happened, in three lines: plateau, warning and what else was raised, final numbers."""
     plateau, warning = history.plateau, history.converged_epoch
     if plateau is not None:
         accuracy = f"flat (within half a point of its best) from epoch {plateau}"
@@ -15,12 +15,16 @@ def summary(history: RunHistory) -> list[str]:
         accuracy = "not flat: it never stays within half a point of its best"
     else:
         accuracy = "not logged"
-    lines = [
-        f"Validation accuracy is {accuracy}.",
+    raised = (
         "The early warning did not fire."
         if warning is None
-        else f"The early warning fired at epoch {warning}.",
-    ]
+        else f"The early warning fired at epoch {warning}."
+    )
+    if history.unsettled_epoch is not None:
+        raised += f" The volatility of stability had risen at epoch {history.unsettled_epoch}."
+    if history.diverging_epoch is not None:
+        raised += f" Training diverged at epoch {history.diverging_epoch}."
+    lines = [f"Validation accuracy is {accuracy}.", raised]
     last = history.metrics[-1] if history.metrics else {}
     shown = {
         "validation accuracy": names.VALIDATION_ACCURACY,

@@ -60,6 +60,14 @@ DYNAMICS_METRICS: Final = (*MEASURE_METRICS, VOLATILITY, CONVERGENCE_SIGNAL, CON
 
 TAG_SCHEMA_VERSION: Final = "dynamics.schema_version"
 TAG_CONVERGED_EPOCH: Final = "dynamics.converged_epoch"
+TAG_UNSETTLED_EPOCH: Final = "dynamics.unsettled_epoch"
+TAG_DIVERGING_EPOCH: Final = "dynamics.diverging_epoch"
+STATE_TAGS: Final = {
+    "converging": TAG_CONVERGED_EPOCH,
+    "unsettled": TAG_UNSETTLED_EPOCH,
+    "diverging": TAG_DIVERGING_EPOCH,
+}
+"""State of a verdict that is raised -> tag that says in which epoch first."""
 TAG_STOPPED_EARLY: Final = "dynamics.stopped_early"
 TAG_STOP_REQUESTED: Final = "dynamics.stop_requested"
 """Set from outside (`mlflow-dynamics watch --stop`): a tracked run stops after its next epoch."""

@@ -105,7 +105,8 @@ def search_runs(
 
     Returns:
         Columns run_id, run_name, experiment_id, status, start_time, end_time (UTC), warning_epoch (the convergence
-        signal's first), stopped_early, plateau_epoch (first epoch whose centred 5-epoch median of validation
+        signal's first), unsettled_epoch and diverging_epoch (likewise of risen volatility, of divergence),
+        stopped_early, plateau_epoch (first epoch whose centred 5-epoch median of validation
         accuracy is within 0.5 points of the best epoch's), lead_time (plateau_epoch - warning_epoch), and the last
         value of each dynamics metric and of validation accuracy. What a run lacks is missing, not 0.
 
@@ -120,6 +121,8 @@ def search_runs(
         frame[column] = pd.to_datetime(frame[column], unit="ms", utc=True)
     tags = [run.data.tags for run in found]
     frame["warning_epoch"] = _integers(one.get(names.TAG_CONVERGED_EPOCH) for one in tags)
+    frame["unsettled_epoch"] = _integers(one.get(names.TAG_UNSETTLED_EPOCH) for one in tags)
+    frame["diverging_epoch"] = _integers(one.get(names.TAG_DIVERGING_EPOCH) for one in tags)
     frame["stopped_early"] = [one.get(names.TAG_STOPPED_EARLY) == "true" for one in tags]
     frame["plateau_epoch"] = _plateaus(found)
     frame["lead_time"] = frame["plateau_epoch"] - frame["warning_epoch"]

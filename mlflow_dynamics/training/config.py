@@ -58,6 +58,9 @@ class TrainingConfig:
     early_stopping: EarlyStopping = _parameter(
         "warn", f"on the convergence signal: one of {', '.join(EARLY_STOPPING)}"
     )
+    stop_before_last_phase: bool = _parameter(
+        False, "under a smooth schedule let the stop not wait for the last phase"
+    )
     detector: str = _parameter("volatility", "of convergence: an installed detector's name")
     record_every: int = _parameter(1, "record activations at every n-th training step")
     batch_samples: int | None = _optional(
@@ -159,6 +162,9 @@ class GridConfig:
     device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     workers: int = _parameter(0, "processes that load data")
     early_stopping: EarlyStopping = _parameter("warn", "on the convergence signal: off, warn or stop")
+    stop_before_last_phase: bool = _parameter(
+        False, "under a smooth schedule let the stop not wait for the last phase"
+    )
     detector: str = _parameter("volatility", "of convergence: an installed detector's name")
 
 

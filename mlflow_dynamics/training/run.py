@@ -164,7 +164,12 @@ def _train(config: TrainingConfig, trainer: Trainer, writer: RunWriter, *, run_i
         writer,
         recording=config.recording,
         measures=config.measures,
-        monitor=monitor_for(config.early_stopping, detector=config.detector, schedule=_schedule(config)),
+        monitor=monitor_for(
+            config.early_stopping,
+            detector=config.detector,
+            schedule=_schedule(config),
+            stop_before_last_phase=config.stop_before_last_phase,
+        ),
     )
     with (
         Tracker(

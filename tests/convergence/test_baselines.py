@@ -67,6 +67,61 @@ def test_patience_is_lightnings(patience, mode):
         assert ours == stopped
 
 
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and logging intervals
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience_ends_a_fit_where_lightnings_callback_does_and_keras_counts_alike(patience, tmp_path):
+    torch = pytest.importorskip("torch")
+    lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    values = np.random.default_rng(patience).integers(0, 40, 30) / np.arange(8, 38)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch, index):
+            return self.layer(batch).mean()
+
+        def validation_step(self, batch, index):
+            self.log("loss", torch.tensor(values[self.current_epoch]))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    theirs = callbacks.EarlyStopping("loss", patience=patience, mode="min")
+    trainer = lightning.Trainer(
+        max_epochs=len(values),
+        accelerator="cpu",
+        callbacks=[theirs],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    loader = torch.utils.data.DataLoader(torch.ones(1, 1))
+    trainer.fit(Module(), loader, loader)
+    assert 0 < theirs.stopped_epoch < len(values) - 1
+    for semantics in ("lightning", "keras"):
+        assert (
+            patience_stop(values, patience=patience, mode="min", semantics=semantics) == theirs.stopped_epoch
+        )
+
+
+def test_the_two_counts_are_one_on_finite_values():
+    rng = np.random.default_rng(7)
+    for _ in range(300):
+        values = rng.integers(0, 12, 25) / 4.0
+        patience, mode = int(rng.integers(1, 8)), str(rng.choice(["min", "max"]))
+        keras, lightning = (
+            patience_stop(values, patience=patience, mode=mode, min_delta=0.25, semantics=semantics)
+            for semantics in ("keras", "lightning")
+        )
+        assert keras == lightning
+
+
 def test_generalization_loss():
     loss = [2.0, 1.0, 1.04, 1.06, 0.9]
     assert generalization_loss_stop(loss, alpha=5) == 3

@@ -267,6 +267,7 @@ def test_parameters_are_those_of_monitor_and_detector():
     assert ConvergenceMonitor(mode="stop", schedule=PLAN).parameters == {
         "detector": "volatility",
         "mode": "stop",
+        "stop_before_last_phase": "False",
         "schedule": "constant",
         "planned_epochs": EPOCHS,
         "drop_epochs": "none",

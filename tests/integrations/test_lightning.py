@@ -143,6 +143,7 @@ class Scheduled(Classifier):
     [
         ("step", ("step", "8", "2,4", 8)),
         ("onecycle", ("onecycle", "8", "none", 7)),
+        ("onecycle, not waited for", ("onecycle", "8", "none", 4)),
         ("two", ("unknown", "8", "none", 4)),
     ],
 )
@@ -153,7 +154,9 @@ def test_a_stop_waits_for_what_the_trainers_scheduler_says_and_leaves_the_best_c
     seed_everything(3, verbose=False)
     checkpoints = ModelCheckpoint(dirpath=own_mlflow / "best", monitor="accuracy", mode="max")
     module = Scheduled(kind)
-    ours = DynamicsCallback(early_stopping="stop", detector="third")
+    ours = DynamicsCallback(
+        early_stopping="stop", stop_before_last_phase=kind.endswith("not waited for"), detector="third"
+    )
     trainer = Trainer(
         max_epochs=8,
         accumulate_grad_batches=2,
@@ -179,6 +182,33 @@ def test_a_stop_waits_for_what_the_trainers_scheduler_says_and_leaves_the_best_c
     best = torch.load(checkpoints.best_model_path, weights_only=False)
     assert best["epoch"] in epochs
     assert checkpoints.best_model_score is not None
+
+
+def test_a_fit_that_is_resumed_goes_on_at_its_epoch_in_the_same_run(own_mlflow: Path) -> None:
+    seed_everything(3, verbose=False)
+
+    def fit_until(epochs: int, checkpoint: str | None) -> ModelCheckpoint:
+        checkpoints = ModelCheckpoint(dirpath=own_mlflow / "kept")
+        trainer = Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            callbacks=[DynamicsCallback(), checkpoints],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=own_mlflow,
+        )
+        trainer.fit(Classifier(), loader(STEPS), loader(2), ckpt_path=checkpoint)
+        return checkpoints
+
+    with mlflow.start_run() as run:
+        checkpoints = fit_until(2, None)
+        fit_until(5, checkpoints.best_model_path)
+    table = mlflow_dynamics.load_activations(run.info.run_id, layers=[0]).to_pandas()
+    assert table["epoch"].to_list() == [epoch for epoch in range(5) for _ in range(STEPS)]
+    assert table["step"].to_list() == list(range(5 * STEPS))
+    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, names.STABILITY)
+    assert [point.step for point in points] == list(range(5))
 
 
 def test_an_unknown_detector_is_refused_when_the_callback_is_made() -> None:

@@ -133,9 +133,11 @@ class Plain(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-@pytest.mark.parametrize(("kind", "trained"), [("constant", 3), ("linear", 7)])
+@pytest.mark.parametrize(
+    ("kind", "told", "trained"), [("constant", False, 3), ("linear", False, 7), ("linear", True, 3)]
+)
 def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
-    own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, trained: int
+    own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: bool, trained: int
 ) -> None:
     monkeypatch.syspath_prepend(install(own_mlflow / "installed"))
     arguments = transformers.TrainingArguments(
@@ -158,18 +160,60 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
         args=arguments,
         train_dataset=Images(),
         eval_dataset=Images(),
-        callbacks=[DynamicsCallback(early_stopping="stop", detector="third", measures=WINDOW)],
+        callbacks=[
+            DynamicsCallback(
+                early_stopping="stop", stop_before_last_phase=told, detector="third", measures=WINDOW
+            )
+        ],
     )
     trainer.train()
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    told = run.data.params
-    assert (told["dynamics/warning/schedule"], told["dynamics/warning/planned_epochs"]) == (kind, "8")
+    known = run.data.params
+    assert (known["dynamics/warning/schedule"], known["dynamics/warning/planned_epochs"]) == (kind, "8")
     assert run.info.status == "FINISHED"
     assert run.data.tags[names.TAG_STOPPED_EARLY] == "true"
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(losses) == trained
     assert losses[0] == max(losses)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0])
+
+
+def resumable(folder: Path, epochs: int, save: dict[str, object]) -> transformers.Trainer:
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder / "out"),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=BATCH,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=5,
+        **save,
+    )
+    ours = DynamicsCallback(measures=WINDOW)
+    return transformers.Trainer(model=Plain(), args=arguments, train_dataset=Images(), callbacks=[ours])
+
+
+def test_a_training_that_is_resumed_goes_on_at_its_epoch_in_the_same_run(own_mlflow: Path) -> None:
+    with mlflow.start_run() as run:
+        resumable(own_mlflow, 2, {"save_strategy": "epoch"}).train()
+        resumable(own_mlflow, 5, {"save_strategy": "epoch"}).train(resume_from_checkpoint=True)
+    table = mlflow_dynamics.load_activations(run.info.run_id, layers=[0]).to_pandas()
+    assert table["epoch"].to_list() == [epoch for epoch in range(5) for _ in range(STEPS)]
+    assert table["step"].to_list() == list(range(5 * STEPS))
+    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, names.STABILITY)
+    assert [point.step for point in points] == list(range(5))
+
+
+def test_a_training_that_is_resumed_within_an_epoch_records_the_rest_of_it(own_mlflow: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": STEPS + 30, "max_steps": STEPS + 30}
+    resumable(own_mlflow, 3, save).train()
+    with mlflow.start_run() as run:
+        resumable(own_mlflow, 3, {"save_strategy": "no"}).train(
+            resume_from_checkpoint=str(own_mlflow / "out" / f"checkpoint-{STEPS + 30}")
+        )
+    table = mlflow_dynamics.load_activations(run.info.run_id, layers=[0]).to_pandas()
+    assert table["epoch"].to_list() == [1] * (STEPS - 30) + [2] * STEPS
+    assert table["step"].to_list() == list(range(STEPS + 30, 3 * STEPS))
 
 
 DISTRIBUTED = """

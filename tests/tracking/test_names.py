@@ -21,7 +21,7 @@ def test_every_key_of_ours_is_one_that_mlflow_takes() -> None:
         names.check_key("metric", key)
     for tag in (
         names.TAG_SCHEMA_VERSION,
-        names.TAG_CONVERGED_EPOCH,
+        *names.STATE_TAGS.values(),
         names.TAG_STOPPED_EARLY,
         names.TAG_LOCAL_ID,
     ):

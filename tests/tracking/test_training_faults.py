@@ -157,11 +157,12 @@ def test_a_training_that_goes_to_nan(server: MlflowServer, caplog: pytest.LogCap
     assert [repr(loss) for loss in losses] == [repr(loss) for loss in bare]
     assert longest <= LONGEST_WAIT_S
     assert [record for record in caplog.records if record.exc_info] == []
-    assert warnings_of(caplog) == []
+    assert warnings_of(caplog) == ["Epoch 0: Training diverges: the training loss is nan."]
     assert tracker.run_id is not None
     client = MlflowClient(server.uri)
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
+    assert run.data.tags[names.TAG_DIVERGING_EPOCH] == "0"
     history = client.get_metric_history(tracker.run_id, names.TRAIN_LOSS)
     assert sorted(metric.step for metric in history) == list(range(EPOCHS))
     assert all(math.isnan(metric.value) for metric in history)

@@ -39,7 +39,8 @@ def train(folder: Path, *arguments: str) -> str:
 def test_a_stopped_run_is_finished_and_its_model_is_that_of_the_best_epoch(own_mlflow: Path) -> None:
     told = train(
         own_mlflow,
-        *("--detector", "third", "--early-stopping", "stop", "--schedule", "constant", "--epochs", "9"),
+        *("--detector", "third", "--early-stopping", "stop", "--schedule", "cosine", "--epochs", "9"),
+        *("--stop-before-last-phase", "true"),
     )
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     points = mlflow.MlflowClient().get_metric_history(run.info.run_id, names.VALIDATION_ACCURACY)

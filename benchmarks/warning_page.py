@@ -1,0 +1,30 @@
+"""Puts the evaluation of the kept traces, table and figure, into docs/early-warning.md.
+
+    python benchmarks/warning_page.py
+
+A test compares the page with what `mlflow-dynamics evaluate` prints.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from mlflow_dynamics.evaluation import figure, read_traces, report
+
+ROOT: Final = Path(__file__).parents[1]
+PAGE: Final = ROOT / "docs" / "early-warning.md"
+TRACES: Final = ROOT / "tests" / "data" / "warning_grid.csv"
+BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
+
+
+def main() -> None:
+    frame = read_traces(TRACES)
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{report(frame)}\n{END}{after}", encoding="utf-8")
+    figure(frame).save(ROOT / "docs" / "images" / "evaluation.png", format="png")
+
+
+if __name__ == "__main__":
+    main()

@@ -48,7 +48,7 @@ def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) 
         warning_epoch, plateau_epoch and lead_time (plateau minus warning, in epochs); NaN where there is none.
 
     Raises:
-        TrackingError: a run is unknown or deleted, the experiment is unknown, or no run holds dynamics.
+        TrackingError: a run or the experiment is unknown or deleted, or no run holds dynamics.
         ConfigError: both `runs` and `experiment` are given.
     """
     found = find_runs(runs, experiment=experiment)

@@ -54,7 +54,7 @@ def load_metrics(
         has its columns.
 
     Raises:
-        TrackingError: a run of `runs` is unknown or deleted, an experiment is unknown, or the store cannot be read.
+        TrackingError: a run of `runs` or an experiment is unknown or deleted, or the store cannot be read.
         ConfigError: both `runs` and `experiment` are given.
     """
     found = find_runs(runs, experiment=experiment, filter_string=filter_string)
@@ -106,7 +106,7 @@ def search_runs(
         value of each dynamics metric and of validation accuracy. What a run lacks is missing, not 0.
 
     Raises:
-        TrackingError: an experiment is unknown or the store cannot be read, or refuses the filter.
+        TrackingError: an experiment is unknown or deleted, or the store cannot be read, or refuses the filter.
     """
     found = find_runs(
         None, experiment=experiment, filter_string=filter_string, order_by=order_by, max_results=max_results
@@ -192,6 +192,11 @@ def _experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None
         one = client.get_experiment_by_name(name)
         if one is None:
             raise TrackingError(f"There is no experiment {name!r} in {redact(mlflow.get_tracking_uri())}.")
+        if one.lifecycle_stage == LifecycleStage.DELETED:
+            raise TrackingError(
+                f"Experiment {name!r} is deleted; mlflow experiments restore --experiment-id {one.experiment_id} "
+                "brings it back."
+            )
         ids.append(one.experiment_id)
     return ids
 

@@ -97,6 +97,8 @@ def test_queries_give_the_recorded_values(recorded: dict[str, str]) -> None:
 
     found = search_runs(recorded["experiment"])
     assert found["run_name"].tolist() == ["bare", "adam", "sgd"]
+    # All of them still train: what is there is there.
+    assert set(found["status"]) == {"RUNNING"}
     sgd = found.set_index("run_name").loc["sgd"]
     assert sgd["plateau_epoch"] == 7
     assert sgd["warning_epoch"] == 4
@@ -127,10 +129,13 @@ def test_what_cannot_be_found_is_one_clear_sentence(recorded: dict[str, str]) ->
         for call in (load_metrics, load_activations):
             with pytest.raises(TrackingError, match="There is no run"):
                 call([recorded["sgd"], unknown])
-    with pytest.raises(
-        TrackingError, match=f"is deleted; mlflow runs restore --run-id {recorded['deleted']}"
-    ):
-        load_metrics(recorded["deleted"])
+    restored_by = f"is deleted; mlflow runs restore --run-id {recorded['deleted']}"
+    for call in (load_metrics, load_metrics_table, load_activations, scan_activations, load_layers):
+        with pytest.raises(TrackingError, match=restored_by):
+            call(recorded["deleted"])
+    MlflowClient().delete_experiment(MlflowClient().create_experiment(f"{recorded['experiment']}, gone"))
+    with pytest.raises(TrackingError, match="gone' is deleted; mlflow experiments restore --experiment-id"):
+        search_runs(f"{recorded['experiment']}, gone")
     with pytest.raises(TrackingError, match="There is no experiment 'nowhere'"):
         search_runs("nowhere")
     with pytest.raises(TrackingError, match="The runs cannot be read"):

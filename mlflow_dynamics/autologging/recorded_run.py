@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import mlflow
+
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.measuring import Measuring
@@ -15,6 +17,7 @@ from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.session import Tracker, closing
 from mlflow_dynamics.tracking import RunWriter, activate_run, names, new_run
+from mlflow_dynamics.tracking.runs import named
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +88,6 @@ class RecordedRun:
         if run is None:
             return None
         self._to_activate = False
-        logger.info("The run is %s.", run.info.run_id)
         activate_run(run)
         return str(run.info.run_id)
 
@@ -111,6 +113,9 @@ def _tell(training: FollowedTraining, joined: str | None, config: AutologConfig)
         "of unknown length" if finder.length is None else f"{finder.length} batches each",
         "; of several drawn in turn, the first" if finder.several else "",
     )
+    active = mlflow.active_run()
+    if active is not None and active.info.run_id == joined:
+        logger.info("The run is %s", named(active))
     if config.early_stopping == "stop":
         logger.warning(
             "early_stopping='stop' only warns here: autolog cannot end a loop that is not its own. Ask "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
 import altair as alt
 import numpy as np
 import pandas as pd
-from scipy import stats
+from mlflow.entities import RunStatus
 
 from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.errors import TrackingError
+from mlflow_dynamics.report.answers import interval, styles_apart, tasks_apart, warning_leads
 from mlflow_dynamics.report.figures import Figure
 from mlflow_dynamics.report.page import page, picture
 from mlflow_dynamics.tracking import names
@@ -21,7 +23,6 @@ SETTINGS: Final = ("dataset", "model", "optimizer", "schedule")
 """Parameters of a run; runs that agree in all of them are taken for repetitions of one training (seeds)."""
 
 UNKNOWN: Final = "not logged"
-_LEVEL: Final = 0.95
 
 PADDING: Final = 8
 """Pixels between the outermost point and the axis."""
@@ -31,21 +32,23 @@ LEAST_ROWS: Final = 6
 HIGHEST_ROWS: Final = 40
 """A figure is as high as its rows need, up to this many."""
 
+_logger = logging.getLogger(__name__)
+
 
 def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) -> pd.DataFrame:
-    """One row a run.
+    """One row a run that holds dynamics; a warning says how many do not.
 
     Args:
         runs: run ids; None takes every run of `experiment`.
         experiment: its name.
 
     Returns:
-        Columns run_id, run_name, dataset, model, optimizer, schedule ("not logged" where a run does not say),
+        Columns run_id, run_name, status, dataset, model, optimizer, schedule ("not logged" where a run does not say),
         integration and metastability (means over the second half of the epochs at which they are defined),
         warning_epoch, plateau_epoch and lead_time (plateau minus warning, in epochs); NaN where there is none.
 
     Raises:
-        TrackingError: a run is unknown or deleted, the experiment is unknown, or no run holds dynamics.
+        TrackingError: a run or the experiment is unknown or deleted, or no run holds dynamics.
         ConfigError: both `runs` and `experiment` are given.
     """
     found = find_runs(runs, experiment=experiment)
@@ -56,6 +59,7 @@ def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) 
         {
             "run_id": run.info.run_id,
             "run_name": run.info.run_name or run.info.run_id,
+            "status": run.info.status,
             **{key: run.data.params.get(key, UNKNOWN) for key in SETTINGS},
             **_numbers(by_run[run.info.run_id]),
         }
@@ -66,6 +70,13 @@ def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) 
         raise TrackingError(
             f"None of the {len(found)} runs holds {names.INTEGRATION}; give runs that were recorded with "
             "mlflow_dynamics for at least one measured epoch."
+        )
+    if len(rows) < len(found):
+        _logger.warning(
+            "%d of %d runs hold no %s and are left out.",
+            len(found) - len(rows),
+            len(found),
+            names.INTEGRATION,
         )
     return pd.DataFrame.from_records(rows)
 
@@ -80,11 +91,7 @@ def integration_by_task(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for settings, group in frame.groupby(list(SETTINGS)):
         values = group["integration"].to_numpy(dtype=np.float64)
-        half = np.nan
-        if len(values) > 1:
-            half = stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * stats.sem(values)
-        mean = values.mean()
-        rows.append((*settings, len(values), mean, mean - half, mean + half))
+        rows.append((*settings, len(values), values.mean(), *interval(values)))
     return pd.DataFrame(rows, columns=[*SETTINGS, "runs", "integration", "low", "high"])
 
 
@@ -102,6 +109,11 @@ def limits(frame: pd.DataFrame) -> list[str]:
     for what, word in (("model", "architecture"), ("optimizer", "optimizer"), ("schedule", "schedule")):
         if frame[what].nunique() == 1:
             said.append(f"All runs have one {word}: its influence cannot be seen.")
+    going = sum(not RunStatus.is_terminated(RunStatus.from_string(status)) for status in frame["status"])
+    if going:
+        said.append(
+            f"{going} of {len(frame)} runs have not ended: their numbers are those of the epochs so far."
+        )
     lead = int(frame["lead_time"].notna().sum())
     if lead < len(frame):
         said.append(
@@ -112,35 +124,36 @@ def limits(frame: pd.DataFrame) -> list[str]:
 
 
 def draw(frame: pd.DataFrame) -> list[Figure]:
-    """A figure for each of the three questions, of a frame as `gather` returns it."""
-    figures = [_by_task(frame)]
-    if frame["lead_time"].notna().any():
-        figures.append(_lead(frame))
-    return [*figures, _styles(frame)]
+    """A figure for each of the three questions (without a chart where no run has a lead time), of such a frame."""
+    return [_by_task(frame), _lead(frame), _styles(frame)]
 
 
 def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
     """The page as HTML, of a frame as `gather` returns it; it needs no network."""
     table = integration_by_task(frame)
-    cells = [["data set", "model", "optimizer", "schedule", "runs", "integration", "95 % over seeds"]]
+    # The numbers before the rest of what is long: a narrow window shows the left part of a table.
+    cells = [["data set", "integration", "95 % over seeds", "runs", *SETTINGS[1:]]]
     for row in table.itertuples():
-        interval = "one run" if row.runs == 1 else f"{row.low:.3f} to {row.high:.3f}"
-        settings = [row.dataset, row.model, row.optimizer, row.schedule]
-        cells.append([*settings, str(row.runs), f"{row.integration:.3f}", interval])
+        spread = "one run" if row.runs == 1 else f"{row.low:.3f} to {row.high:.3f}"
+        settings = [row.model, row.optimizer, row.schedule]
+        cells.append([row.dataset, f"{row.integration:.3f}", spread, str(row.runs), *settings])
     runs = [
-        ["run", "id", "data set", *SETTINGS[1:], "integration", "metastability", "warning", "plateau", "lead"]
+        ["run", "integration", "metastability", "warning", "plateau", "lead", "data set", *SETTINGS[1:], "id"]
     ]
     for _, row in frame.iterrows():
         numbers = [f"{row[key]:.3f}" for key in ("integration", "metastability")]
         epochs = [_epoch(row[key]) for key in ("warning_epoch", "plateau_epoch", "lead_time")]
-        runs.append([row["run_name"], row["run_id"][:8], *(row[key] for key in SETTINGS), *numbers, *epochs])
-    lines = [f"{len(frame)} runs.", *(limits(frame) or ["Runs differ by seed within every combination."])]
+        runs.append([row["run_name"], *numbers, *epochs, *(row[key] for key in SETTINGS), row["run_id"][:8]])
+    lines = [
+        f"{len(frame)} {'run' if len(frame) == 1 else 'runs'}.",
+        *(limits(frame) or ["Runs differ by seed within every combination."]),
+    ]
     return page(title, lines, draw(frame), {"Integration by task and architecture": cells, "The runs": runs})
 
 
 def comparison_pictures(frame: pd.DataFrame) -> dict[str, bytes]:
     """Figure name -> PNG of each figure of the page, of a frame as `gather` returns it."""
-    return {figure.name: picture(figure) for figure in draw(frame)}
+    return {figure.name: picture(figure) for figure in draw(frame) if figure.charts}
 
 
 def _numbers(metrics: pd.DataFrame) -> dict[str, float]:
@@ -180,7 +193,8 @@ def _by_task(frame: pd.DataFrame) -> Figure:
     return _figure(
         "integration",
         "Does integration separate tasks?",
-        "A point a run, mean over the second half of its epochs; a bar is the 95 % interval of the mean over seeds.",
+        f"{tasks_apart(frame)} A point a run, mean over the second half of its epochs; a bar is the 95 % interval of "
+        "the mean over seeds.",
         points if intervals.empty else alt.layer(bars, points),
         rows=named["training"].nunique() * frame["dataset"].nunique(),
     )
@@ -197,7 +211,10 @@ def _rows(field: str) -> alt.Y:
 
 def _lead(frame: pd.DataFrame) -> Figure:
     shown = ["run_name", "dataset", "training", "warning_epoch", "plateau_epoch", "lead_time"]
+    title = "Does the warning come before the plateau?"
     defined = _named(frame.dropna(subset=["lead_time"]))[shown]
+    if defined.empty:
+        return Figure(name="lead", title=title, caption=warning_leads(frame), charts=())
     points = (
         alt.Chart(defined)
         .mark_circle(size=50)
@@ -216,8 +233,9 @@ def _lead(frame: pd.DataFrame) -> Figure:
     zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color="#888888").encode(x=alt.datum(0))
     return _figure(
         "lead",
-        "Does the warning come before the plateau?",
-        "Above 0 the warning fired before validation accuracy was flat; below 0 it came too late.",
+        title,
+        f"{warning_leads(frame)} Above 0 the warning fired before validation accuracy was flat; below 0 it came too "
+        "late.",
         alt.layer(zero, points),
         rows=defined["training"].nunique() * defined["dataset"].nunique(),
     )
@@ -245,7 +263,8 @@ def _styles(frame: pd.DataFrame) -> Figure:
     return _figure(
         "styles",
         "Do integration and metastability tell training styles apart?",
-        "A point a run. Metastability depends on the number of layers: compare within one architecture.",
+        f"{styles_apart(frame)} A point a run. Metastability depends on the number of layers: compare within one "
+        "architecture.",
         chart,
         rows=HIGHEST_ROWS // 2,
     )

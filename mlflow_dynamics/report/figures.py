@@ -222,7 +222,7 @@ def _heat_map(
 
 
 def _order(history: RunHistory) -> Figure | None:
-    if len(history.order) == 0:
+    if len(history.order) == 0 or not history.measured:
         return None
     frame = pd.DataFrame({"step": np.arange(len(history.order)), "R": history.order.round(4)})
     chart = (

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import Run
@@ -24,7 +23,7 @@ from mlflow_dynamics.tracking.activations import load_layers
 from mlflow_dynamics.tracking.parquet import read_layer_measures
 from mlflow_dynamics.tracking.query import find_runs, load_metrics
 from mlflow_dynamics.tracking.replay import recorded_epochs
-from mlflow_dynamics.tracking.store import download
+from mlflow_dynamics.tracking.store import download, list_folder
 
 MAX_CELLS: Final = 40_000
 """A heat map of more layers times epochs is thinned to fewer epochs: a page must stay small."""
@@ -119,7 +118,7 @@ def history_of(run_id: str, config: MeasureConfig) -> RunHistory:
     """A run's history read back from the store; `config` is how it was measured.
 
     Raises:
-        TrackingError: the run is unknown, deleted or holds no activations.
+        TrackingError: the run is unknown, deleted, holds no activations or cannot be read.
         DataError: one of its files is damaged.
     """
     (run,) = find_runs([run_id])
@@ -129,11 +128,14 @@ def history_of(run_id: str, config: MeasureConfig) -> RunHistory:
     }
     history = RunHistory(title=run.info.run_name or run_id, definitions=definitions)
     window = SignalWindow(config)
+    epochs: dict[int, dict[str, float]] = {}
     for recorded in recorded_epochs(run_id):
         window.append(recorded.activations)
+        epochs[recorded.activations.epoch] = {}
     history.layers = tuple(layer.name for layer in load_layers(run_id))
     for row in load_metrics([run_id]).drop(columns="run_id").to_dict("records"):
-        history.metrics.append({str(key): float(value) for key, value in row.items() if value == value})
+        epochs[int(row["epoch"])] = {str(key): float(value) for key, value in row.items() if value == value}
+    history.metrics = [{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs)]
     history.converged_epoch = _epoch_in(run, names.TAG_CONVERGED_EPOCH)
     history.unsettled_epoch = _epoch_in(run, names.TAG_UNSETTLED_EPOCH)
     history.diverging_epoch = _epoch_in(run, names.TAG_DIVERGING_EPOCH)
@@ -163,9 +165,9 @@ def _layer_measures(run: Run) -> dict[int, pd.DataFrame]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.parquet"
-        for partition in mlflow.MlflowClient().list_artifacts(run.info.run_id, names.LAYER_MEASURES):
+        for partition in list_folder(run, names.LAYER_MEASURES):
             artifact = f"{partition.path}/part-0.parquet"
-            path.write_bytes(download(run.info.artifact_uri, mlflow.get_tracking_uri(), artifact))
+            path.write_bytes(download(run, artifact))
             table = read_layer_measures(path).to_pandas().sort_values("layer")
             if table["exponent"].notna().any():
                 found[names.epoch_of(artifact)] = table

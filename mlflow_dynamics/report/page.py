@@ -31,7 +31,9 @@ h2 { font-size: 1.05em; margin: 1.6em 0 0; }
 p { margin: 0.2em 0 0.6em; color: #555; }
 .chart { width: 100%; }
 table { border-collapse: collapse; font-size: 0.9em; display: block; overflow-x: auto; }
-td, th { text-align: left; padding: 2px 12px 2px 0; border-bottom: 1px solid #eee; vertical-align: top; }
+td { padding: 2px 12px 2px 0; border-bottom: 1px solid #eee; vertical-align: top; max-width: 16em;
+  overflow-wrap: break-word; }
+td:last-child { max-width: none; }
 </style>
 <script>{{ bundle | safe }}</script>
 </head>

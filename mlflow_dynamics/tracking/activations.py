@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-import mlflow
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import requests
-from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_S3_ENDPOINT_URL
-from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from pyarrow import fs
 
@@ -28,7 +24,7 @@ from mlflow_dynamics.records import Layer
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.parquet import ACTIVATIONS_SCHEMA, check_file, read_layers, write_file
 from mlflow_dynamics.tracking.query import find_runs
-from mlflow_dynamics.tracking.store import download, reason_of
+from mlflow_dynamics.tracking.store import download, list_folder, reason_of
 
 SCHEMA: Final = pa.schema([("run_id", pa.string()), ("epoch", pa.int32()), *ACTIVATIONS_SCHEMA])
 """Of what is read: a row per run, epoch, layer and training step."""
@@ -111,15 +107,11 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise TrackingError(f"The activations cannot be read: {error}") from error
+        raise TrackingError(f"The activations cannot be read: {reason_of(error)}") from error
 
 
 def _layers(run: Run) -> tuple[Layer, ...]:
-    try:
-        data = download(run.info.artifact_uri, mlflow.get_tracking_uri(), names.LAYERS)
-    except (MlflowException, requests.RequestException, OSError) as error:
-        raise TrackingError(f"Run {run.info.run_id!r} holds no {names.LAYERS}.") from error
-    return read_layers(pa.BufferReader(data))
+    return read_layers(pa.BufferReader(download(run, names.LAYERS)))
 
 
 def _layer_condition(runs: Sequence[Run], layers: Sequence[int | str]) -> pc.Expression:
@@ -158,14 +150,8 @@ def _files(
     run: Run, epochs: Collection[int] | None, folder: Path | None
 ) -> Iterator[tuple[int, fs.FileSystem, str]]:
     """The epochs' files of a run, in order: (epoch, file system, path)."""
-    client = MlflowClient()
     run_id = run.info.run_id
-    try:
-        partitions = [one.path for one in client.list_artifacts(run_id, names.ACTIVATIONS) if one.is_dir]
-    except MlflowException as error:
-        raise TrackingError(
-            f"The artifacts of run {run_id!r} cannot be listed: {reason_of(error)}"
-        ) from error
+    partitions = [one.path for one in list_folder(run, names.ACTIVATIONS) if one.is_dir]
     paths = {names.epoch_of(f"{one}/part-0.parquet"): f"{one}/part-0.parquet" for one in sorted(partitions)}
     wanted = {epoch: path for epoch, path in paths.items() if epochs is None or epoch in epochs}
     file_system, root = _file_system(run.info.artifact_uri)
@@ -176,18 +162,14 @@ def _files(
         raise TrackingError(
             f"The artifacts of run {run_id!r} lie behind an MLflow server: give scan_activations a folder for them."
         )
-    tracking_uri = mlflow.get_tracking_uri()
 
     def fetch(path: str) -> str:
         target = folder / f"run_id={run_id}" / path
-        write_file(target, download(run.info.artifact_uri, tracking_uri, path))
+        write_file(target, download(run, path))
         return str(target)
 
     with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
-        try:
-            local = list(pool.map(fetch, wanted.values()))
-        except (MlflowException, requests.RequestException, OSError) as error:
-            raise TrackingError(f"The activations of run {run_id!r} cannot be downloaded: {error}") from error
+        local = list(pool.map(fetch, wanted.values()))
     yield from ((epoch, fs.LocalFileSystem(), path) for epoch, path in zip(wanted, local, strict=True))
 
 

@@ -54,17 +54,13 @@ def load_metrics(
         has its columns.
 
     Raises:
-        TrackingError: a run of `runs` is unknown or deleted, an experiment is unknown, or the store cannot be read.
+        TrackingError: a run of `runs` or an experiment is unknown or deleted, or the store cannot be read.
         ConfigError: both `runs` and `experiment` are given.
     """
     found = find_runs(runs, experiment=experiment, filter_string=filter_string)
     keys = list(metrics) if metrics is not None else _keys(found)
     ids = [run.info.run_id for run in found]
-    try:
-        long = metric_histories(mlflow.get_tracking_uri(), ids, keys)
-    except MlflowException as error:
-        raise TrackingError(f"The metrics cannot be read: {reason_of(error)}") from error
-    wide = _widen(long, ids, keys)
+    wide = _by_epoch(ids, keys)
     for prefix, chosen in (("params", params), ("tags", tags)):
         for name in chosen:
             values = {run.info.run_id: getattr(run.data, prefix).get(name) for run in found}
@@ -111,7 +107,7 @@ def search_runs(
         value of each dynamics metric and of validation accuracy. What a run lacks is missing, not 0.
 
     Raises:
-        TrackingError: an experiment is unknown or the store cannot be read, or refuses the filter.
+        TrackingError: an experiment is unknown or deleted, or the store cannot be read, or refuses the filter.
     """
     found = find_runs(
         None, experiment=experiment, filter_string=filter_string, order_by=order_by, max_results=max_results
@@ -199,6 +195,11 @@ def _experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None
         one = client.get_experiment_by_name(name)
         if one is None:
             raise TrackingError(f"There is no experiment {name!r} in {redact(mlflow.get_tracking_uri())}.")
+        if one.lifecycle_stage == LifecycleStage.DELETED:
+            raise TrackingError(
+                f"Experiment {name!r} is deleted; mlflow experiments restore --experiment-id {one.experiment_id} "
+                "brings it back."
+            )
         ids.append(one.experiment_id)
     return ids
 
@@ -208,7 +209,12 @@ def _keys(runs: Iterable[Run]) -> list[str]:
     return [*names.DYNAMICS_METRICS, *sorted(own.difference(names.DYNAMICS_METRICS))]
 
 
-def _widen(long: pd.DataFrame, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+def _by_epoch(run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+    """A row for each run and epoch, in the order of the runs, with a column for each key."""
+    try:
+        long = metric_histories(mlflow.get_tracking_uri(), run_ids, keys)
+    except MlflowException as error:
+        raise TrackingError(f"The metrics cannot be read: {reason_of(error)}") from error
     long = long.sort_values("timestamp", kind="stable").drop_duplicates(
         ["run_id", "step", "key"], keep="last"
     )
@@ -226,8 +232,7 @@ def _widen(long: pd.DataFrame, run_ids: Sequence[str], keys: Sequence[str]) -> p
 
 def _plateaus(runs: Sequence[Run]) -> pd.Series:
     ids = [run.info.run_id for run in runs if names.VALIDATION_ACCURACY in run.data.metrics]
-    long = metric_histories(mlflow.get_tracking_uri(), ids, [names.VALIDATION_ACCURACY])
-    accuracy = _widen(long, ids, [names.VALIDATION_ACCURACY])
+    accuracy = _by_epoch(ids, [names.VALIDATION_ACCURACY])
     found: dict[str, int | None] = {}
     for run_id, one in accuracy.groupby("run_id"):
         position = plateau_epoch(one[names.VALIDATION_ACCURACY])

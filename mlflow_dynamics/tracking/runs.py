@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
 
 import mlflow
 import requests
@@ -23,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.workspace_context import get_request_workspace
 
 from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.tracking.names import ENV_SPOOL, LOCAL_PREFIX, TAG_LOCAL_ID
@@ -33,6 +35,8 @@ from mlflow_dynamics.tracking.writer import RunWriter
 
 OPEN_TIMEOUT_S: Final = 10.0
 """Training begins without the server where an answer takes longer than this."""
+
+_MODEL_TRAINING: Final = {"workflowType": "machine_learning"}
 
 _logger = logging.getLogger(__name__)
 
@@ -134,14 +138,33 @@ def new_run(
 
 
 def activate_run(run: Run, *, system_metrics: bool | None = None) -> None:
-    """Make a run the calling thread's active and last one, as `mlflow.start_run` does."""
+    """Make a run the calling thread's active and last one, as `mlflow.start_run` does, and say which it is."""
     run_id = str(run.info.run_id)
+    _logger.info("The run is %s", named(run))
     fluent._active_run_stack.get().append(ActiveRun(run))
     fluent._last_active_run_id.set(run_id)
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get() if system_metrics is None else system_metrics:
         monitor = SystemMetricsMonitor(run_id)
         fluent.run_id_to_system_metrics_monitor[run_id] = monitor
         monitor.start()
+
+
+def named(run: Run) -> str:
+    """A run as a log line names it: its id and, behind a server, the link to its charts.
+
+    The link asks for the model-training view: of itself MLflow's UI opens the GenAI one, as do the links that MLflow
+    prints.
+    """
+    run_id = str(run.info.run_id)
+    tracking_uri = mlflow.get_tracking_uri()
+    if urlsplit(tracking_uri).scheme not in {"http", "https"}:
+        return run_id
+    workspace = get_request_workspace()
+    query = ({} if workspace is None else {"workspace": workspace}) | _MODEL_TRAINING
+    return (
+        f"{run_id}: {redact(tracking_uri).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        f"/model-metrics?{urlencode(query, quote_via=quote)}"
+    )
 
 
 def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0) -> int:
@@ -156,9 +179,12 @@ def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0
     active = mlflow.active_run()
     if active is None and run_id is not None:  # it was never made active: created after the last step
         fluent._last_active_run_id.set(run_id)
+        if writer.created is not None and unsent == 0:
+            _logger.info("Ended: run %s", named(writer.created))
     elif active is not None and active.info.run_id == run_id:
         if unsent == 0:
             mlflow.end_run(status)
+            _logger.info("Ended: run %s", named(active))
         else:
             # MLflow's own end_run, and its monitor's end, would wait minutes for the server that just failed.
             fluent._active_run_stack.get().pop()

@@ -10,13 +10,18 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import mlflow
 import requests
 from google.protobuf.json_format import ParseError
+from mlflow import MlflowClient
+from mlflow.entities import FileInfo, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
@@ -29,6 +34,8 @@ from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+from mlflow_dynamics.errors import TrackingError
 
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 60.0
@@ -96,17 +103,39 @@ def upload(artifact_uri: str, tracking_uri: str, path: str, data: bytes) -> None
         repository.log_artifact(str(file), None if parent == "." else parent)
 
 
-def download(artifact_uri: str, tracking_uri: str, path: str) -> bytes:
-    """Read one artifact."""
-    repository = get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
-    if isinstance(repository, HttpArtifactRepository):
-        response = http_request(get_default_host_creds(repository.artifact_uri), f"/{path}", "GET")
-        augmented_raise_for_status(response)
-        return response.content
-    if isinstance(repository, LocalArtifactRepository):
-        return Path(repository.artifact_dir, path).read_bytes()
-    with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
-        return Path(repository.download_artifacts(path, folder)).read_bytes()
+def download(run: Run, path: str) -> bytes:
+    """Read one artifact of a run.
+
+    Raises:
+        TrackingError: the artifact store has no such file, refuses it or does not answer.
+    """
+    with _artifacts_of(run, path):
+        repository = get_artifact_repository(run.info.artifact_uri, tracking_uri=mlflow.get_tracking_uri())
+        if isinstance(repository, HttpArtifactRepository):
+            creds = get_default_host_creds(repository.artifact_uri)
+            response = http_request(creds, f"/{path}", "GET")
+            augmented_raise_for_status(response)
+            return response.content
+        if isinstance(repository, LocalArtifactRepository):
+            return Path(repository.artifact_dir, path).read_bytes()
+        with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
+            return Path(repository.download_artifacts(path, folder)).read_bytes()
+
+
+def list_folder(run: Run, path: str) -> list[FileInfo]:
+    """What lies in a folder of a run's artifacts, nothing where there is no such folder; raises as `download` does."""
+    with _artifacts_of(run, path):
+        return list(MlflowClient().list_artifacts(run.info.run_id, path))
+
+
+@contextmanager
+def _artifacts_of(run: Run, path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # stores are plug-ins, and cloud clients have errors of their own
+        raise TrackingError(
+            f"{path} of run {run.info.run_id!r} cannot be read from {redact(run.info.artifact_uri)}: {reason_of(error)}"
+        ) from error
 
 
 def redact(uri: str) -> str:

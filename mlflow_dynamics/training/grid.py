@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_dynamics.errors import ConfigError, DynamicsError, TrackingError
+from mlflow_dynamics.tracking.runs import named
 from mlflow_dynamics.tracking.store import redact
 from mlflow_dynamics.training.config import GridConfig, TrainingConfig
 from mlflow_dynamics.training.models import PAPER_GRID, Combination
@@ -88,7 +89,7 @@ def train_grid(cells: Sequence[TrainingConfig]) -> str:
         for cell, runs in zip(cells, earlier, strict=True):
             finished = [run for run in runs if run.info.status == "FINISHED"]
             if finished:
-                logger.info("%s: finished in run %s, not trained again.", cell.title, finished[0].info.run_id)
+                logger.info("%s: not trained again, finished in run %s", cell.title, named(finished[0]))
                 mlflow.MlflowClient().set_tag(finished[0].info.run_id, MLFLOW_PARENT_RUN_ID, parent_id)
                 continue
             interrupted = next((run.info.run_id for run in runs if has_checkpoint(run.info.run_id)), None)

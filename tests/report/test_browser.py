@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,8 +108,34 @@ def test_the_ui_shows_the_charts_and_the_report(
     assert frame.locator("body").evaluate("body => body.scrollWidth <= window.innerWidth")
     assert frame.get_by_role("heading", name="seen <b>by</b> a browser").count() == 1
     page.screenshot(path=tmp_path / "report.png")
+    page.goto("about:blank")  # else the viewer stays at the file that it shows
+    page.goto(f"{base}/artifacts/dynamics/figures/overview.png")
+    figure = page.get_by_alt_text("dynamics/figures/overview.png")
+    figure.wait_for(state="attached", timeout=60_000)
+    assert figure.evaluate("async image => (await image.decode(), image.naturalWidth)") > 500
     assert (tmp_path / "charts.png").stat().st_size > 20_000 < (tmp_path / "report.png").stat().st_size
     assert troubles == []
+
+
+def test_child_runs_share_the_charts_of_their_experiment(
+    server: MlflowServer, browser: sync_api.Browser, tmp_path: Path
+) -> None:
+    mlflow.set_tracking_uri(server.uri)
+    experiment = mlflow.set_experiment("a grid").experiment_id
+    with mlflow.start_run(run_name="parent"):
+        for seed in range(2):
+            with mlflow.start_run(run_name=f"child {seed}", nested=True):
+                train(epochs=2)
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.goto(
+        f"{server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    )
+    # Only the runs that are listed are drawn, and children are not until their parent is opened.
+    page.locator("[row-index='0'] button").first.click(timeout=60_000)
+    page.get_by_text("dynamics/integration", exact=True).first.wait_for(timeout=60_000)
+    for seed in range(2):
+        page.get_by_text(f"child {seed} (dynamics/integration)").first.wait_for(timeout=20_000)
+    page.screenshot(path=tmp_path / "children.png")
 
 
 def test_the_comparison_page_is_drawn_without_a_server(
@@ -162,19 +189,22 @@ def test_hostile_names_are_drawn_and_shown_on_hover_as_text(
     assert troubles == []
 
 
-def test_links_with_the_workflow_open_the_model_training_view(
-    run: mlflow.entities.Run, server: MlflowServer, browser: sync_api.Browser
+def test_the_link_that_a_training_logs_opens_its_charts_in_the_model_training_view(
+    server: MlflowServer, browser: sync_api.Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = f"{server.uri}/#/experiments/{run.info.experiment_id}"
-    asked = "?workflowType=machine_learning"
+    mlflow.set_tracking_uri(server.uri)
+    with caplog.at_level("INFO", "mlflow_dynamics"):
+        train()
+    first, last = re.findall(r"http://\S+", caplog.text)
+    assert first == last
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-    page.goto(f"{base}{asked}")
-    page.wait_for_url("**/runs?**", timeout=60_000)
-    page.get_by_text(run.info.run_name, exact=True).first.wait_for(timeout=60_000)
-    page.goto(f"{base}/runs/{run.info.run_id}/model-metrics{asked}")
+    page.goto(first)
     page.get_by_text("metastability", exact=True).first.wait_for(timeout=60_000)
-    # Of the GenAI side bar.
+    # Of the GenAI side bar, which the link shows without what it asks for.
     assert page.get_by_text("Sessions", exact=True).count() == 0
+    experiment = first.partition("/runs/")[0]
+    page.goto(f"{experiment}?{first.partition('?')[2]}")
+    page.wait_for_url("**/runs?**", timeout=60_000)
 
 
 def test_the_run_says_what_happened_and_its_experiment_is_one_of_model_training(

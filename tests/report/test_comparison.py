@@ -15,6 +15,7 @@ from scipy import stats
 
 from mlflow_dynamics.cli import main
 from mlflow_dynamics.errors import TrackingError
+from mlflow_dynamics.report.answers import styles_apart, tasks_apart, warning_leads
 from mlflow_dynamics.report.comparison import comparison_page, gather, integration_by_task, limits
 from mlflow_dynamics.tracking import names
 
@@ -60,10 +61,45 @@ def test_numbers_of_known_answer() -> None:
     assert "one architecture" in said
 
 
+def runs_of(dataset: str, optimizer: str, *integration: float, lead: float = 2.0) -> list[dict[str, object]]:
+    same = {"dataset": dataset, "model": "a", "optimizer": optimizer, "schedule": "cosine", "lead_time": lead}
+    return [same | {"integration": value, "metastability": value / 10} for value in integration]
+
+
+def test_each_question_is_answered_by_counts_or_not_at_all() -> None:
+    easy, hard = runs_of("easy", "sgd", 1.2, 1.21, 1.22), runs_of("hard", "sgd", 0.8, 0.81, lead=-1.0)
+    frame = pd.DataFrame(easy + hard + runs_of("easy", "adam", 1.19, 1.23, 1.2))
+    assert tasks_apart(frame).startswith("The data sets' intervals lie apart in 1 of the 1 trainings")
+    assert warning_leads(frame) == (
+        "It came before in 6 of the 8 runs that have both; the median lead is 2 epochs."
+    )
+    said = styles_apart(frame)
+    assert said.startswith(
+        "The styles' intervals lie apart by integration in 0 and by metastability in 0 of the 1"
+    )
+    frame = pd.DataFrame(easy + runs_of("easy", "adam", 0.9, 0.91, 0.92) + runs_of("hard", "sgd", 0.8))
+    assert "by integration in 1 and by metastability in 1 of the 1" in styles_apart(frame)
+    assert tasks_apart(frame).startswith("These runs cannot tell")
+    frame = pd.DataFrame(runs_of("easy", "sgd", 1.2, lead=np.nan))
+    for answer in (tasks_apart, warning_leads, styles_apart):
+        assert answer(frame).startswith("These runs cannot tell")
+
+
+def test_a_question_without_a_chart_is_on_the_page_all_the_same(tmp_path: Path) -> None:
+    run_id = make_run(1.2, warning=None)
+    output = tmp_path / "page.html"
+    main(["report", f"{run_id},{make_run(1.3, warning=None)}", "--output", str(output)])
+    html = output.read_text()
+    assert "Does the warning come before the plateau?" in html
+    assert "These runs cannot tell: none has both a warning and a plateau" in html
+    assert 'id="lead-0"' not in html
+    assert not (tmp_path / "page-lead.png").exists()
+
+
 def test_the_command_writes_one_page_for_an_experiment(tmp_path: Path) -> None:
     mlflow.set_experiment("several")
     for value in (1.2, 1.3):
-        make_run(value)
+        make_run(value, model=HOSTILE)
     output = tmp_path / "compared.html"
     main(["report", "--experiment", "several", "--output", str(output)])
     html = output.read_text()
@@ -85,6 +121,20 @@ def test_runs_without_dynamics_are_refused_in_one_sentence() -> None:
         gather([run.info.run_id])
 
 
+def test_runs_that_still_train_count_so_far_and_runs_without_dynamics_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended, running = make_run(1.2), make_run(1.3)
+    mlflow.MlflowClient().update_run(running, status="RUNNING")
+    with mlflow.start_run() as bare:
+        mlflow.log_metric("loss", 1.0)
+    frame = gather([ended, running, bare.info.run_id])
+    assert list(frame["run_id"]) == [ended, running]
+    assert "1 of 3 runs hold no dynamics/integration and are left out" in caplog.text
+    assert "1 of 2 runs have not ended: their numbers are those of the epochs so far." in limits(frame)
+    assert not any("not ended" in one for one in limits(gather([ended])))
+
+
 def test_the_project_compares_by_ids_with_commas_between(tmp_path: Path) -> None:
     ids = ",".join(make_run(value) for value in (1.2, 1.3))
     output = tmp_path / "compared.html"
@@ -100,6 +150,7 @@ def test_three_hundred_runs_fit_on_a_page() -> None:
         [
             {
                 "run_id": "0" * 32,
+                "status": "FINISHED",
                 "run_name": f"resnet18 on cifar100, seed {number}",
                 "dataset": f"data{number % 2}",
                 "model": f"model{number % 5}",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -12,9 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.artifact import s3_artifact_repo
 from tracking_records import activations, layers, write_epoch
 from tracking_server import FaultyProxy
 
+from mlflow_dynamics.cli import main
 from mlflow_dynamics.errors import ConfigError, TrackingError
 from mlflow_dynamics.tracking import (
     RunWriter,
@@ -94,6 +97,8 @@ def test_queries_give_the_recorded_values(recorded: dict[str, str]) -> None:
 
     found = search_runs(recorded["experiment"])
     assert found["run_name"].tolist() == ["bare", "adam", "sgd"]
+    # All of them still train: what is there is there.
+    assert set(found["status"]) == {"RUNNING"}
     sgd = found.set_index("run_name").loc["sgd"]
     assert sgd["plateau_epoch"] == 7
     assert sgd["warning_epoch"] == 4
@@ -124,10 +129,13 @@ def test_what_cannot_be_found_is_one_clear_sentence(recorded: dict[str, str]) ->
         for call in (load_metrics, load_activations):
             with pytest.raises(TrackingError, match="There is no run"):
                 call([recorded["sgd"], unknown])
-    with pytest.raises(
-        TrackingError, match=f"is deleted; mlflow runs restore --run-id {recorded['deleted']}"
-    ):
-        load_metrics(recorded["deleted"])
+    restored_by = f"is deleted; mlflow runs restore --run-id {recorded['deleted']}"
+    for call in (load_metrics, load_metrics_table, load_activations, scan_activations, load_layers):
+        with pytest.raises(TrackingError, match=restored_by):
+            call(recorded["deleted"])
+    MlflowClient().delete_experiment(MlflowClient().create_experiment(f"{recorded['experiment']}, gone"))
+    with pytest.raises(TrackingError, match="gone' is deleted; mlflow experiments restore --experiment-id"):
+        search_runs(f"{recorded['experiment']}, gone")
     with pytest.raises(TrackingError, match="There is no experiment 'nowhere'"):
         search_runs("nowhere")
     with pytest.raises(TrackingError, match="The runs cannot be read"):
@@ -138,7 +146,7 @@ def test_what_cannot_be_found_is_one_clear_sentence(recorded: dict[str, str]) ->
         load_activations(recorded["sgd"], columns=["mena"])
     with pytest.raises(ConfigError, match=r"layers='block9\.conv' is not known.*Did you mean 'block"):
         load_activations(recorded["sgd"], layers=["block9.conv"])
-    with pytest.raises(TrackingError, match=r"holds no dynamics/layers\.parquet"):
+    with pytest.raises(TrackingError, match=r"dynamics/layers\.parquet of run .* cannot be read"):
         load_layers(recorded["bare"])
 
 
@@ -185,6 +193,57 @@ def s3_requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="shelf")
     yield answered
     store.stop()
+
+
+def without_a_bucket(_recorded: str, _monkeypatch: pytest.MonkeyPatch) -> str:
+    elsewhere = MlflowClient().create_experiment("elsewhere", artifact_location="s3://nowhere/runs")
+    return str(MlflowClient().create_run(elsewhere).info.run_id)
+
+
+def without_credentials(recorded: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
+    return recorded
+
+
+def without_the_store(recorded: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    return recorded
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (without_a_bucket, "The specified bucket does not exist"),
+        (without_credentials, "Unable to locate credentials"),
+        (without_the_store, "Could not connect to the endpoint URL"),
+    ],
+)
+def test_a_store_of_objects_that_cannot_be_read_is_one_clear_sentence(
+    broken: Callable[[str, pytest.MonkeyPatch], str],
+    reason: str,
+    s3_requests: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+    experiment = MlflowClient().create_experiment("remote", artifact_location="s3://shelf/runs")
+    run_id = broken(record(experiment, "sgd", 1), monkeypatch)
+    # What boto3 and MLflow remember of the earlier settings.
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+    sentence = rf"of run '{run_id}' cannot be read from s3://\S+: .*{reason}"
+    for read in (load_activations, scan_activations, load_layers):
+        with pytest.raises(TrackingError, match=sentence):
+            read(run_id)
+    with pytest.raises(SystemExit):
+        main(["report", run_id])
+    said = capsys.readouterr().err
+    assert re.search(rf"^Error: dynamics/activations {sentence}", said, re.MULTILINE)
+    assert "Traceback" not in said
 
 
 def test_a_store_of_objects_is_scanned_where_it_lies(s3_requests: list[str], tmp_path: Path) -> None:

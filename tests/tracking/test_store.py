@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mlflow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
+from mlflow_dynamics.tracking.runs import named
 from mlflow_dynamics.tracking.store import reason_of, redact
 
 SECRET = "hunter2"
@@ -57,3 +59,17 @@ def test_the_reason_of_a_failure_names_no_secret(message: str) -> None:
     reason = reason_of(MlflowException(message))
     assert SECRET not in reason
     assert len(reason) <= 200
+
+
+def test_a_run_is_named_by_its_link_only_behind_a_server_and_without_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with mlflow.start_run() as run:
+        pass
+    run_id = run.info.run_id
+    assert named(run) == run_id
+    charts = f"experiments/0/runs/{run_id}/model-metrics?"
+    mlflow.set_tracking_uri("https://me:hunter2@host/base/")
+    assert named(run) == f"{run_id}: https://host/base/#/{charts}workflowType=machine_learning"
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "our team")
+    assert named(run).endswith(f"/{charts}workspace=our%20team&workflowType=machine_learning")

@@ -12,7 +12,9 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo.comptime import comptime
 from torch._dynamo.eval_frame import skip_code
@@ -40,9 +42,23 @@ def moments(output: Tensor, one: Tensor, samples: int | None) -> Tensor:
         if not statically_known_true(values.shape[0] >= samples):
             return _moments_of_at_most(values, one, samples)
         values = values[:samples]
-    if torch.compiler.is_compiling():
-        return _compiled_moments(values, one)
-    return _moments_on_host(values, one) if values.device.type == "cpu" else _moments_on_device(values, one)
+    return (
+        _compiled_moments(values, one) if torch.compiler.is_compiling() else _moments_on_device(values, one)
+    )
+
+
+def host_moments(values: Tensor) -> tuple[float, float]:
+    """Mean and population variance of values in host memory.
+
+    As Python's numbers: beside the two sums, a dozen operations on tensors of one value would show.
+    """
+    size = values.numel()
+    mean, squares = (total.item() / size for total in _sums(values))
+    variance = squares - mean * mean
+    if mean * mean > OFFSET * variance:
+        centred = values.to(torch.promote_types(values.dtype, torch.float32)) - mean
+        variance = float(centred.square().mean())
+    return mean, variance
 
 
 def _compiled_moments(values: Tensor, one: Tensor) -> Tensor:
@@ -64,17 +80,6 @@ def _moments_on_device(values: Tensor, one: Tensor) -> Tensor:
     else:
         variance, mean = torch.var_mean(values, dim=None, correction=0)
     return torch.stack((one, mean, variance, mean * mean))
-
-
-def _moments_on_host(values: Tensor, one: Tensor) -> Tensor:
-    """Arithmetic on Python's numbers: beside the two sums, a dozen operations on tensors of one value would show."""
-    size = values.numel()
-    mean, squares = (total.item() / size for total in _sums(values))
-    variance = squares - mean * mean
-    if mean * mean > OFFSET * variance:
-        centred = values.to(torch.promote_types(values.dtype, torch.float32)) - mean
-        variance = float(centred.square().mean())
-    return torch.tensor((1.0, mean, variance, mean * mean), dtype=one.dtype, device=one.device)
 
 
 def _sums(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,6 +191,7 @@ class LayerHook(Traceless):
     def place(self, device: torch.device) -> None:
         """Allocate the slot on the device on which the layer's output lives."""
         self.slot = torch.zeros(MOMENTS, device=device)
+        self._host = self.slot.numpy() if self.slot.device.type == "cpu" else None
         self.one = torch.ones((), device=device)
         for tensor in (self.slot, self.one):  # without it CUDA graphs are given up: an input would be mutated
             torch._dynamo.mark_static_address(tensor)
@@ -216,11 +222,25 @@ class LayerHook(Traceless):
             self._meet(tensor)
         if self.forward.wanted:
             with _unseen():
-                self._add(tensor)
+                if self._host is None:
+                    self._add(tensor)
+                else:
+                    self._add_on_host(tensor, self._host)
 
     def _add(self, tensor: Tensor) -> None:
         self.forward.fresh = True
         self.slot.add_(moments(tensor, self.one, self.forward.samples))
+
+    def _add_on_host(self, tensor: Tensor, slot: NDArray[np.float32]) -> None:
+        """As `_add`, without an operation of torch, which costs as much as summing a small output."""
+        values = tensor.detach()
+        if self.forward.samples is not None and values.dim() > 0:
+            values = values[: self.forward.samples]
+        mean, variance = host_moments(values)
+        slot[0] += 1
+        slot[1] += mean
+        slot[2] += variance
+        slot[3] += mean * mean
 
     def _meet(self, tensor: Tensor) -> None:
         if not self.known:
@@ -275,7 +295,5 @@ def never_compile_alone(*owners: Any) -> None:
 
 
 never_compile_alone(ForwardPass, ForwardPassEnd, LayerHook, Boundary)
-never_compile_alone(
-    moments, _compiled_moments, _moments_on_device, _moments_on_host, _sums, _moments_of_at_most
-)
+never_compile_alone(moments, host_moments, _compiled_moments, _moments_on_device, _sums, _moments_of_at_most)
 never_compile_alone(first_tensor, _in_backward, _not_computing, _unseen, _decline_sharded)

@@ -18,7 +18,8 @@ def plateau_epoch(
     """The first epoch whose centred median of validation accuracy is within `tolerance` of the run's best epoch.
 
     At both ends the window is cut to the epochs there are; epochs without a value (NaN) are left out. None where
-    there are none, and where the best epoch stands out so far that the median never comes near it.
+    there are none, where the best epoch stands out so far that the median never comes near it, and where it comes
+    near only in the last epoch, which does not tell a flat curve from a rising one.
 
     Args:
         validation_accuracy: (epochs,), in [0, 1].
@@ -36,4 +37,4 @@ def plateau_epoch(
     median = np.array([np.median(accuracy[max(0, e - half) : e + half + 1]) for e in range(len(accuracy))])
     # Half a point is not a binary fraction: 0.8 is to count as within 0.005 of 0.805.
     flat = defined[median >= accuracy.max(initial=0.0) - tolerance - 1e-12]
-    return int(flat[0]) if len(flat) else None
+    return int(flat[0]) if len(flat) and flat[0] < defined[-1] else None

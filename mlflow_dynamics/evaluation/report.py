@@ -100,7 +100,7 @@ def _warning_lines(runs: Sequence[Curves], rng: np.random.Generator) -> list[str
         [run.plateau - run.warned for run in warned if run.plateau is not None and run.warned is not None],
         dtype=np.float64,
     )
-    flat = [run for run in runs if run.plateau is not None and run.plateau < len(run.accuracy) - 1]
+    flat = [run for run in runs if run.plateau is not None]
     missed = np.array([run.warned is None for run in flat])
     lines = [
         f"{len(runs)} runs of {len({run.configuration for run in runs})} configurations. At its own threshold the "

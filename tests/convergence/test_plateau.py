@@ -23,6 +23,12 @@ def test_a_single_lucky_epoch_is_no_plateau():
     assert plateau_epoch([0.5, 0.5, 0.5, 0.9, 0.5, 0.5, 0.5]) is None
 
 
+def test_a_curve_that_rises_to_its_end_is_not_flat():
+    assert plateau_epoch([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]) is None
+    assert plateau_epoch([0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.7, 0.7]) == 5
+    assert plateau_epoch([0.5]) is None
+
+
 def test_plateau_within_half_a_point_includes_half_a_point():
     assert plateau_epoch([0.2, 0.2, 0.2, 0.8, 0.8, 0.8, 0.8, 0.8, 0.805]) == 3
 

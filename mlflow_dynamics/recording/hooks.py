@@ -12,9 +12,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo.comptime import comptime
 from torch._dynamo.eval_frame import skip_code
@@ -84,15 +82,12 @@ def _moments_on_device(values: Tensor, one: Tensor) -> Tensor:
 
 def _sums(values: Tensor) -> tuple[Tensor, Tensor]:
     """Sum and sum of squares: vectorised reductions that copy nothing, on a CPU many times as fast as `var_mean`."""
-    if values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last):
-        values = values.permute(0, 2, 3, 1)
-    dtype = torch.promote_types(values.dtype, torch.float32)
+    dtype = torch.float32 if values.dtype.itemsize < torch.float32.itemsize else None
     total = values.sum(dtype=dtype)
     # A norm for each sample: one running sum over millions of values would lose digits.
-    norms = torch.linalg.vector_norm(
-        values.reshape(len(values) if values.dim() else 1, -1), dim=1, dtype=dtype
-    )
-    return total, norms.dot(norms)
+    within = tuple(range(1, values.dim()))
+    norms = torch.linalg.vector_norm(values, dim=within or None, dtype=dtype)
+    return total, norms.dot(norms) if within else norms * norms
 
 
 def _moments_of_at_most(values: Tensor, one: Tensor, samples: int) -> Tensor:
@@ -191,7 +186,8 @@ class LayerHook(Traceless):
     def place(self, device: torch.device) -> None:
         """Allocate the slot on the device on which the layer's output lives."""
         self.slot = torch.zeros(MOMENTS, device=device)
-        self._host = self.slot.numpy() if self.slot.device.type == "cpu" else None
+        memory: Any = self.slot.numpy() if self.slot.device.type == "cpu" else None
+        self._host: memoryview[Any] | None = None if memory is None else memoryview(memory)
         self.one = torch.ones((), device=device)
         for tensor in (self.slot, self.one):  # without it CUDA graphs are given up: an input would be mutated
             torch._dynamo.mark_static_address(tensor)
@@ -231,7 +227,7 @@ class LayerHook(Traceless):
         self.forward.fresh = True
         self.slot.add_(moments(tensor, self.one, self.forward.samples))
 
-    def _add_on_host(self, tensor: Tensor, slot: NDArray[np.float32]) -> None:
+    def _add_on_host(self, tensor: Tensor, slot: memoryview[Any]) -> None:
         """As `_add`, without an operation of torch, which costs as much as summing a small output."""
         values = tensor.detach()
         if self.forward.samples is not None and values.dim() > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sqlite3
@@ -16,6 +17,11 @@ from mlflow.tracking._tracking_service import utils as tracking_service
 
 # One thread each, here and in the processes that tests start: as many tests run at once as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Twice as many workers as cores for `-n logical`: tests wait for servers and for other processes."""
+    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +39,8 @@ def own_mlflow(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The test begins in a folder that holds an empty store; what it sets in MLflow is undone."""
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
     state = tracking_service._tracking_uri, fluent._active_experiment_id
+    ours = logging.getLogger("mlflow_dynamics")
+    level = ours.level  # the command line shows our log lines
     for key in environment:
         del os.environ[key]
     monkeypatch.chdir(tmp_path)
@@ -48,3 +56,4 @@ def own_mlflow(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         del os.environ[key]
     os.environ.update(environment)
     tracking_service._tracking_uri, fluent._active_experiment_id = state
+    ours.setLevel(level)

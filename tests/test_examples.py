@@ -10,12 +10,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from mlflow_dynamics.cli import main
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_a_finished_run_is_read_otherwise_and_again_as_it_was(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mlflow_dynamics.cli", "train", "--epochs", "4", "--limit-train", "640"]
-    subprocess.run(command, check=True, capture_output=True)
+    main(["train", "--epochs", "4", "--limit-train", "640", "--image-size", "8"])
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     run_id = run.info.run_id
     done = subprocess.run(

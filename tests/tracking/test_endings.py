@@ -107,7 +107,12 @@ def test_a_script_with_autolog_as_its_first_line_left_by_an_exception(
 
 @pytest.mark.parametrize(
     ("moment", "epochs", "status"),
-    [("exit", 1, "FINISHED"), ("0", 3, "FINISHED"), ("1", 2, "FAILED"), ("error", 2, "FAILED")],
+    [
+        ("exit", 1, "FINISHED"),
+        ("1", 2, "FAILED"),
+        pytest.param("0", 3, "FINISHED", marks=pytest.mark.slow),
+        pytest.param("error", 2, "FAILED", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_of_the_last_moment_is_complete(
     moment: str, epochs: int, status: str, own_mlflow: Path, tmp_path: Path

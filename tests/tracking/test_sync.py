@@ -154,9 +154,9 @@ def test_a_run_that_never_saw_its_server_and_was_killed_is_created_once(
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == synced.run_id
-    # The kill may have come between writing an epoch and telling its number.
+    # The kill may have come between writing an epoch and telling its number; what is told is buffered, too.
     epochs = len(client.get_metric_history(synced.run_id, names.TRAIN_LOSS))
-    assert epochs in (last + 1, last + 2)
+    assert epochs >= last + 1
     assert_complete(server.uri, synced.run_id, epochs)
 
 

@@ -16,7 +16,7 @@ from mlflow_dynamics.tracking import names
 from mlflow_dynamics.training.best import BestWeights, carry_over
 from mlflow_dynamics.training.loop import Epoch
 
-QUICK = ("--model", "resnet20", "--limit-train", "128", "--batch-size", "8", "--limit-test", "64")
+QUICK = ("--image-size", "8", "--limit-train", "128", "--batch-size", "8", "--limit-test", "64")
 """16 steps an epoch: stability from epoch 3 on, and the detector converges in epoch 5."""
 
 

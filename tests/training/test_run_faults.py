@@ -21,7 +21,7 @@ from mlflow_dynamics.training.config import TrainingConfig
 from mlflow_dynamics.training.grid import train_grid
 
 COMMAND = (sys.executable, "-m", "mlflow_dynamics.cli", "train", "--epochs", "5", "--seed", "3")
-QUICK = ("--limit-train", "640", "--limit-test", "64")
+QUICK = ("--limit-train", "640", "--limit-test", "64", "--image-size", "8")
 OVERHEAD_S = 100
 """What imports and waiting for a dead server may add to a training of some seconds, on a loaded machine."""
 

@@ -231,6 +231,7 @@ class Sender(threading.Thread):
         self._work = threading.Event()
         self._closing = threading.Event()
         self._deadline = math.inf
+        self._random = random.Random()  # the module's own numbers are the training's
         self.failing: Exception | None = (
             TrackingError("the run is not created yet") if failed_before else None
         )
@@ -281,7 +282,7 @@ class Sender(threading.Thread):
                 pause = FIRST_PAUSE_S
                 self._work.wait()
             else:
-                self._sleep(pause * random.uniform(0.8, 1.2))
+                self._sleep(pause * self._random.uniform(0.8, 1.2))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         self._spool.close()
 

@@ -114,16 +114,16 @@ def test_autolog_under_a_server_that_refuses_at_start(
     """Not even the step at which the run begins waits: MLflow creates it in the background."""
     proxy.refuse()
     mlflow.set_tracking_uri(proxy.uri)
+
+    def come_up(epoch: int) -> None:
+        if epoch == 4:
+            wait_until(lambda: warnings_of(caplog))
+            proxy.listen()
+
     with timed_waits() as waits:
         mlflow_dynamics.autolog()
         waits.step()
-        losses = train(
-            network(),
-            loader(),
-            epochs=EPOCHS,
-            waits=waits,
-            before_epoch=lambda epoch: proxy.listen() if epoch == 4 else None,
-        )
+        losses = train(network(), loader(), epochs=EPOCHS, waits=waits, before_epoch=come_up)
         # Before the first step: autolog() itself, and the optimizer's construction, at which its model is looked for.
         steps = waits.per_step[2:]
         mlflow_dynamics.autolog(disable=True)

@@ -257,23 +257,17 @@ def _coverage(steps: int, sizes: tuple[int, ...], overlap: bool) -> Array:
     return coverage
 
 
-@lru_cache(maxsize=512)
-def _line(size: int) -> Array:
-    """(size, 2) `trend_basis` of a straight line, as columns."""
-    return np.ascontiguousarray(trend_basis(size, 1).T)
-
-
 def _projection_square(profile: Array, size: int) -> Array:
     """(signals,) mean square that straight lines take up in boxes side by side."""
     boxes = profile.shape[1] // size
-    taken = profile[:, : size * boxes].reshape(len(profile), boxes, size) @ _line(size)
+    taken = profile[:, : size * boxes].reshape(len(profile), boxes, size) @ trend_basis(size, 1).T
     taken = taken.reshape(len(profile), 2 * boxes)
     result: Array = np.vecdot(taken, taken) / (boxes * size)
     return result
 
 
 def _residual_square(profile: Array, size: int, order: int, overlap: bool) -> Array:
-    """(signals,) mean squared residual, box by box: slower, and exact where the profile is steep."""
+    """(signals,) mean squared residual, box by box, about polynomials of any order."""
     stride = size // 2 if overlap else size
     boxes = np.lib.stride_tricks.sliding_window_view(profile, size, axis=-1)[:, ::stride]
     basis = trend_basis(size, order)

@@ -55,18 +55,21 @@ def small_vit() -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
-def train(folder: Path, *, callbacks: tuple = (), report_to: str = "none") -> nn.Module:
-    model = small_vit()
-    arguments = transformers.TrainingArguments(
+def arguments_in(folder: Path, **settings: object) -> transformers.TrainingArguments:
+    """What all trainings of this file have in common, and what one has of its own."""
+    return transformers.TrainingArguments(
         output_dir=str(folder / "out"),
-        num_train_epochs=EPOCHS,
         per_device_train_batch_size=BATCH,
-        report_to=report_to,
-        save_strategy="no",
         use_cpu=True,
         disable_tqdm=True,
         seed=5,
+        **settings,
     )
+
+
+def train(folder: Path, *, callbacks: tuple = (), report_to: str = "none") -> nn.Module:
+    model = small_vit()
+    arguments = arguments_in(folder, num_train_epochs=EPOCHS, report_to=report_to, save_strategy="no")
     transformers.Trainer(
         model=model, args=arguments, train_dataset=Images(), callbacks=list(callbacks)
     ).train()
@@ -140,10 +143,9 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
     own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: bool, trained: int
 ) -> None:
     monkeypatch.syspath_prepend(install(own_mlflow / "installed"))
-    arguments = transformers.TrainingArguments(
-        output_dir=str(own_mlflow / "out"),
+    arguments = arguments_in(
+        own_mlflow,
         num_train_epochs=8,
-        per_device_train_batch_size=BATCH,
         lr_scheduler_type=kind,
         report_to="none",
         eval_strategy="epoch",
@@ -151,9 +153,6 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
         load_best_model_at_end=True,
         metric_for_best_model="loss",
         greater_is_better=True,  # so that the best epoch is the first, not the one it was stopped in
-        use_cpu=True,
-        disable_tqdm=True,
-        seed=5,
     )
     trainer = transformers.Trainer(
         model=Plain(),
@@ -179,16 +178,7 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
 
 
 def resumable(folder: Path, epochs: int, save: dict[str, object]) -> transformers.Trainer:
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder / "out"),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=BATCH,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        seed=5,
-        **save,
-    )
+    arguments = arguments_in(folder, num_train_epochs=epochs, report_to="none", **save)
     ours = DynamicsCallback(measures=WINDOW)
     return transformers.Trainer(model=Plain(), args=arguments, train_dataset=Images(), callbacks=[ours])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import pyarrow.parquet as pq
 import pytest
+from faulty_training import warnings_of
 from mlflow import MlflowClient
 from tracking_records import activations, assert_complete, layers, measures, wait_until, write_epoch
 from tracking_server import FaultyProxy, MlflowServer
@@ -138,8 +139,7 @@ def test_a_failing_artifact_store_does_not_hold_the_metrics_back(
     proxy.fault = None
     assert writer.close(60) == 0
     assert_complete(proxy.uri, run_id, 4)
-    ours = [record for record in caplog.records if record.name.startswith("mlflow_dynamics")]
-    assert len([record for record in ours if record.levelno >= logging.WARNING]) == 2
+    assert len(warnings_of(caplog)) == 2
 
 
 def test_a_file_that_is_too_large_for_the_server_waits_and_holds_nothing_back(
@@ -291,8 +291,7 @@ def test_a_server_that_was_never_there_gets_the_run_later_with_its_right_times(
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert_complete(server.uri, writer.run_id, 3)
     assert "takes no run (there is no connection)" in caplog.text
-    ours = [record for record in caplog.records if record.name.startswith("mlflow_dynamics")]
-    assert len([record for record in ours if record.levelno >= logging.WARNING]) == 2
+    assert len(warnings_of(caplog)) == 2
 
 
 def test_nothing_to_send_is_no_sign_that_the_server_is_back(

@@ -89,6 +89,14 @@ def test_a_run_holds_what_it_promises(folder: Path) -> None:
     assert not list(folder.glob(".mlflow_dynamics/checkpoints/*.pt"))
 
 
+def test_a_seed_gives_the_same_losses_twice_and_recording_does_not_change_them(folder: Path) -> None:
+    train("--epochs", "2", *QUICK)
+    train("--epochs", "2", *QUICK, "--record-every", "7", "--early-stopping", "off")
+    first, second = runs()
+    for key in ("train/loss", "validation/loss"):
+        assert series(first, key) == series(second, key)
+
+
 def test_a_killed_training_is_carried_on_as_if_it_had_never_stopped(folder: Path) -> None:
     train("--epochs", "12", *QUICK)
     with subprocess.Popen(

@@ -17,7 +17,7 @@ from calibrate_detector import NULLS, Series, autoregressive
 
 from mlflow_dynamics.convergence.volatility import (
     BOUNDARY_EXPONENT,
-    MIN_DIFFERENCES,
+    MIN_MOVES,
     score_series,
     trend_series,
 )
@@ -82,7 +82,7 @@ def change_point(series: Series) -> Series:
     """The largest difference between the means of the same score before and after any split, 8 on each side."""
     size = np.abs(np.diff(series, axis=1))
     path = np.full(series.shape, -np.inf)
-    for n in range(MIN_DIFFERENCES, size.shape[1] + 1):
+    for n in range(MIN_MOVES + 1, size.shape[1] + 1):
         score = np.log((size[:, :n] / np.median(size[:, :n], axis=1, keepdims=True)) ** 2 + 1.0)
         score -= score.mean(axis=1, keepdims=True)
         early = np.arange(8, n - 7)

@@ -13,37 +13,41 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlflow_dynamics.convergence.detectors import Reading
 
-MIN_DIFFERENCES: Final = 16
-"""Below so many differences between adjacent epochs nothing is said: a trend of fewer is noise."""
+MIN_MOVES: Final = 15
+"""Below so many epochs whose two predecessors are known nothing is said: a trend of fewer is noise."""
 
 SOFTENING: Final = 1.0
-"""Bounds the pull of tiny differences: the score of a difference d of median size s is log(d^2/s^2 + SOFTENING)."""
+"""Bounds the pull of tiny moves: the score of a move d of median size s is log(d^2/s^2 + SOFTENING)."""
 
-BOUNDARY_EXPONENT: Final = 0.4
-"""The threshold falls with time as n^-0.4, so that the permitted false alarms are not all spent at the start."""
+LONG_MOVE_WEIGHT: Final = 0.5
+"""What the move over two epochs counts beside that over one: the two together tell the size of noise more surely."""
+
+BOUNDARY_EXPONENT: Final = 0.8
+"""The threshold falls with time as n^-0.8, so that the permitted false alarms are not all spent at the start."""
 
 TABLE: Final = "thresholds.json"
 
 
-def trend_statistic(differences: ArrayLike) -> NDArray[np.float64]:
-    """How surely the size of the differences falls with time: (draws, n) -> (draws,), in standard deviations.
+def trend_statistic(short: ArrayLike, long: ArrayLike) -> NDArray[np.float64]:
+    """How surely the size of the moves of S falls with time: (draws, n), (draws, n) -> (draws,), in deviations.
 
-    Positive when it falls, negative when it rises. With s = median |d| and g_i = log(d_i^2/s^2 + 1):
-    minus the least-squares covariance of g with time, over its standard deviation under no trend,
-    sqrt(sum (t - mean t)^2 * var(g) * (1 + 2 r)), where r is the lag-1 correlation of g clipped to [0, 0.5]
-    (differences of white noise are correlated, those of a random walk are not; without r each kind would need
-    its own threshold). It does not change when S is shifted, scaled, or the series is turned over.
-    A series without any change has no trend: 0.
+    Positive when it falls, negative when it rises. With a_i the move of S over the last epoch, b_i that over the last
+    two, s_a = median |a| and s_b = median |b|, the score of an epoch is
+    g_i = log(a_i^2/s_a^2 + 1) + 1/2 log(b_i^2/s_b^2 + 1). The statistic is minus the least-squares covariance of g
+    with time, over its standard deviation under no trend, sqrt(sum (t - mean t)^2 * var(g) * (1 + 2 r)), where r is
+    the lag-1 correlation of g clipped to [0, 0.5] (moves of white noise are correlated, those of a random walk less;
+    without r each kind would need its own threshold). It does not change when S is shifted, scaled, or the series is
+    turned over. A series without any change has no trend: 0.
 
     This is Engle's ARCH idea of testing squared innovations (doi 10.2307/1912773) with a score bounded from
-    below and logarithmic above, so that neither tiny differences nor heavy tails decide.
+    below and logarithmic above, so that neither tiny moves nor heavy tails decide.
 
     Args:
-        differences: (draws, n) finite differences of S between adjacent epochs, in order, n >= 2.
+        short: (draws, n) finite moves of S from the epoch before, in order, n >= 2.
+        long: (draws, n) finite moves of S from the epoch before that to the same epoch.
     """
-    size = np.abs(np.asarray(differences, dtype=np.float64))
-    n = size.shape[1]
-    score = np.log((size / _typical(size)) ** 2 + SOFTENING)
+    score = _size_score(short) + LONG_MOVE_WEIGHT * _size_score(long)
+    n = score.shape[1]
     score -= score.mean(axis=1, keepdims=True)
     energy = np.einsum("ij,ij->i", score, score)
     neighbours = np.einsum("ij,ij->i", score[:, 1:], score[:, :-1])
@@ -54,8 +58,14 @@ def trend_statistic(differences: ArrayLike) -> NDArray[np.float64]:
     return np.where(varies, -(score @ time) / np.sqrt(time @ time * energy / n * inflation), 0.0)
 
 
+def _size_score(moves: ArrayLike) -> NDArray[np.float64]:
+    size = np.abs(np.asarray(moves, dtype=np.float64))
+    scaled: NDArray[np.float64] = np.log((size / _typical(size)) ** 2 + SOFTENING)
+    return scaled
+
+
 def _typical(size: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The median size of each row's differences; where most are exactly 0, the median of the others."""
+    """The median size of each row's moves; where most are exactly 0, the median of the others."""
     typical = np.median(size, axis=1, keepdims=True)
     for row in np.flatnonzero(typical == 0.0):
         moving = size[row][size[row] > 0.0]
@@ -65,10 +75,12 @@ def _typical(size: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def trend_series(stability: ArrayLike) -> NDArray[np.float64]:
     """`trend_statistic` after each epoch of gapless series: (draws, epochs) -> (draws, epochs), NaN too early."""
-    differences = np.diff(np.asarray(stability, dtype=np.float64), axis=1)
-    statistic = np.full((differences.shape[0], differences.shape[1] + 1), np.nan)
-    for n in range(MIN_DIFFERENCES, differences.shape[1] + 1):
-        statistic[:, n] = trend_statistic(differences[:, :n])
+    series = np.asarray(stability, dtype=np.float64)
+    short = np.diff(series, axis=1)[:, 1:]
+    long = series[:, 2:] - series[:, :-2]
+    statistic = np.full(series.shape, np.nan)
+    for n in range(MIN_MOVES, short.shape[1] + 1):
+        statistic[:, n + 1] = trend_statistic(short[:, :n], long[:, :n])
     return statistic
 
 
@@ -77,37 +89,36 @@ def score_series(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The detector's readings after each epoch of gapless series: (draws, epochs) -> score and rising, likewise.
 
-    1 or more fires; NaN in the first MIN_DIFFERENCES epochs. Fed epoch by epoch, `VolatilityDetector` says the same.
+    1 or more fires; NaN in the first MIN_MOVES + 1 epochs. Fed epoch by epoch, `VolatilityDetector` says the same.
     """
     statistic = trend_series(stability)
-    n = np.arange(statistic.shape[1])
-    return statistic / boundary(n, planned_epochs), -statistic / boundary(n, planned_epochs, rising=True)
+    epochs = np.arange(1, statistic.shape[1] + 1)
+    return statistic / boundary(epochs, planned_epochs), -statistic / boundary(
+        epochs, planned_epochs, rising=True
+    )
 
 
-def boundary(
-    differences: ArrayLike, planned_epochs: int | None, *, rising: bool = False
-) -> NDArray[np.float64]:
-    """The threshold of the statistic after n differences, for a training of `planned_epochs`.
+def boundary(epochs: ArrayLike, planned_epochs: int | None, *, rising: bool = False) -> NDArray[np.float64]:
+    """The threshold of the statistic after n epochs of a training of `planned_epochs`.
 
-    h(N) (N/(n+1))^0.4 with h calibrated per planned length N (benchmarks/calibrate_detector.py), interpolated
+    h(N) (N/n)^0.8 with h calibrated per planned length N (benchmarks/calibrate_detector.py), interpolated
     linearly in log N between the lengths of the table and kept at its ends' beyond them. Where the length is not
     known, and past the planned end, a boundary that rises slowly with n holds false alarms down up to the table's
     longest length (500 epochs).
 
     Args:
-        differences: n, any shape.
+        epochs: n, any shape.
         planned_epochs: the length of the training, None if not known.
         rising: the threshold of rising volatility, a test of its own.
     """
     table = thresholds()
     side = "rising" if rising else "falling"
-    n = np.asarray(differences, dtype=np.float64)
-    open_ended = np.interp(np.log(n + 1), np.log(table["lengths"]), table[f"{side}_open"])
+    n = np.asarray(epochs, dtype=np.float64)
+    open_ended = np.interp(np.log(n), np.log(table["lengths"]), table[f"{side}_open"])
     if planned_epochs is None:
         return open_ended
     height = np.interp(np.log(planned_epochs), np.log(table["lengths"]), table[side])
-    planned = height * (planned_epochs / (n + 1)) ** BOUNDARY_EXPONENT
-    return np.where(n < planned_epochs, planned, open_ended)
+    return np.where(n <= planned_epochs, height * (planned_epochs / n) ** BOUNDARY_EXPONENT, open_ended)
 
 
 @cache
@@ -128,24 +139,32 @@ class VolatilityDetector:
 
     def __init__(self, *, planned_epochs: int | None = None) -> None:
         self._planned_epochs = planned_epochs
-        self._differences: list[float] = []
-        self._last: tuple[int, float] | None = None
+        self._short: list[float] = []
+        self._long: list[float] = []
+        self._adjacent: list[float] = []
+        self._last_epoch: int | None = None
 
     @property
     def parameters(self) -> Mapping[str, float | int | str]:
         """What the verdict depends on."""
-        return {"min_differences": MIN_DIFFERENCES}
+        return {"min_moves": MIN_MOVES}
 
     def update(self, epoch: int, stability: float) -> Reading:
-        """Read the next epoch's stability (finite). A difference across missing epochs is not used."""
-        if self._last is not None and epoch == self._last[0] + 1:
-            self._differences.append(stability - self._last[1])
-        self._last = (epoch, stability)
-        n = len(self._differences)
-        if n < MIN_DIFFERENCES:
+        """Read the next epoch's stability (finite). A move across missing epochs is not used."""
+        if self._last_epoch is not None and epoch != self._last_epoch + 1:
+            self._adjacent = []
+        self._last_epoch = epoch
+        if len(self._adjacent) == 2:
+            before, previous = self._adjacent
+            self._short.append(stability - previous)
+            self._long.append(stability - before)
+        self._adjacent = [*self._adjacent[-1:], stability]
+        n = len(self._short)
+        if n < MIN_MOVES:
             return Reading(score=float("nan"), rising=float("nan"))
-        statistic = float(trend_statistic(np.array(self._differences)[None, :])[0])
+        statistic = float(trend_statistic([self._short], [self._long])[0])
+        epochs = n + 2  # as many as a series without gaps has for so many moves
         return Reading(
-            score=statistic / float(boundary(n, self._planned_epochs)),
-            rising=-statistic / float(boundary(n, self._planned_epochs, rising=True)),
+            score=statistic / float(boundary(epochs, self._planned_epochs)),
+            rising=-statistic / float(boundary(epochs, self._planned_epochs, rising=True)),
         )

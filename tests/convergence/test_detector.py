@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from mlflow_dynamics.convergence import VolatilityDetector
 from mlflow_dynamics.convergence.volatility import (
-    MIN_DIFFERENCES,
+    MIN_MOVES,
     boundary,
     score_series,
     thresholds,
@@ -21,12 +21,17 @@ from mlflow_dynamics.convergence.volatility import (
 )
 
 
-def by_hand(differences):
+FIRST = MIN_MOVES + 1
+"""The first epoch with a verdict."""
+
+
+def by_hand(short, long):
     """The formula of the docstring, in plain Python."""
-    sizes = [abs(d) for d in differences]
-    n = len(sizes)
-    median = float(np.median(sizes))
-    g = [math.log(s * s / (median * median) + 1) for s in sizes]
+    n = len(short)
+    g = [0.0] * n
+    for weight, moves in ((1.0, short), (0.5, long)):
+        median = float(np.median([abs(d) for d in moves]))
+        g = [x + weight * math.log(d * d / (median * median) + 1) for x, d in zip(g, moves, strict=True)]
     mean = sum(g) / n
     g = [x - mean for x in g]
     variance = sum(x * x for x in g) / n
@@ -45,13 +50,14 @@ def readings(stability, planned=None, epochs=None):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_statistic_is_its_formula(seed):
-    d = np.random.default_rng(seed).standard_normal((3, 20 + 7 * seed)).cumsum(axis=1)
-    np.testing.assert_allclose(trend_statistic(d), [by_hand(row) for row in d], rtol=1e-10)
+    short, long = np.random.default_rng(seed).standard_normal((2, 3, 20 + 7 * seed)).cumsum(axis=2)
+    expected = [by_hand(*rows) for rows in zip(short, long, strict=True)]
+    np.testing.assert_allclose(trend_statistic(short, long), expected, rtol=1e-10)
 
 
-def test_the_statistic_is_standard_normal_on_independent_differences():
-    d = np.random.default_rng(5).standard_normal((20_000, 80))
-    z = trend_statistic(d)
+def test_the_statistic_is_standard_normal_on_independent_moves():
+    short, long = np.random.default_rng(5).standard_normal((2, 20_000, 80))
+    z = trend_statistic(short, long)
     assert abs(z.mean()) < 0.03
     # A little below 1: the correlation that is estimated is clipped at 0, not at its true value.
     assert 0.9 < z.std() < 1.02
@@ -69,10 +75,10 @@ def test_live_and_vectorised_agree(planned):
 
 def test_says_nothing_before_it_can():
     live = readings(np.random.default_rng(1).standard_normal(30))
-    assert [math.isnan(r.score) for r in live] == [True] * MIN_DIFFERENCES + [False] * (30 - MIN_DIFFERENCES)
+    assert [math.isnan(r.score) for r in live] == [True] * FIRST + [False] * (30 - FIRST)
 
 
-def test_a_difference_across_missing_epochs_is_not_used():
+def test_a_move_across_missing_epochs_is_not_used():
     values = np.random.default_rng(2).standard_normal(40)
     shifted = values.copy()
     shifted[20:] += 1000.0
@@ -84,14 +90,14 @@ def test_a_difference_across_missing_epochs_is_not_used():
 
 
 def test_a_constant_series_has_no_trend():
-    assert {r.score for r in readings([0.5] * 40)[MIN_DIFFERENCES:]} == {0.0}
+    assert {r.score for r in readings([0.5] * 40)[FIRST:]} == {0.0}
 
 
 def test_a_series_that_freezes_converges():
     series = np.full(60, 0.5)
     series[:30] += 0.01 * np.random.default_rng(3).standard_normal(30)
     live = readings(series, 60)
-    assert max(r.score for r in live[MIN_DIFFERENCES:30]) < 1
+    assert max(r.score for r in live[FIRST:30]) < 1
     assert live[-1].score >= 1
 
 
@@ -99,26 +105,26 @@ def test_a_series_that_freezes_converges():
 @given(
     arrays(
         np.float64,
-        st.integers(MIN_DIFFERENCES, 40),
+        st.integers(MIN_MOVES + 2, 40),
         elements=st.floats(-1, 1, allow_subnormal=False, width=32),
     )
 )
-def test_any_finite_series_has_a_finite_statistic(differences):
-    statistic = trend_statistic(differences[None, :])
+def test_any_finite_series_has_a_finite_statistic(series):
+    statistic = trend_statistic(np.diff(series)[None, 1:], (series[2:] - series[:-2])[None])
     assert np.isfinite(statistic).all()
-    # The score is a correlation with time, times sqrt(n).
-    assert abs(statistic[0]) <= math.sqrt(len(differences)) + 1e-9
+    # The statistic is a correlation with time, times sqrt(n).
+    assert abs(statistic[0]) <= math.sqrt(len(series) - 2) + 1e-9
 
 
 def test_the_threshold_falls_towards_the_planned_end_and_is_the_open_one_beyond():
-    assert boundary(59, 60) == pytest.approx(
+    assert boundary(60, 60) == pytest.approx(
         float(np.interp(60, thresholds()["lengths"], thresholds()["falling"]))
     )
-    before = boundary(np.arange(16, 60), 60)
+    before = boundary(np.arange(17, 61), 60)
     assert (np.diff(before) < 0).all()
-    beyond = np.arange(60, 90)
+    beyond = np.arange(61, 90)
     np.testing.assert_array_equal(boundary(beyond, 60), boundary(beyond, None))
-    assert boundary(60, 60) > boundary(59, 60)
+    assert boundary(61, 60) > boundary(60, 60)
 
 
 def test_the_table_names_the_command_that_made_it():

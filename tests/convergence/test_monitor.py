@@ -271,7 +271,7 @@ def test_parameters_are_those_of_monitor_and_detector():
         "schedule": "constant",
         "planned_epochs": EPOCHS,
         "drop_epochs": "none",
-        "min_differences": 16,
+        "min_moves": 15,
     }
 
 

@@ -86,12 +86,13 @@ SHAPES = {
     "exponential to a fifth at half-time": lambda u: 5.0 ** -np.minimum(1, 2 * u),
     "exponential towards a fifth": lambda u: 0.2 + 0.8 * np.exp(-u / 0.2),
     "exponential, a fifth only at the end": lambda u: 5.0**-u,
+    "linear, a fifth only at the end": lambda u: 1 - 0.8 * u,
 }
 
 
 @cache
 def noise(epochs):
-    return np.random.default_rng([4242, epochs]).standard_normal((3000, epochs))
+    return np.random.default_rng([4242, epochs]).standard_normal((10_000, epochs))
 
 
 def drifting(shape, epochs):

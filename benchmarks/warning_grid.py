@@ -31,11 +31,11 @@ from mlflow_dynamics.training.models import build_model
 from mlflow_dynamics.training.optimisation import build_optimizer, build_schedule
 
 EPOCHS: Final = 30
-BATCH_SIZE: Final = 32
-TRAIN_IMAGES: Final = 1536
-"""48 steps an epoch: the measures begin with the second."""
+BATCH_SIZE: Final = 64
+TRAIN_IMAGES: Final = 5056
+"""79 whole batches: one of another size would have the network compiled again, for any size, and slower."""
 
-VALIDATION_IMAGES: Final = 1000
+VALIDATION_IMAGES: Final = 1024
 DATASETS: Final = ("cifar10", "tinyimagenet100")
 SCHEDULES: Final = ("cosine", "constant", "step")
 SEEDS: Final = (0, 1, 2)
@@ -82,23 +82,25 @@ def resnet20(data: ImageData) -> nn.Module:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with the optimizer that suits it."""
+    """A network with the optimizer that suits it, and the precision in which a CPU trains it faster."""
 
     build: Callable[[ImageData], nn.Module]
     optimizer: str
     learning_rate: float
+    precision: str
 
 
 MODELS: Final = {
-    "small_vgg": Model(small_vgg, "sgd", 0.03),
-    "small_vit": Model(small_vit, "adamw", 1e-3),
-    "resnet20": Model(resnet20, "sgd", 0.05),
+    "small_vgg": Model(small_vgg, "sgd", 0.03, "bf16"),
+    "small_vit": Model(small_vit, "adamw", 1e-3, "fp32"),
+    "resnet20": Model(resnet20, "sgd", 0.05, "bf16"),
 }
 
 
 def train(model: str, schedule: str, seed: int, data: ImageData) -> str:
     """Train one cell of the grid in an MLflow run; its id."""
     chosen = MODELS[model]
+    torch.compiler.reset()  # else the ninth network of a kind would run uncompiled
     seed_everything(seed)
     network = chosen.build(data)
     optimizer = build_optimizer(
@@ -118,9 +120,10 @@ def train(model: str, schedule: str, seed: int, data: ImageData) -> str:
         data=data,
         batch_size=BATCH_SIZE,
         device=torch.device("cpu"),
-        precision="fp32",
+        precision=chosen.precision,
         seed=seed,
         workers=0,
+        forward=torch.compile(network),
     )
     with (
         mlflow.start_run() as run,

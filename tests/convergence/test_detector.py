@@ -20,7 +20,6 @@ from mlflow_dynamics.convergence.volatility import (
     trend_statistic,
 )
 
-
 FIRST = MIN_MOVES + 1
 """The first epoch with a verdict."""
 

@@ -18,9 +18,9 @@ CONSTANT: Final = 1e-12
 STEEP: Final = 1e-3
 """Below this ratio of signal to trend, rounding leaves enough of the trend to be taken out a second time."""
 
-SMALL: Final = 1e-100
-LARGE: Final = 1e100
-"""Between these, squares of a signal neither under- nor overflow."""
+SMALL: Final = 1e-200
+LARGE: Final = 1e200
+"""Energies between these come from squares that neither under- nor overflow."""
 
 
 def as_signals(signals: ArrayLike, *, layers: bool) -> Array:
@@ -54,12 +54,15 @@ def trend_basis(steps: int, order: int) -> Array:
     return basis
 
 
-def _less_trend(values: Array, order: int) -> Array:
-    """Signals (..., steps) less their polynomial trend."""
+def _less_trend(values: Array, order: int) -> tuple[Array, Array]:
+    """Signals (..., steps) less their polynomial trend, and that trend's energy (...,)."""
+    steps = values.shape[-1]
     if order == 0:
-        return values - values.sum(axis=-1, keepdims=True) / values.shape[-1]
-    basis = trend_basis(values.shape[-1], order)
-    return values - (values @ basis.T) @ basis
+        total = values.sum(axis=-1)
+        return values - (total / steps)[..., None], total * total / steps
+    basis = trend_basis(steps, order)
+    coordinates = values @ basis.T
+    return values - coordinates @ basis, np.vecdot(coordinates, coordinates)
 
 
 def _root_mean_square(values: Array) -> Array:
@@ -84,11 +87,12 @@ def standardise(values: Array, *, order: int) -> tuple[Array, Array]:
     if steps < order + 2 or values.size == 0:
         return np.zeros(values.shape), np.full(values.shape[:-1], np.nan)
     with np.errstate(over="ignore", invalid="ignore"):
-        size = _root_mean_square(values)
-        detrended = _less_trend(values, order)
-        deviation = _root_mean_square(detrended)
-    if ((deviation > STEEP * size) & (deviation > SMALL) & (size < LARGE)).all():
-        detrended /= deviation[..., None]
+        detrended, trend = _less_trend(values, order)
+        energy = np.vecdot(detrended, detrended)
+        largest = energy + trend
+    if ((energy > STEEP**2 * largest) & (energy > SMALL) & (largest < LARGE)).all():
+        deviation = np.sqrt(energy / steps)
+        detrended *= (1 / deviation)[..., None]
         return detrended, deviation
     return _standardise_with_care(values, order)
 
@@ -101,10 +105,10 @@ def _standardise_with_care(values: Array, order: int) -> tuple[Array, Array]:
     # (Within what 2.0**-exponent can be: subnormal signals stay somewhat below 1.)
     exponent = np.clip(np.frexp(np.where(usable, size, 1.0))[1], -1022, 1022)
     finite = values if usable.all() else np.where(usable[..., None], values, 0.0)
-    detrended = _less_trend(finite * np.ldexp(1.0, -exponent)[..., None], order)
+    detrended, _ = _less_trend(finite * np.ldexp(1.0, -exponent)[..., None], order)
     deviation = _root_mean_square(detrended)
     if (deviation < STEEP).any():
-        detrended = _less_trend(detrended, order)
+        detrended, _ = _less_trend(detrended, order)
         deviation = _root_mean_square(detrended)
     usable &= deviation > CONSTANT
     detrended *= (1 / np.where(usable, deviation, np.inf))[..., None]

@@ -70,15 +70,20 @@ SHAPES = {
 }
 
 
+FEW_SIZES = (3, 4, 5)
+MANY_SIZES = (3, 4, 5, 6, 7, 8, 9, 13, 16, 31, 50, 64, 100, 120, 175)
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("steps", [120, 701])
+@pytest.mark.parametrize(
+    ("steps", "sizes"),
+    [(64, FEW_SIZES), (120, MANY_SIZES), (701, MANY_SIZES)],
+)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_is_its_definition_to_nine_digits(shape, steps, order, overlap):
+def test_is_its_definition_to_nine_digits(shape, steps, sizes, order, overlap):
     signal = SHAPES[shape](np.random.default_rng(1), steps)
-    sizes = tuple(
-        n for n in (3, 4, 5, 6, 7, 8, 9, 13, 16, 31, 50, 64, 100, 120, 175) if order + 2 <= n <= steps
-    )
+    sizes = tuple(n for n in sizes if order + 2 <= n <= steps)
     _, f = fluctuations(signal, box_sizes=sizes, order=order, overlap=overlap, corrected=False)
     np.testing.assert_allclose(f, plain_fluctuations(signal, sizes, order=order, overlap=overlap), rtol=1e-9)
 

@@ -136,9 +136,9 @@ def history_of(run_id: str, config: MeasureConfig) -> RunHistory:
     for row in load_metrics([run_id]).drop(columns="run_id").to_dict("records"):
         epochs[int(row["epoch"])] = {str(key): float(value) for key, value in row.items() if value == value}
     history.metrics = [{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs)]
-    history.converged_epoch = _epoch_in(run, names.TAG_CONVERGED_EPOCH)
-    history.unsettled_epoch = _epoch_in(run, names.TAG_UNSETTLED_EPOCH)
-    history.diverging_epoch = _epoch_in(run, names.TAG_DIVERGING_EPOCH)
+    history.converged_epoch = names.epoch_in(run.data.tags, names.TAG_CONVERGED_EPOCH)
+    history.unsettled_epoch = names.epoch_in(run.data.tags, names.TAG_UNSETTLED_EPOCH)
+    history.diverging_epoch = names.epoch_in(run.data.tags, names.TAG_DIVERGING_EPOCH)
     for epoch, table in _layer_measures(run).items():
         history.exponents[epoch] = table["exponent"].to_numpy(dtype=np.float64)
         history.phase_coherence[epoch] = table["phase_coherence"].to_numpy(dtype=np.float64)
@@ -153,11 +153,6 @@ def last_order(window: SignalWindow) -> NDArray[np.float64]:
         return np.empty(0)
     order = order_parameter(signals)
     return order[np.isfinite(order)]
-
-
-def _epoch_in(run: Run, tag: str) -> int | None:
-    value = run.data.tags.get(tag)
-    return None if value is None else int(value)
 
 
 def _layer_measures(run: Run) -> dict[int, pd.DataFrame]:

@@ -129,6 +129,12 @@ def epoch_of(path: str) -> int:
     return int(match[1])
 
 
+def epoch_in(tags: Mapping[str, str], tag: str) -> int | None:
+    """The epoch that a tag of `STATE_TAGS` names; None where the run lacks it, or somebody has written other text."""
+    value = tags.get(tag, "")
+    return int(value) if re.fullmatch("[0-9]{1,9}", value) else None
+
+
 def measure_metrics(measures: Measures) -> dict[str, float]:
     """An epoch's measures under their metric keys; undefined ones are left out, never logged as 0."""
     values = {

@@ -116,9 +116,9 @@ def search_runs(
     for column in ("start_time", "end_time"):
         frame[column] = pd.to_datetime(frame[column], unit="ms", utc=True)
     tags = [run.data.tags for run in found]
-    frame["warning_epoch"] = _integers(one.get(names.TAG_CONVERGED_EPOCH) for one in tags)
-    frame["unsettled_epoch"] = _integers(one.get(names.TAG_UNSETTLED_EPOCH) for one in tags)
-    frame["diverging_epoch"] = _integers(one.get(names.TAG_DIVERGING_EPOCH) for one in tags)
+    frame["warning_epoch"] = _integers(names.epoch_in(one, names.TAG_CONVERGED_EPOCH) for one in tags)
+    frame["unsettled_epoch"] = _integers(names.epoch_in(one, names.TAG_UNSETTLED_EPOCH) for one in tags)
+    frame["diverging_epoch"] = _integers(names.epoch_in(one, names.TAG_DIVERGING_EPOCH) for one in tags)
     frame["stopped_early"] = [one.get(names.TAG_STOPPED_EARLY) == "true" for one in tags]
     frame["plateau_epoch"] = _plateaus(found)
     frame["lead_time"] = frame["plateau_epoch"] - frame["warning_epoch"]
@@ -240,9 +240,8 @@ def _plateaus(runs: Sequence[Run]) -> pd.Series:
     return _integers(found.get(run.info.run_id) for run in runs)
 
 
-def _integers(values: Iterable[object]) -> pd.Series:
-    numbers = pd.to_numeric(pd.Series(list(values), dtype="object"), errors="coerce")
-    return numbers.astype("Int64")
+def _integers(values: Iterable[int | None]) -> pd.Series:
+    return pd.Series(list(values), dtype="Int64")
 
 
 def _describe(run: Run) -> tuple[object, ...]:

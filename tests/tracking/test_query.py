@@ -326,6 +326,17 @@ def test_the_later_of_two_values_at_a_step_counts_and_nan_stays_nan(tmp_path: Pa
     assert math.isnan(frame[names.TRAIN_LOSS].tolist()[1])
 
 
+@pytest.mark.parametrize("text", ["soon", "2.5", "-1", "", "²"])
+def test_text_in_a_tag_that_holds_an_epoch_is_no_epoch(text: str, tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+    client = MlflowClient()
+    client.set_tag(client.create_run("0").info.run_id, names.TAG_CONVERGED_EPOCH, text)
+    client.set_tag(client.create_run("0").info.run_id, names.TAG_CONVERGED_EPOCH, "7")
+    found = search_runs(experiment="Default")["warning_epoch"]
+    assert len(found) == 2
+    assert found.dropna().tolist() == [7]
+
+
 def test_a_server_that_is_gone_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     mlflow.set_tracking_uri("http://127.0.0.1:9")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from mlflow_dynamics.report.answers import styles_apart, tasks_apart, warning_le
 from mlflow_dynamics.report.comparison import comparison_page, gather, integration_by_task, limits
 from mlflow_dynamics.tracking import names
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
@@ -142,6 +146,18 @@ def test_the_project_compares_by_ids_with_commas_between(tmp_path: Path) -> None
     assert "2 runs." in output.read_text()
     with pytest.raises(SystemExit):
         main(["report", "none", "--experiment", "none"])
+
+
+def test_mlflow_run_has_the_comparison_as_an_entry_point(tmp_path: Path) -> None:
+    for value in (1.2, 1.3):
+        make_run(value)
+    output = tmp_path / "compared.html"
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", "-e", "report"]
+    command += ["-P", "experiment=Default", "-P", f"output={output}"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    store = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
+    subprocess.run(command, check=True, env=os.environ | store)
+    assert "2 runs." in output.read_text()
 
 
 def test_three_hundred_runs_fit_on_a_page() -> None:

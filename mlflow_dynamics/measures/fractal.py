@@ -310,8 +310,10 @@ def _projection_square(profile: Array, size: int) -> Array:
 
 def _taken(profile: Array, basis: Array) -> Array:
     """(signals,) sum of squared coordinates on the basis (rows, n) in every n steps of the profile."""
-    taken = profile.reshape(len(profile), -1, basis.shape[1]) @ basis.T
-    taken = taken.reshape(len(profile), math.prod(taken.shape[1:]))
+    signals, steps = profile.shape
+    rows, size = basis.shape
+    taken = profile.reshape(signals, steps // size, size) @ basis.T
+    taken = taken.reshape(signals, steps // size * rows)
     energy: Array = np.vecdot(taken, taken)
     return energy
 

@@ -92,7 +92,7 @@ SHAPES = {
 
 @cache
 def noise(epochs):
-    return np.random.default_rng([4242, epochs]).standard_normal((10_000, epochs))
+    return np.random.default_rng([4242, epochs]).standard_normal((5000, epochs))
 
 
 def drifting(shape, epochs):

@@ -138,6 +138,7 @@ def test_empty_windows_are_undefined(shape):
 def test_empty_batches_give_empty_answers(batch, steps):
     for function in OF_SIGNALS:
         assert function(np.empty((*batch, steps))).shape == batch
+    assert dfa(np.empty((*batch, steps)), overlap=False).shape == batch
     if len(batch) == 2:
         for function in (integration, synchrony, metastability, metastability_ratio):
             assert function(np.empty((*batch, steps))).shape == batch[:1]

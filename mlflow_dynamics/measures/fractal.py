@@ -236,19 +236,8 @@ def _residual_product(steps: int, sizes: tuple[int, ...], overlap: bool) -> tupl
     Centred signals (signals, steps) times the first are coordinates of what lines leave of the profile in every
     box; the squares of these times the second are the mean squared residuals (signals, sizes).
     """
-    rows, counted = [], []
-    for i, size in enumerate(sizes):
-        left = scipy.linalg.null_space(trend_basis(size, 1)).T
-        starts = _starts(steps, size, overlap)
-        for start in starts:
-            box = np.zeros((size - 2, steps))
-            box[:, start : start + size] = left
-            rows.append(box)
-        weight = np.zeros((len(starts) * (size - 2), len(sizes)))
-        weight[:, i] = 1 / (len(starts) * size)
-        counted.append(weight)
-    cumulative = np.triu(np.ones((steps, steps)))
-    return cumulative @ np.concatenate(rows).T, np.concatenate(counted)
+    left = [scipy.linalg.null_space(trend_basis(size, 1)).T for size in sizes]
+    return _coordinates_in_boxes(steps, left, overlap)
 
 
 @lru_cache(maxsize=16)
@@ -259,20 +248,34 @@ def _products(steps: int, sizes: tuple[int, ...], overlap: bool) -> tuple[Array,
     straight lines of every box of every size; the squares of these times the second are energies and what lines
     take up, each (signals, sizes).
     """
-    lines, taken = [], []
-    for i, size in enumerate(sizes):
+    lines, taken = _coordinates_in_boxes(steps, [trend_basis(size, 1) for size in sizes], overlap)
+    operator = np.concatenate([_cumulative(steps), lines], axis=1)
+    return operator, scipy.linalg.block_diag(_coverage(steps, sizes, overlap), taken)
+
+
+def _coordinates_in_boxes(steps: int, bases: list[Array], overlap: bool) -> tuple[Array, Array]:
+    """Two matrices for the profiles' coordinates in every box, given one basis (rows, n) for each size n.
+
+    Centred signals (signals, steps) times the first are the coordinates; the squares of these times the second are
+    the mean squares that the bases take up (signals, sizes).
+    """
+    rows, weights = [], []
+    for i, basis in enumerate(bases):
+        count, size = basis.shape
         starts = _starts(steps, size, overlap)
         for start in starts:
-            line = np.zeros((2, steps))
-            line[:, start : start + size] = trend_basis(size, 1)
-            lines.append(line)
-        weight = np.zeros((2 * len(starts), len(sizes)))
+            row = np.zeros((count, steps))
+            row[:, start : start + size] = basis
+            rows.append(row)
+        weight = np.zeros((count * len(starts), len(bases)))
         weight[:, i] = 1 / (len(starts) * size)
-        taken.append(weight)
-    cumulative = np.triu(np.ones((steps, steps)))
-    operator = np.concatenate([cumulative, cumulative @ np.concatenate(lines).T], axis=1)
-    weights = scipy.linalg.block_diag(_coverage(steps, sizes, overlap), np.concatenate(taken))
-    return operator, weights
+        weights.append(weight)
+    return _cumulative(steps) @ np.concatenate(rows).T, np.concatenate(weights)
+
+
+def _cumulative(steps: int) -> Array:
+    """(steps, steps) what signals are multiplied with to give their profiles."""
+    return np.triu(np.ones((steps, steps)))
 
 
 def _energy(profile: Array, sizes: tuple[int, ...]) -> Array:
@@ -299,7 +302,7 @@ def _coverage(steps: int, sizes: tuple[int, ...], overlap: bool) -> Array:
 def _projection_square(profile: Array, size: int) -> Array:
     """(signals,) mean square that straight lines take up in boxes side by side."""
     boxes = profile.shape[1] // size
-    if size > NARROW or boxes < 2:
+    if size > NARROW:
         return _taken(profile[:, : size * boxes], trend_basis(size, 1)) / (boxes * size)
     paired = boxes - boxes % 2
     taken = _taken(profile[:, : size * paired], _basis_of_two(size))

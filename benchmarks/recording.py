@@ -1,10 +1,12 @@
-"""What recording costs a training step on the CPU: the recorder's own time, and the interleaved ratio to the bare step.
+"""What recording costs a training step: the recorder's own time, and the interleaved ratio to the bare step.
 
-Own time is measured directly: a clock around every entry from torch into the recorder (hooks and optimizer hook).
-The ratio comes from pairs of a bare and a recorded step of two equal models, in random order, and stands beside the
-same ratio of two bare models, which is the noise it has to be judged against.
+Own time is measured directly: a clock around every entry from torch into the recorder (hooks and optimizer hook); on
+a GPU it is the host's, which the GPU need not wait for. The ratio comes from pairs of a bare and a recorded step of
+two equal models, in random order, and stands beside the same ratio of two bare models, which is the noise it has to be
+judged against. On a GPU a pair is of five steps each, with one wait at the end, as trainings do.
 
     python benchmarks/recording.py --model resnet20 --pairs 200
+    python benchmarks/recording.py --model resnet18 --device cuda --batch 512 --image 224 --precision bfloat16
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -66,11 +69,20 @@ def _stage(inputs: int, outputs: int, stride: int) -> list[tuple[int, int, int]]
     return [(inputs, outputs, stride), (outputs, outputs, 1), (outputs, outputs, 1)]
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "resnet20": resnet20,
-    "resnet18": lambda: torchvision.models.resnet18(num_classes=10),
-    "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10),
+def vit(name: str, image: int) -> nn.Module:
+    """timm's, with patches of 4 x 4 for small images."""
+    patch = 16 if image >= 128 else 4
+    return timm.create_model(f"{name}_patch16_224", img_size=image, patch_size=patch, num_classes=10)
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet20": lambda image: resnet20(),
+    "resnet18": lambda image: torchvision.models.resnet18(num_classes=10),
+    "vit_tiny": partial(vit, "vit_tiny"),
+    "vit_small": partial(vit, "vit_small"),
+    "vit_base": partial(vit, "vit_base"),
 }
+STEPS_BETWEEN_WAITS = 5
 
 
 class OwnTime:
@@ -92,37 +104,51 @@ class OwnTime:
         recorder._boundary.__class__ = Timed
 
 
-def measure(name: str, batch: int, pairs: int, record_every: int) -> dict[str, float]:
-    """Medians over `pairs` of interleaved steps."""
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Medians over `options.pairs` of interleaved steps."""
     clock = OwnTime()
+    cuda = options.device == "cuda"
+    precision = getattr(torch, options.precision)
     models = {}
     for kind in ("bare", "again", "recorded"):
         torch.manual_seed(0)
-        model = MODELS[name]()
+        model = MODELS[options.model](options.image).to(options.device)
+        if options.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         models[kind] = (model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
-    recorder = Recorder(models["recorded"][0], RecordingConfig(record_every=record_every))
+    recorder = Recorder(models["recorded"][0], RecordingConfig(record_every=options.record_every))
     clock.watch(recorder)
-    images, targets = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    calls = {kind: torch.compile(model) if options.compile else model for kind, (model, _) in models.items()}
+    images = torch.randn(options.batch, 3, options.image, options.image, device=options.device)
+    if options.channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    targets = torch.randint(0, 10, (options.batch,), device=options.device)
 
     def step(kind: str) -> float:
-        model, optimizer = models[kind]
+        _, optimizer = models[kind]
+        count = STEPS_BETWEEN_WAITS if cuda else 1
         start = time.perf_counter()
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), targets).backward()
-        optimizer.step()
-        return time.perf_counter() - start
+        for _ in range(count):
+            optimizer.zero_grad()
+            with torch.autocast(options.device, dtype=precision, enabled=precision != torch.float32):
+                loss = nn.functional.cross_entropy(calls[kind](images), targets)
+            loss.backward()
+            optimizer.step()
+        if cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / count
 
-    for kind in models:
+    for kind in 2 * list(models):
         step(kind)
     own, times = [], {kind: [] for kind in models}
     order = list(models)
-    for _ in range(pairs):
+    for _ in range(options.pairs):
         random.shuffle(order)
         for kind in order:
             clock.seconds = 0.0
             times[kind].append(step(kind))
             if kind == "recorded":
-                own.append(clock.seconds)
+                own.append(clock.seconds / (STEPS_BETWEEN_WAITS if cuda else 1))
     handed = time.perf_counter()
     recorder.end_epoch(0)
     handed = time.perf_counter() - handed
@@ -148,9 +174,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--record-every", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--image", type=int, default=32, help="side in pixels")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of autocast")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for key, value in measure(options.model, options.batch, options.pairs, options.record_every).items():
+    for key, value in measure(options).items():
         print(f"{key:14s} {value:.4g}")
 
 

@@ -24,7 +24,7 @@ class Spy:
         def call(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
             tensor = output[0] if isinstance(output, tuple) else output
-            self.outputs[name].append(tensor.detach().double().clone().numpy())
+            self.outputs[name].append(tensor.detach().double().cpu().clone().numpy())
             return output
 
         return call

@@ -108,6 +108,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Medians over `options.pairs` of interleaved steps."""
     clock = OwnTime()
     cuda = options.device == "cuda"
+    steps = STEPS_BETWEEN_WAITS if cuda else 1
     precision = getattr(torch, options.precision)
     models = {}
     for kind in ("bare", "again", "recorded"):
@@ -126,9 +127,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     def step(kind: str) -> float:
         _, optimizer = models[kind]
-        count = STEPS_BETWEEN_WAITS if cuda else 1
         start = time.perf_counter()
-        for _ in range(count):
+        for _ in range(steps):
             optimizer.zero_grad()
             with torch.autocast(options.device, dtype=precision, enabled=precision != torch.float32):
                 loss = nn.functional.cross_entropy(calls[kind](images), targets)
@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             optimizer.step()
         if cuda:
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / count
+        return (time.perf_counter() - start) / steps
 
     for kind in 2 * list(models):
         step(kind)
@@ -148,7 +148,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             clock.seconds = 0.0
             times[kind].append(step(kind))
             if kind == "recorded":
-                own.append(clock.seconds / (STEPS_BETWEEN_WAITS if cuda else 1))
+                own.append(clock.seconds / steps)
     handed = time.perf_counter()
     recorder.end_epoch(0)
     handed = time.perf_counter() - handed

@@ -124,14 +124,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["WANDB_MODE"] = "offline"
-    model = MODELS[options.model]()
+    image = 32
+    model = MODELS[options.model](image)
     candidates = {}
     for name, attach in CANDIDATES.items():
         if name in PACKAGES and find_spec(PACKAGES[name]) is None:
             continue
         candidates[name] = Candidate(copy.deepcopy(model))
         attach(candidates[name])
-    images = torch.randn(options.batch, 3, 32, 32)
+    images = torch.randn(options.batch, 3, image, image)
     targets = torch.randint(0, 10, (options.batch,))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(options.rounds + 1):

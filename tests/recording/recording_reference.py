@@ -10,6 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+counters = torch._dynamo.utils.counters
+
+
+def forget_compiled() -> None:
+    """Dynamo as it is in a new process: nothing compiled, nothing counted."""
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def compiled_and_broken() -> tuple[int, int]:
+    """How many graphs dynamo compiled, and how often it broke one."""
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
 
 class Spy:
     """Keeps every output of the named modules, by replacing `forward` on the instances (no hooks involved)."""

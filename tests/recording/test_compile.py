@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from recording_reference import batches, sgd, small_cnn, train
+from recording_reference import batches, compiled_and_broken, counters, forget_compiled, sgd, small_cnn, train
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,17 +17,14 @@ from mlflow_dynamics.recording import Recorder
 # torch's own, when it compiles a part of a model that is fed by another part
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
-counters = torch._dynamo.utils.counters
 Call = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
+    forget_compiled()
     yield
-    torch._dynamo.reset()
-    counters.clear()
+    forget_compiled()
 
 
 def whole(model: nn.Sequential, backend: str) -> Call:
@@ -75,10 +72,6 @@ def evaluate(call: Call, model: nn.Module) -> None:
     model.train()
 
 
-def compiled_and_broken() -> tuple[int, int]:
-    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
-
-
 def session(call: Call, model: nn.Module, sizes: tuple[int, ...] = (12, 12, 12)) -> list[float]:
     """Two epochs with an evaluation after each and batches of these sizes."""
     optimizer = sgd(model)
@@ -96,8 +89,7 @@ def bare(
     model = make()
     losses = session(way(model, "aot_eager"), model, sizes)
     graphs, _ = compiled_and_broken()
-    torch._dynamo.reset()
-    counters.clear()
+    forget_compiled()
     return losses, graphs
 
 
@@ -219,8 +211,7 @@ def test_inductor_losses_and_weights_are_those_of_the_bare_model() -> None:
     data = batches(6)
     results = []
     for recorded in (False, True):
-        torch._dynamo.reset()
-        counters.clear()
+        forget_compiled()
         model = small_cnn()
         call = torch.compile(model)
         recorder = Recorder(model, RecordingConfig()) if recorded else None

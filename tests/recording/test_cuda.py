@@ -10,7 +10,16 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from recording_reference import Spy, batches, sgd, small_cnn, statistics
+from recording_reference import (
+    Spy,
+    batches,
+    compiled_and_broken,
+    counters,
+    forget_compiled,
+    sgd,
+    small_cnn,
+    statistics,
+)
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,10 +30,8 @@ from mlflow_dynamics.recording import Recorder
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*"),
 ]
 
-counters = torch._dynamo.utils.counters
 PRECISIONS = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -33,12 +40,10 @@ def deterministic() -> Iterator[None]:
     """Two bare trainings are then equal bit for bit, so that a third can be compared with them."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-    torch._dynamo.reset()
-    counters.clear()
+    forget_compiled()
     yield
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = before
-    torch._dynamo.reset()
-    counters.clear()
+    forget_compiled()
 
 
 def on_gpu(count: int, **options: Any) -> list[tuple[Tensor, Tensor]]:
@@ -114,8 +119,7 @@ def test_values_are_those_of_an_independent_account(
 
 def three_epochs(*, recorded: bool, precision: torch.dtype, way: str = "eager") -> tuple[Any, ...]:
     """Losses, weights, random state and dynamo's counts after three epochs."""
-    torch._dynamo.reset()
-    counters.clear()
+    forget_compiled()
     model = wide_cnn()
     torch.manual_seed(3)
     optimizer, scaler = sgd(model), scaler_of(precision)
@@ -130,11 +134,7 @@ def three_epochs(*, recorded: bool, precision: torch.dtype, way: str = "eager") 
     if handle is not None:
         assert handle.failure is None
         handle.remove()
-    counts = (
-        counters["stats"]["unique_graphs"],
-        sum(counters["graph_break"].values()),
-        counters["inductor"]["cudagraph_skips"],
-    )
+    counts = (*compiled_and_broken(), counters["inductor"]["cudagraph_skips"])
     return losses, list(model.state_dict().values()), torch.cuda.get_rng_state(), counts
 
 
@@ -190,7 +190,7 @@ def test_the_host_never_waits_for_the_gpu(precision: torch.dtype) -> None:
     model = wide_cnn()
     optimizer = sgd(model)
     data = on_gpu(5)
-    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    scaler = scaler_of(torch.float32)
     with Recorder(model, RecordingConfig()) as recorder:
         step(model, optimizer, scaler, precision, *data[0])
         recorder.end_epoch(0)
@@ -208,7 +208,7 @@ def test_the_host_never_waits_for_the_gpu(precision: torch.dtype) -> None:
 def test_memory_is_constant_in_the_number_of_epochs() -> None:
     model = wide_cnn()
     optimizer = sgd(model)
-    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    scaler = scaler_of(torch.float32)
     data = on_gpu(4)
     used = []
     with Recorder(model, RecordingConfig()) as recorder:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from mlflow_dynamics.config import MeasureConfig, RecordingConfig
-from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict
+from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, State, Verdict
 from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.records import EpochActivations, Measures
 from mlflow_dynamics.report.aside import page_aside
@@ -84,7 +84,7 @@ class Measuring:
         self._concluded = False
         self._before: EpochSummary | None = None
         self._reason_told = False
-        self._raised: dict[str, int] = {}
+        self._raised: dict[State, int] = {}
         self._log_settings(_recorded_parameters(recording, measures))
         if monitor is not None and monitor.schedule_given:
             self._log_settings(_warning_parameters(monitor))
@@ -165,20 +165,22 @@ class Measuring:
             loss=metrics.get(names.TRAIN_LOSS),
             learning_rate=metrics.get(names.LEARNING_RATE),
         )
+        raised = {
+            state: first for state, first in self.monitor.first_epochs.items() if state in names.STATE_TAGS
+        }
+        changed = [state for state in raised | self._raised if raised.get(state) != self._raised.get(state)]
+        if changed:
+            # Without an epoch where the training has gone back to one before it.
+            self.writer.set_tags({names.STATE_TAGS[state]: raised.get(state, "") for state in changed})
+            self._history.unsettled_epoch = raised.get("unsettled")
+            self._history.diverging_epoch = raised.get("diverging")
+            self._raised = raised
         before = self._before.verdict.state if self._before is not None and self._before.verdict else None
-        tag = names.STATE_TAGS.get(verdict.state)
-        if tag is None or verdict.state == before:
-            return verdict
-        first = self.monitor.first_epochs[verdict.state]
-        if self._raised.get(verdict.state) == first:
+        if verdict.state in changed:
+            # Python shows warnings also to who has set up no logging.
+            logger.warning("%s", verdict.message)
+        elif verdict.state in raised and verdict.state != before:
             logger.info("%s", verdict.message)
-            return verdict
-        self._raised[verdict.state] = first
-        # Python shows warnings also to who has set up no logging.
-        logger.warning("%s", verdict.message)
-        self.writer.set_tags({tag: str(first)})
-        self._history.unsettled_epoch = self.monitor.first_epochs.get("unsettled")
-        self._history.diverging_epoch = self.monitor.first_epochs.get("diverging")
         return verdict
 
     def _dynamics(self, summary: EpochSummary) -> dict[str, float]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import mlflow
@@ -64,6 +65,32 @@ def test_a_loss_out_of_bounds_is_told_as_divergence(loss: float, caplog: pytest.
     assert found["diverging_epoch"] == 3
     lines = [(line.levelname, line.message[:27]) for line in caplog.records if "diverges" in line.message]
     assert lines == [("WARNING", "Epoch 3: Training diverges:"), ("INFO", "Epoch 6: Training diverges:")]
+
+
+def test_what_was_raised_in_epochs_that_are_trained_again_is_withdrawn() -> None:
+    model, rng = network(), np.random.default_rng(0)
+    client = mlflow.MlflowClient()
+    with mlflow_dynamics.track(model, measures=WINDOW) as tracker:
+        for epoch, loss, told in [
+            (0, 2.0, set()),
+            (1, math.nan, {"1"}),
+            (2, math.nan, {"1"}),
+            (0, 2.0, {""}),  # from an earlier checkpoint
+            (1, 1.5, {""}),
+            (2, math.nan, {"2"}),
+            (1, math.nan, {"1"}),
+            (0, 2.0, {""}),
+        ]:
+            settling(model, epoch, rng)
+            tracker.end_epoch(epoch, **{names.TRAIN_LOSS: loss})
+            deadline = time.monotonic() + 20
+            while (
+                set(raised(client.get_run(tracker.run_id)).values()) != told and time.monotonic() < deadline
+            ):
+                time.sleep(0.02)
+            assert set(raised(client.get_run(tracker.run_id)).values()) == told
+    assert "diverged" not in told_in_words(only_run())
+    assert mlflow_dynamics.search_runs()["diverging_epoch"].isna().all()
 
 
 def test_weights_that_are_no_longer_numbers_are_told_as_divergence() -> None:

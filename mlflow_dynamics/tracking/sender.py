@@ -27,7 +27,8 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.store.tracking.abstract_store import AbstractStore
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME, MLFLOW_USER
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from mlflow_dynamics.errors import DataError, TrackingError
@@ -330,8 +331,15 @@ def create_run(store: AbstractStore, record: RunRecord) -> Run:
         user_id=tags.get(MLFLOW_USER, "unknown"),
         start_time=record.start_time,
         tags=[RunTag(key, value) for key, value in tags.items()],
-        run_name=record.run_name,
+        run_name=record.run_name or tags.get(MLFLOW_RUN_NAME) or _made_up_name(record),
     )
+
+
+def _made_up_name(record: RunRecord) -> str:
+    """A name of MLflow's words: a local store that makes it up itself draws from the training's random numbers."""
+    draw = random.Random(record.local_id)
+    words = draw.choice(_GENERATOR_PREDICATES), draw.choice(_GENERATOR_NOUNS)
+    return f"{'-'.join(words).lower()}-{draw.randint(0, 999)}"
 
 
 def _experiment_id(store: AbstractStore, name: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -156,6 +158,17 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
+def global_random_states() -> tuple[object, ...]:
+    """Of Python, NumPy and torch: `train` draws from none of them, and retries of MLflow's own client would."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the global one is what trainings draw from
+    return (
+        random.getstate(),
+        numpy["state"]["key"].tobytes(),
+        numpy["state"]["pos"],
+        bytes(torch.get_rng_state()),
+    )
+
+
 def train_tracked(
     before_epoch: Callable[[int, Tracker], None] = lambda epoch, tracker: None,
     *,
@@ -164,6 +177,7 @@ def train_tracked(
 ) -> tuple[list[float], Tracker, float]:
     """Losses, the closed tracker and the longest wait of a step in seconds."""
     model = model or network()
+    numbers = global_random_states()
     with timed_waits() as waits, mlflow_dynamics.track(model) as tracker:
         waits.step()
         losses = train(
@@ -177,6 +191,7 @@ def train_tracked(
         )
         # What comes after the last step is the end of the training, which may wait.
         longest = max(waits.per_step[1:])
+    assert global_random_states() == numbers
     print(f"longest wait of {len(losses)} steps and {EPOCHS} epochs' ends: {1000 * longest:.1f} ms")
     return losses, tracker, longest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from faulty_training import (
     EPOCHS,
     LONGEST_WAIT_S,
     assert_every_epoch_once,
+    global_random_states,
     loader,
     network,
     timed_waits,
@@ -106,6 +108,31 @@ def test_a_server_that_is_gone_for_good_and_sync(
     assert (synced.run_id, synced.left) == (run_id, 0)
     assert_every_epoch_once(proxy.uri, run_id, losses)
     assert MlflowClient(server.uri).get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "file"])
+@pytest.mark.parametrize("inferred", [True, False])
+def test_a_store_in_this_process_draws_no_random_number_of_the_training(
+    scheme: str, inferred: bool, tmp_path: Path, untracked: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(
+        f"sqlite:///{tmp_path}/runs.db" if scheme == "sqlite" else f"file://{tmp_path}/runs"
+    )
+    numbers = global_random_states()
+    if inferred:
+        mlflow_dynamics.autolog()
+        model = network()
+        before = global_random_states()
+        losses = train(model, loader(), epochs=EPOCHS)
+        mlflow_dynamics.autolog(disable=True)
+        assert global_random_states() == before
+    else:
+        losses, _, _ = train_tracked()
+    assert losses == untracked
+    assert global_random_states()[0] == numbers[0]
+    (run,) = mlflow.search_runs(output_format="list")
+    assert re.fullmatch(r"[a-z]+-[a-z]+-[0-9]{1,3}", run.info.run_name)
 
 
 def test_autolog_under_a_server_that_refuses_at_start(

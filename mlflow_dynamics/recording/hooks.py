@@ -201,9 +201,9 @@ class LayerHook(Traceless):
             return
         if not torch.is_grad_enabled() and not self.forward.inside:
             return
-        self.forward.boundary.run(self._record, output)
+        self.forward.boundary.run(self._record, module, output)
 
-    def _record(self, output: Any) -> None:
+    def _record(self, module: nn.Module, output: Any) -> None:
         tensor = first_tensor(output)
         if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
             return
@@ -215,6 +215,7 @@ class LayerHook(Traceless):
             return
         self.forward.fresh = True
         if not self.known or self.slot.device != tensor.device:
+            _decline_replica(module)
             self._meet(tensor)
         if self.forward.wanted:
             with _unseen():
@@ -278,6 +279,15 @@ def _decline_sharded(tensor: Tensor) -> None:
         )
 
 
+def _decline_replica(module: nn.Module) -> None:
+    """Refuse DataParallel's copies on several GPUs: in threads, they share our hooks and would overwrite each other."""
+    if getattr(module, "_is_replica", False):
+        raise RecordingError(
+            "The model runs under DataParallel on several GPUs, which is not recorded: train it on one of them "
+            "(device_ids=[0]), or on all with DistributedDataParallel, which is."
+        )
+
+
 def never_compile_alone(*owners: Any) -> None:
     """Keep dynamo from compiling these functions, or all methods of these classes, by themselves.
 
@@ -292,4 +302,4 @@ def never_compile_alone(*owners: Any) -> None:
 
 never_compile_alone(ForwardPass, ForwardPassEnd, LayerHook, Boundary)
 never_compile_alone(moments, host_moments, _compiled_moments, _moments_on_device, _sums, _moments_of_at_most)
-never_compile_alone(first_tensor, _in_backward, _not_computing, _unseen, _decline_sharded)
+never_compile_alone(first_tensor, _in_backward, _not_computing, _unseen, _decline_sharded, _decline_replica)

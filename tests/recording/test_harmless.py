@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -138,6 +139,35 @@ def test_a_fault_while_compiling_stops_recording_and_not_training(
     torch._dynamo.reset()
     assert handle.failure is not None
     assert len([record for record in caplog.records if record.name.startswith("mlflow_dynamics")]) == 1
+
+
+def test_data_parallel_on_several_devices_is_declined_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Replicas are torch's own; only the sending to GPUs, which are not here, is left out of making them."""
+    monkeypatch.setattr(
+        sys.modules["torch.nn.parallel.replicate"],
+        "_broadcast_coalesced_reshape",
+        lambda tensors, devices, detach=False: [list(tensors) for _ in devices],
+    )
+
+    def training(recorded: bool) -> tuple[list[float], Recorder | None]:
+        model = small_cnn()
+        handle = Recorder(model, RecordingConfig()) if recorded else None
+
+        def scattered(images: Tensor) -> Tensor:
+            replicas = torch.nn.parallel.replicate(model, [0, 1])
+            parts = images.chunk(2)
+            return torch.cat([replica(part) for replica, part in zip(replicas, parts, strict=True)])
+
+        return train(model, sgd(model), batches(3), call=scattered), handle
+
+    losses, _ = training(recorded=False)
+    with caplog.at_level(logging.ERROR, "mlflow_dynamics"):
+        assert training(recorded=True)[0] == losses
+    (line,) = caplog.records
+    assert line.exc_info is not None
+    assert "DataParallel on several GPUs" in str(line.exc_info[1])
 
 
 def test_a_users_own_error_passes_through_unchanged() -> None:

@@ -165,6 +165,7 @@ class Tracker:
         self._boundary = Boundary(recorder.remove)
         self._measured = threading.Condition()
         self._summary: EpochSummary | None = None
+        self._overflowed = False
         self._ended: queue.Queue[EndedEpoch | None] = queue.Queue(MAX_PENDING_EPOCHS)
         self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
         started(self._worker)
@@ -292,11 +293,14 @@ class Tracker:
         try:
             self._ended.put_nowait(ended)
         except queue.Full:
-            logger.warning(
-                "Epoch %d is not recorded: %d epochs wait to be measured and training must not.",
-                number,
-                MAX_PENDING_EPOCHS,
-            )
+            if not self._overflowed:
+                logger.warning(
+                    "Epoch %d is not recorded, nor will later ones be that end as fast: %d epochs wait to be measured "
+                    "and training must not. Record longer epochs: call tracker.end_epoch() less often.",
+                    number,
+                    MAX_PENDING_EPOCHS,
+                )
+            self._overflowed = True
 
     def _read_schedule(self, epoch: int) -> Schedule | None:
         """Once, with the first epoch; in the training's own thread, with which the scheduler moves on."""

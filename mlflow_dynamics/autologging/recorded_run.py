@@ -44,6 +44,9 @@ class AutologConfig:
 class RecordedRun:
     """A training's run: the caller's own active one, else a new one, which MLflow creates when it answers.
 
+    Attributes:
+        owned: it is a new one, which is ours to end.
+
     Args:
         training: whose first epoch has ended.
         joined: the caller's own run, which stays the caller's to end; None makes a new one.
@@ -61,7 +64,8 @@ class RecordedRun:
         schedulers: SchedulerWatch,
     ) -> None:
         self._writer: RunWriter | None = None
-        self._to_activate = joined is None
+        self.owned = joined is None
+        self._to_activate = self.owned
         if not writes_run(training.model):  # of several processes one does; the others hand over their parts
             self._tracker = Tracker(training.recorder, None, close=None)
             return
@@ -88,6 +92,8 @@ class RecordedRun:
         if run is None:
             return None
         self._to_activate = False
+        if mlflow.active_run() is not None:
+            return None
         activate_run(run)
         return str(run.info.run_id)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import functools
+import inspect
 import logging
 import multiprocessing
 import sys
+import threading
 from collections.abc import Callable
-from functools import partial
 from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, Final
 
 import mlflow
 from mlflow.tracking.context.registry import resolve_tags
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -23,7 +25,7 @@ from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch
-from mlflow_dynamics.recording.discovery import is_recorded, models_of, optimizers_alive
+from mlflow_dynamics.recording.discovery import SearchTime, is_recorded, models_of, optimizers_alive
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch
@@ -53,12 +55,14 @@ class Autologging:
         self._exit_status = "FINISHED"
         self._trainings: list[FollowedTraining] = []
         self._active: FollowedTraining | None = None
+        self._thread: int | None = None
         self._rival_stepped = False
         self._run: RecordedRun | None = None
         self._bound_run: str | None = None
         self._used_runs: set[str] = set()
         self._drawn: Pass | None = None
         self._logs = LogLines(config.silent)
+        self._search = SearchTime()
         self._boundary = Boundary(self._detach)
         self._schedulers = SchedulerWatch(self._boundary)
         self._attached: list[Any] = [
@@ -67,6 +71,7 @@ class Autologging:
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
             Patch(sys, "exit", self._around_exit),
+            Patch(mlflow, "start_run", self._around_start_run),
             register_optimizer_step_pre_hook(self._before_step),
         ]
         self._excepthook = sys.excepthook
@@ -139,18 +144,61 @@ class Autologging:
 
         return leave
 
+    def _around_start_run(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def start(*args: Any, **kwargs: Any) -> Any:
+            self._boundary.run(self._make_way, inspect.signature(original), args, kwargs)
+            return original(*args, **kwargs)
+
+        return start
+
     # ---- what it means ----
 
     def _follow(self, optimizer: Optimizer) -> None:
-        models = models_of(optimizer)
-        if not models or any(training.recorder.model is models[0] for training in self._trainings):
+        self._let_go_of_the_dead()
+        if any(training.owns(optimizer) for training in self._trainings):
             return
+        if not self._search.allowed():
+            return
+        with self._search:
+            models = models_of(optimizer)
+        if not models:
+            return
+        for training in self._trainings:
+            if training.recorder.model is models[0]:
+                training.optimizers.add(optimizer)
+                return
         if is_recorded(models[0]):  # by track() or a framework's callback
             return
+        self._follow_model(models[0], optimizer)
+
+    def _follow_model(self, model: nn.Module, *optimizers: Optimizer) -> None:
         try:
-            self._trainings.append(FollowedTraining(models[0], self._config.recording, self._boundary))
+            training = FollowedTraining(model, self._config.recording, self._boundary)
         except RecordingError as error:
             logger.info("Not recorded: %s", error)
+            return
+        training.optimizers.update(optimizers)
+        self._trainings.append(training)
+
+    def _let_go_of_the_dead(self) -> None:
+        """A model whose optimizers are gone is trained no more: following it would keep it in memory."""
+        for training in [t for t in self._trainings if t is not self._active and not t.optimizers]:
+            training.remove()
+            self._trainings.remove(training)
+
+    def _make_way(self, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
+        """The script starts a run of its own: ours, which it does not know of, ends first, or MLflow would refuse.
+
+        A training that goes on after it is recorded in the script's run, its epochs counted from 0.
+        """
+        training = self._active
+        if training is None or self._run is None or not self._run.owned:
+            return
+        if threading.get_ident() != self._thread or signature.bind(*args, **kwargs).arguments.get("nested"):
+            return
+        self._finish("FINISHED")
+        self._follow_model(training.model, *training.optimizers)
 
     def _step(self, optimizer: Optimizer, closure: bool) -> None:
         self._activate_run()
@@ -199,6 +247,7 @@ class Autologging:
             self._drop(training, "the active run holds another model's dynamics; start a run for each")
             return False
         self._active = training
+        self._thread = threading.get_ident()  # MLflow's active run is one thread's
         self._rival_stepped = False
         return True
 
@@ -256,6 +305,9 @@ class Autologging:
         self._trainings.remove(training)
         if training is self._active:
             self._active = None
+            recorded, self._run = self._run, None
+            if recorded is not None:
+                recorded.close("FINISHED")
 
     def _detach(self) -> None:
         for attached in self._attached:
@@ -270,5 +322,5 @@ def _when_the_process_ends(function: Callable[[], None]) -> Callable[[], object]
     """Have `function` called then; returns what undoes it. A child of `multiprocessing` calls no `atexit` functions."""
     if multiprocessing.parent_process() is None:
         atexit.register(function)
-        return partial(atexit.unregister, function)
+        return functools.partial(atexit.unregister, function)
     return Finalize(None, function, exitpriority=0).cancel

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
+import time
+from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
@@ -10,6 +13,40 @@ from torch.optim import Optimizer
 from mlflow_dynamics.recording.hooks import ForwardPass
 from mlflow_dynamics.recording.layers import unwrap
 from mlflow_dynamics.recording.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+SEARCH_S: Final = 10.0
+SEARCH_SHARE: Final = 0.02
+"""Looking for models may take so many seconds, and beyond them so much of the time."""
+
+
+class SearchTime:
+    """How long models have been looked for: where each of a thousand steps makes an optimizer, too long. `with` it."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._spent = 0.0
+        self._entered = 0.0
+        self._told = False
+
+    def allowed(self) -> bool:
+        """Whether there is time for another search; where not, it is said once."""
+        if self._spent <= SEARCH_S + SEARCH_SHARE * (time.monotonic() - self._began):
+            return True
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "The script makes optimizers for new models all the time, and looking for their models takes too long: "
+                "models made from here on may go unrecorded; use mlflow_dynamics.track(model) for those that matter."
+            )
+        return False
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *error: Any) -> None:
+        self._spent += time.monotonic() - self._entered
 
 
 def optimizers_alive() -> list[Optimizer]:

@@ -51,6 +51,7 @@ class FollowedTraining:
         steps: training steps of the open epoch.
         epochs: closed so far.
         learning_rate: of the optimizer's first group at the last step.
+        optimizers: those alive that were made for the model.
     """
 
     def __init__(self, model: nn.Module, config: RecordingConfig, boundary: Boundary) -> None:
@@ -62,7 +63,9 @@ class FollowedTraining:
         self.steps = 0
         self.epochs = 0
         self.learning_rate: float | None = None
-        self._calls: list[Call | None] = []
+        self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._calls: list[Call] = []
+        self._differentiated_more = False
         self._validation_loader: int | None = None
         self._validation_ambiguous = False
         self._loss_told = False
@@ -72,6 +75,13 @@ class FollowedTraining:
             self.recorder.model.register_forward_hook(self._output),
             self.recorder.model.register_load_state_dict_post_hook(_Loaded(self)),
         ]
+
+    def owns(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer was made for parameters of this model alone; if so, it is kept in mind."""
+        if not self.recorder.holds(optimizer):
+            return False
+        self.optimizers.add(optimizer)
+        return True
 
     def batch(self, drawn: Pass) -> None:
         """A batch was drawn from some loader."""
@@ -84,7 +94,11 @@ class FollowedTraining:
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
-        self._calls.append(call)
+        # Another model's calls are not kept: while this one makes no step they would add up.
+        if call is not None and call.owner is self:
+            self._calls.append(call)
+        else:
+            self._differentiated_more = True
 
     def evaluated(self, call: Call, drawn: Pass | None) -> None:
         """A criterion was evaluated without gradients, on a batch of this pass."""
@@ -94,14 +108,12 @@ class FollowedTraining:
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Take a step into the open epoch, with the losses behind it; those of a closure are still to come."""
         self.steps += 1
-        if closure:
+        if closure or self._differentiated_more:
             self.losses.known = False
         for call in self._calls:
-            if call is None or call.owner is not self:
-                self.losses.known = False
-            else:
-                self.losses.train.add(call)
+            self.losses.train.add(call)
         self._calls.clear()
+        self._differentiated_more = False
         rate = optimizer.param_groups[0].get("lr")
         self.learning_rate = rate if isinstance(rate, float | int) else None
 
@@ -135,6 +147,7 @@ class FollowedTraining:
         self.finder = EpochFinder()
         self.losses = EpochLosses()
         self._calls.clear()
+        self._differentiated_more = False
         self.steps = 0
 
     def remove(self) -> None:

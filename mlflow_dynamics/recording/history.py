@@ -42,7 +42,7 @@ class StepHistory:
         device = slots[0].device
         if self._chunk is None or self._chunk.device != device:
             self._flush()
-            self._chunk = torch.empty((CHUNK_STEPS, len(slots), MOMENTS), device=device)
+            self._chunk = torch.empty((CHUNK_STEPS, len(slots), MOMENTS), device=device, dtype=torch.float32)
         if any(slot.device != device for slot in slots):
             slots = [slot.to(device, non_blocking=True) for slot in slots]
         torch.stack(slots, out=self._chunk[self._filled])
@@ -70,7 +70,7 @@ class StepHistory:
         part = self._chunk[: self._filled]
         if part.is_cuda:
             # Later writes to the chunk are queued on the same stream behind this copy.
-            values = torch.empty(part.shape, pin_memory=True)
+            values = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
             values.copy_(part, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()

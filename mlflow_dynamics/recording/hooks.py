@@ -122,6 +122,24 @@ class Traceless:
         return getattr, (nullcontext(), "__exit__")
 
 
+def is_ours(hook: Any) -> bool:
+    """Whether a hook is one of ours, or the no-op that a copy of the model has in its place."""
+    return isinstance(hook, Traceless) or _is_left_behind(hook)
+
+
+def forget_copied_hooks(model: nn.Module) -> None:
+    """Take away the no-ops that the model has got as a copy of a recorded one: in generations they would add up."""
+    for module in model.modules():
+        for name in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = vars(module).get(name, {})
+            for key in [key for key, hook in hooks.items() if _is_left_behind(hook)]:
+                del hooks[key]
+
+
+def _is_left_behind(hook: Any) -> bool:
+    return getattr(hook, "__func__", None) is nullcontext.__exit__
+
+
 class ForwardPass(Traceless):
     """The state of the current forward pass, and the hook before the model that begins one.
 
@@ -185,10 +203,11 @@ class LayerHook(Traceless):
 
     def place(self, device: torch.device) -> None:
         """Allocate the slot on the device on which the layer's output lives."""
-        self.slot = torch.zeros(MOMENTS, device=device)
+        # Whatever the script's default: half precision would lose digits, and numpy has no bfloat16.
+        self.slot = torch.zeros(MOMENTS, device=device, dtype=torch.float32)
         memory: Any = self.slot.numpy() if self.slot.device.type == "cpu" else None
         self._host: memoryview[Any] | None = None if memory is None else memoryview(memory)
-        self.one = torch.ones((), device=device)
+        self.one = torch.ones((), device=device, dtype=torch.float32)
         for tensor in (self.slot, self.one):  # without it CUDA graphs are given up: an input would be mutated
             torch._dynamo.mark_static_address(tensor)
         if self.position < len(self.forward.slots):

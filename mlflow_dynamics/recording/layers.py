@@ -53,8 +53,13 @@ def choose_layers(model: nn.Module, config: RecordingConfig) -> list[tuple[str, 
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left.
-        RecordingError: the model has no weight layer at all.
+        RecordingError: the model has no weight layer at all, or is TorchScript, which takes no hooks.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise RecordingError(
+            "The model is TorchScript, which takes no hooks: record it as a plain module, before torch.jit.script or "
+            "torch.jit.trace, or compile it with torch.compile instead."
+        )
     modules = [(_clean(name), module) for name, module in model.named_modules() if name]
     modules = [
         (name, module) for name, module in modules if name and "parametrizations" not in name.split(".")

@@ -22,10 +22,12 @@ from mlflow_dynamics.recording.hooks import (
     ForwardPass,
     ForwardPassEnd,
     LayerHook,
+    forget_copied_hooks,
     never_compile_alone,
 )
 from mlflow_dynamics.recording.layers import choose_layers, type_name, unwrap
 from mlflow_dynamics.recording.pending import PendingEpoch
+from mlflow_dynamics.recording.scripting import Scriptable
 from mlflow_dynamics.records import Layer
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class Recorder:
         self.averages: Averages = {}
 
         self._chosen = choose_layers(self.model, config)
+        forget_copied_hooks(self.model)
         self._forward = ForwardPass(self.model, config.batch_samples, self._boundary)
         self._hooks = [
             LayerHook(position, self._forward, _device_of(module, self.model))
@@ -96,6 +99,7 @@ class Recorder:
             ),
             self.model.register_forward_hook(ForwardPassEnd(self._forward)),
             register_optimizer_step_post_hook(self._after_step),
+            Scriptable(),
         ]
         _forget_compiled_graphs()
 
@@ -181,6 +185,11 @@ class Recorder:
         """
         # `fresh`: of two optimizers that share one backward pass, only the first makes a step.
         return (self._forward.fresh or forward_to_come) and self._owns(optimizer)
+
+    def holds(self, optimizer: Optimizer) -> bool:
+        """Whether all parameters of this optimizer are the model's."""
+        mine = {id(parameter) for parameter in self.model.parameters()}
+        return all(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"])
 
     def attached_by(self, hook: object) -> bool:
         """Whether this hook on the model is ours."""

@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 import weakref
+from collections.abc import Iterator
 
 import mlflow
 import pytest
@@ -24,7 +25,7 @@ STEPS = 10
 
 
 @pytest.fixture(autouse=True)
-def _recorded() -> object:
+def _recorded() -> Iterator[None]:
     mlflow_dynamics.autolog()
     yield
     mlflow_dynamics.autolog(disable=True)

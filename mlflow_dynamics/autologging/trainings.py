@@ -188,14 +188,17 @@ class Autologging:
             self._trainings.remove(training)
 
     def _make_way(self, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
-        """The script starts a run of its own: ours, which it does not know of, ends first, or MLflow would refuse.
+        """The script starts a run: ours, which it does not know of, ends first, or MLflow would refuse.
 
-        A training that goes on after it is recorded in the script's run, its epochs counted from 0.
+        So does the recording in an earlier run of the script, which the script has ended. A training that goes on is
+        recorded in the new run, its epochs counted from 0.
         """
         training = self._active
-        if training is None or self._run is None or not self._run.owned:
+        if training is None or self._run is None or threading.get_ident() != self._thread:
             return
-        if threading.get_ident() != self._thread or signature.bind(*args, **kwargs).arguments.get("nested"):
+        given = signature.bind(*args, **kwargs).arguments
+        ended = self._bound_run not in (None, given.get("run_id")) and mlflow.active_run() is None
+        if given.get("nested") or not (self._run.owned or ended):
             return
         self._finish("FINISHED")
         self._follow_model(training.model, *training.optimizers)

@@ -102,6 +102,29 @@ def test_a_training_that_goes_on_in_a_run_of_the_script_is_recorded_there() -> N
     assert {name: epochs_of(run) for name, run in runs().items()} == {"ours": 2, "mine": 3}
 
 
+def test_a_model_trained_in_two_runs_of_the_script_is_recorded_in_both() -> None:
+    model = network()
+    for seed, epochs in enumerate((2, 3)):
+        with mlflow.start_run():
+            train(model, sgd(model), loader(seed), epochs)
+    mlflow_dynamics.autolog(disable=True)
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert [epochs_of(run) for run in found] == [3, 2]
+
+
+def test_a_run_that_the_script_takes_up_again_is_recorded_on() -> None:
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    with mlflow.start_run() as run:
+        train(model, optimizer, batches, 2)
+    for _ in range(2):
+        with mlflow.start_run(run_id=run.info.run_id):
+            train(model, optimizer, batches, 1)
+    mlflow_dynamics.autolog(disable=True)
+    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert epochs_of(found) == 4
+
+
 def test_a_nested_run_leaves_ours_open() -> None:
     model, batches = network(), loader()
     optimizer = sgd(model)

@@ -8,7 +8,7 @@ stay on the device until the epoch ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -129,8 +129,9 @@ class CriterionWatch:
             self._listener.evaluated(call)
 
     def _backward(self, tensors: Any) -> None:
-        root = tensors if isinstance(tensors, Tensor) else tensors[0]
-        node = root.grad_fn
+        roots = [tensors] if isinstance(tensors, Tensor) else tensors
+        # Of several only their sum would be the training loss; an iterator must be left to torch.
+        node = roots[0].grad_fn if isinstance(roots, Sequence) and len(roots) == 1 else None
         while node is not None and _MARK not in _notes(node):
             inputs = [entry for entry, _ in node.next_functions if entry is not None]
             node = inputs[0] if node.name() in SCALINGS and len(inputs) == 1 else None

@@ -15,7 +15,7 @@ class EpochFinder:
 
     An epoch is closed lazily, by the first step of the next one, so that passes without steps (validation)
     make none. Of several loaders the primary one counts: that which was drawn from, in training, before the
-    first step; of loaders drawn in turn (zipped, or step by step), the first.
+    first step; of loaders drawn in turn (zipped), the first.
     """
 
     def __init__(self) -> None:
@@ -38,17 +38,13 @@ class EpochFinder:
         self._steps += 1
         window, self._window = self._window, {}
         trained = [loader for loader, training in window.items() if training]
-        in_turn = self._idle == 1
         if self.primary not in window:
             candidates = trained or (list(window) if self.primary is None else [])
-            # One step from elsewhere in the middle of a pass: the loaders are drawn from in turn, step by step.
-            if candidates and (self._idle > 0 or (self.complete and not self.several)):
+            if candidates:
                 self.primary = candidates[-1] if self._steps == 1 else candidates[0]
         elif self._steps == 2 and len(trained) > 1:
             self.several = True
             self.primary, self._open = trained[0], None
-        elif in_turn and trained:
-            self.several = True
         self._idle = 0 if self.primary in window else self._idle + 1
         if self.primary is None:
             return False

@@ -23,9 +23,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from mlflow_dynamics.autologging.log_lines import LogLines
 from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
 from mlflow_dynamics.errors import RecordingError
+from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch
-from mlflow_dynamics.recording.discovery import SearchTime, is_recorded, models_of, optimizers_alive
+from mlflow_dynamics.recording.discovery import SearchTime, is_recorded, models_of
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch
@@ -77,7 +78,7 @@ class Autologging:
         self._excepthook = sys.excepthook
         sys.excepthook = self._on_exception
         self._not_at_exit = _when_the_process_ends(self._at_exit)
-        for optimizer in optimizers_alive():
+        for optimizer in alive(Optimizer):
             self._boundary.run(self._follow, optimizer)
 
     def close(self, status: str = "FINISHED") -> None:

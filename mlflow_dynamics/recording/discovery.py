@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from torch import nn
 from torch.optim import Optimizer
 
+from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.hooks import ForwardPass
 from mlflow_dynamics.recording.layers import unwrap
 from mlflow_dynamics.recording.recorder import Recorder
@@ -49,11 +49,6 @@ class SearchTime:
         self._spent += time.monotonic() - self._entered
 
 
-def optimizers_alive() -> list[Optimizer]:
-    """The optimizers that exist already."""
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), Optimizer)]
-
-
 def models_of(optimizer: Optimizer) -> list[nn.Module]:
     """The outermost modules alive that own parameters of `optimizer`, the one that owns most of them first.
 
@@ -61,7 +56,7 @@ def models_of(optimizer: Optimizer) -> list[nn.Module]:
     live objects rather than by a hook on every module's forward pass, which compiled code would contain.
     """
     wanted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
+    modules: list[nn.Module] = alive(nn.Module)
     parents: dict[int, list[nn.Module]] = {}
     for module in modules:
         for child in module.__dict__.get("_modules", {}).values():

@@ -8,7 +8,6 @@ time.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 from torch import distributed, nn
 
+from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.layers import unwrap
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ def _ranks_of(model: nn.Module) -> tuple[int, ...] | None:
         return None
     inner = unwrap(model)
     parallel = nn.parallel.DistributedDataParallel
-    for module in (model, *inner.modules(), *gc.get_objects()):
-        if issubclass(type(module), parallel) and (
+    for module in (model, *inner.modules(), *alive(parallel)):
+        if isinstance(module, parallel) and (
             module is model or unwrap(module) is inner or module in inner.modules()
         ):
             return tuple(sorted(distributed.get_process_group_ranks(module.process_group)))

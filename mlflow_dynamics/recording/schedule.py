@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import math
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from mlflow_dynamics.convergence.schedule import MIN_RATE, RATE_STEP, Schedule
+from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.patching import Patch
 
@@ -117,7 +117,8 @@ class SchedulerWatch:
         kinds: tuple[type, ...] = (LRScheduler,)
         if _TIMM in sys.modules:
             kinds += (sys.modules[_TIMM].Scheduler,)
-        self._known.update(thing for thing in gc.get_objects() if issubclass(type(thing), kinds))
+        for kind in kinds:
+            self._known.update(alive(kind))
         self._patches = [Patch(kind, "__init__", self._around) for kind in (*kinds, *_WITHOUT_SUPER)]
 
     def of(self, optimizers: Iterable[Optimizer]) -> list[object]:

@@ -52,10 +52,8 @@ def autolog(
         ConfigError: an unknown way of stopping or detector.
     """
     monitor_for(early_stopping, detector=detector)
+    _switch_off("FINISHED")
     global _autologging
-    if _autologging is not None:
-        _autologging.close("FINISHED")
-        _autologging = None
     if not disable:
         _autologging = Autologging(
             AutologConfig(
@@ -87,6 +85,11 @@ def run_script(path: str | Path, arguments: list[str]) -> None:
         raise
     finally:
         sys.argv, sys.path[0] = kept
-        if _autologging is not None:
-            _autologging.status = status_after(ended)
-        autolog(disable=True)
+        _switch_off(status_after(ended))
+
+
+def _switch_off(status: str) -> None:
+    global _autologging
+    if _autologging is not None:
+        _autologging.close(status)
+        _autologging = None

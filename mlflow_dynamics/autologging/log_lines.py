@@ -18,8 +18,7 @@ class LogLines:
             self._logger.setLevel(logging.ERROR)
         elif not self._logger.hasHandlers():
             self._handler = logging.StreamHandler()
-            # Processes that are not started by torchrun learn their rank later.
-            self._handler.addFilter(lambda line: line.levelno >= logging.ERROR or first_process())
+            self._handler.addFilter(_shown)
             self._handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
             self._logger.addHandler(self._handler)
             self._logger.setLevel(logging.INFO)
@@ -29,3 +28,8 @@ class LogLines:
         if self._handler is not None:
             self._logger.removeHandler(self._handler)
         self._logger.setLevel(self._level)
+
+
+def _shown(line: logging.LogRecord) -> bool:
+    # Processes that are not started by torchrun learn their rank later, and a script may set up logging later.
+    return not logging.getLogger().handlers and (line.levelno >= logging.ERROR or first_process())

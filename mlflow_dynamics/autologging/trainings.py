@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import inspect
 import logging
-import multiprocessing
 import sys
 import threading
-from collections.abc import Callable
-from multiprocessing.util import Finalize
-from types import TracebackType
+from types import ModuleType
 from typing import Any, Final
 
 import mlflow
@@ -21,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mlflow_dynamics.autologging.log_lines import LogLines
+from mlflow_dynamics.autologging.process_end import ProcessEnd
 from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.alive import alive
@@ -31,7 +28,6 @@ from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch
 from mlflow_dynamics.recording.schedule import SchedulerWatch
-from mlflow_dynamics.session import status_after
 from mlflow_dynamics.tracking import run_to_join
 
 logger = logging.getLogger(__name__)
@@ -43,6 +39,10 @@ EXPLICIT: Final = (
 RIVAL_STEPS: Final = 50
 """A second model that makes so many steps while the first makes none is a new training, not the other half of one."""
 
+_NOTHING: Final = (
+    "Nothing was recorded: no step of a torch.optim optimizer came after a forward pass, in training mode and with "
+    "gradients, of a module that owns its parameters."
+)
 _NO_LOADER: Final = "its training steps draw no batches from a DataLoader, so epochs are unknown"
 
 
@@ -50,10 +50,8 @@ class Autologging:
     """Everything `autolog()` has switched on."""
 
     def __init__(self, config: AutologConfig) -> None:
-        self.status: str | None = None
         self._config = config
         self._tags = resolve_tags()  # asks git: nothing for a training step
-        self._exit_status = "FINISHED"
         self._trainings: list[FollowedTraining] = []
         self._active: FollowedTraining | None = None
         self._thread: int | None = None
@@ -62,6 +60,8 @@ class Autologging:
         self._bound_run: str | None = None
         self._used_runs: set[str] = set()
         self._drawn: Pass | None = None
+        self._trained = False
+        self._told = False
         self._logs = LogLines(config.silent)
         self._search = SearchTime()
         self._boundary = Boundary(self._detach)
@@ -71,32 +71,24 @@ class Autologging:
             LoaderWatch(self._batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
-            Patch(sys, "exit", self._around_exit),
-            Patch(mlflow, "start_run", self._around_start_run),
+            *(Patch(*place, self._around_start_run) for place in _places_of(mlflow.start_run)),
             register_optimizer_step_pre_hook(self._before_step),
         ]
-        self._excepthook = sys.excepthook
-        sys.excepthook = self._on_exception
-        self._not_at_exit = _when_the_process_ends(self._at_exit)
+        self._process = ProcessEnd(self.close, self._forked)
         for optimizer in alive(Optimizer):
             self._boundary.run(self._follow, optimizer)
 
-    def close(self, status: str = "FINISHED") -> None:
+    def close(self, status: str) -> None:
         """Record the open epoch unless the script failed in it, end our run, and undo everything."""
-        status = self.status or status
         self._boundary.run(self._finish, status)
+        if self._trained and not self._told and self._boundary.failure is None:
+            logger.info(_NOTHING)
         self._detach()
         if self._run is not None:  # recording failed earlier
             self._run.close(status)
             self._run = None
-        if sys.excepthook == self._on_exception:
-            sys.excepthook = self._excepthook
-        self._not_at_exit()
+        self._process.remove()
         self._logs.remove()
-
-    def _at_exit(self) -> None:
-        error = sys.exception()  # in a child process the one that ends it is still on its way
-        self.close(self._exit_status if error is None else status_after(error))
 
     # ---- what torch tells us ----
 
@@ -108,7 +100,8 @@ class Autologging:
         return construct
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._exit_status = "FINISHED"  # an exit before this step was caught
+        self._process.not_yet()
+        self._trained = True
         closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer
         self._boundary.run(self._step, optimizer, closure or kwargs.get("closure") is not None)
 
@@ -128,22 +121,12 @@ class Autologging:
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called."""
+        self._trained = True
         for training in self._trainings:
             training.differentiated(call)
 
-    def _on_exception(
-        self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
-        self.status = status_after(error)
-        self._excepthook(kind, error, traceback)
-
-    def _around_exit(self, original: Any) -> Any:
-        # Python shows the status of an exit to nobody, not even at exit.
-        def leave(*args: Any) -> None:
-            self._exit_status = status_after(SystemExit(*args))
-            original(*args)
-
-        return leave
+    def _forked(self) -> None:
+        self._boundary.run(self._leave_to_the_parent)
 
     def _around_start_run(self, original: Any) -> Any:
         @functools.wraps(original)
@@ -155,9 +138,18 @@ class Autologging:
 
     # ---- what it means ----
 
+    def _leave_to_the_parent(self) -> None:
+        """In a forked process: what was being trained is the parent's to record, and the run its to end."""
+        for training in self._trainings:
+            training.remove()
+        self._trainings = []
+        self._active = self._run = self._bound_run = self._drawn = None
+        self._trained = self._told = False
+
     def _follow(self, optimizer: Optimizer) -> None:
+        known = any(training.owns(optimizer) for training in self._trainings)
         self._let_go_of_the_dead()
-        if any(training.owns(optimizer) for training in self._trainings):
+        if known:
             return
         if not self._search.allowed():
             return
@@ -170,6 +162,7 @@ class Autologging:
                 training.optimizers.add(optimizer)
                 return
         if is_recorded(models[0]):  # by track() or a framework's callback
+            self._told = True
             return
         self._follow_model(models[0], optimizer)
 
@@ -177,6 +170,7 @@ class Autologging:
         try:
             training = FollowedTraining(model, self._config.recording, self._boundary)
         except RecordingError as error:
+            self._told = True
             logger.info("Not recorded: %s", error)
             return
         training.optimizers.update(optimizers)
@@ -184,9 +178,15 @@ class Autologging:
 
     def _let_go_of_the_dead(self) -> None:
         """A model whose optimizers are gone is trained no more: following it would keep it in memory."""
-        for training in [t for t in self._trainings if t is not self._active and not t.optimizers]:
-            training.remove()
-            self._trainings.remove(training)
+        for training in [t for t in self._trainings if not t.optimizers]:
+            if training is self._active:
+                self._finish("FINISHED")
+            elif training.steps > 0 and self._active is not None:
+                self._drop(
+                    training, f"its {training.steps} steps were made in the middle of {self._active.name}'s"
+                )
+            else:
+                self._abandon(training)
 
     def _make_way(self, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
         """The script starts a run: ours, which it does not know of, ends first, or MLflow would refuse.
@@ -231,7 +231,8 @@ class Autologging:
             return self._begin(training)
         run = mlflow.active_run()
         elsewhere = run is not None and run.info.run_id not in self._used_runs
-        if not (elsewhere or new_epoch or training.steps >= RIVAL_STEPS):
+        over = not self._active.optimizers
+        if not (elsewhere or new_epoch or over or training.steps >= RIVAL_STEPS):
             self._rival_stepped = True
             return False
         if self._active.epochs == 0 and not self._active.finder.complete:
@@ -250,6 +251,7 @@ class Autologging:
         if self._bound_run in self._used_runs:
             self._drop(training, "the active run holds another model's dynamics; start a run for each")
             return False
+        self._told = True
         self._active = training
         self._thread = threading.get_ident()  # MLflow's active run is one thread's
         self._rival_stepped = False
@@ -296,10 +298,15 @@ class Autologging:
             self._trainings.remove(training)
 
     def _decline(self, training: FollowedTraining, reason: str) -> None:
-        logger.warning("The dynamics of %s are not recorded: %s; %s.", training.name, reason, EXPLICIT)
+        self._told = True
+        recorded = f" after epoch {training.epochs - 1}" if training.epochs else ""
+        logger.warning(
+            "The dynamics of %s are not recorded%s: %s; %s.", training.name, recorded, reason, EXPLICIT
+        )
         self._abandon(training)
 
     def _drop(self, training: FollowedTraining, reason: str) -> None:
+        self._told = True
         logger.info("%s is not recorded: %s.", training.name, reason)
         self._abandon(training)
 
@@ -322,9 +329,12 @@ class Autologging:
         self._trainings = []
 
 
-def _when_the_process_ends(function: Callable[[], None]) -> Callable[[], object]:
-    """Have `function` called then; returns what undoes it. A child of `multiprocessing` calls no `atexit` functions."""
-    if multiprocessing.parent_process() is None:
-        atexit.register(function)
-        return functools.partial(atexit.unregister, function)
-    return Finalize(None, function, exitpriority=0).cancel
+def _places_of(function: Any) -> list[tuple[ModuleType, str]]:
+    """Every name under which a loaded module has the function: a script may have imported it before."""
+    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    return [
+        (module, name)
+        for module in modules
+        for name, value in list(vars(module).items())
+        if value is function
+    ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import sys
 import time
 import weakref
 from collections.abc import Iterator
+from types import ModuleType
 
 import mlflow
 import pytest
@@ -245,3 +247,97 @@ def test_a_training_that_is_lost_ends_its_run_and_the_next_has_its_own() -> None
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert sorted(epochs_of(run) for run in found)[-1] == 4
     assert [run.info.status for run in found] == ["FINISHED"] * 2
+
+
+@pytest.mark.parametrize("optimizer_outlives", [False, True])
+def test_trainings_of_one_epoch_each_have_their_own_runs(optimizer_outlives: bool) -> None:
+    kept = []
+    for seed in range(3):
+        model = network()
+        optimizer = sgd(model)
+        train(model, optimizer, loader(seed), 1)
+        if optimizer_outlives and seed == 0:
+            kept.append(optimizer)
+            train(model, optimizer, loader(seed), 1)
+            kept.clear()
+    mlflow_dynamics.autolog(disable=True)
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert sorted(epochs_of(run) for run in found) == [1, 1, 2 if optimizer_outlives else 1]
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
+def test_a_second_optimizer_for_the_model_keeps_its_run_where_the_first_is_gone() -> None:
+    model, batches = network(), loader()
+    for _ in range(2):
+        optimizer = sgd(model)
+        train(model, optimizer, batches, 2)
+        del optimizer
+    mlflow_dynamics.autolog(disable=True)
+    assert epochs_of(runs()["ours"]) == 4
+
+
+def test_start_run_that_was_imported_before_autolog_is_known_too() -> None:
+    mlflow_dynamics.autolog(disable=True)
+    module = ModuleType("imported_before")
+    exec("from mlflow import start_run as begin", vars(module))
+    sys.modules["imported_before"] = module
+    try:
+        mlflow_dynamics.autolog()
+        model, batches = network(), loader()
+        optimizer = sgd(model)
+        train(model, optimizer, batches, 2)
+        with module.begin(run_name="mine"):
+            train(model, optimizer, batches, 3)
+            mlflow_dynamics.autolog(disable=True)
+        assert module.begin is mlflow.start_run
+    finally:
+        del sys.modules["imported_before"]
+    assert {name: epochs_of(run) for name, run in runs().items()} == {"ours": 2, "mine": 3}
+
+
+@pytest.mark.parametrize(
+    "habit", ["in eval mode", "by hand", "from a function of its own", "not at all", "as always"]
+)
+def test_where_nothing_can_be_recorded_one_line_says_why(
+    habit: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, batches = network(), loader()
+    weights = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    optimizer = torch.optim.SGD(weights, lr=0.1) if "function" in habit else sgd(model)
+    model.train(habit != "in eval mode")
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"):
+        for images, targets in batches:
+            if habit == "not at all":
+                model(images)
+            elif habit == "by hand":
+                nn.functional.cross_entropy(model(images), targets).backward()
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter -= 0.01 * parameter.grad
+            elif "function" in habit:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(images @ weights[0].T @ weights[2].T, targets).backward()
+                optimizer.step()
+            else:
+                step(model, optimizer, images, targets)
+        mlflow_dynamics.autolog(disable=True)
+    said = [line.message for line in caplog.records if line.message.startswith("Nothing was recorded")]
+    assert len(said) == (habit not in ("not at all", "as always"))
+    assert bool(runs()) == (habit == "as always")
+
+
+def test_a_line_is_shown_once_where_the_script_sets_up_logging_later(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    package, root = logging.getLogger("mlflow_dynamics"), logging.getLogger()
+    captured, root.handlers = root.handlers, []
+    try:
+        mlflow_dynamics.autolog()
+        package.info("before")
+        logging.basicConfig(level=logging.INFO)
+        package.info("after")
+        mlflow_dynamics.autolog(disable=True)
+    finally:
+        root.handlers = captured
+    shown = capfd.readouterr().err
+    assert (shown.count("before"), shown.count("after")) == (1, 1)

@@ -1,0 +1,65 @@
+"""How a process ended is told as MLflow has it, whichever way it did: each ending in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ENDINGS = {
+    "by itself": ("pass", ["FINISHED"]),
+    "an error": ("raise ValueError", ["FAILED"]),
+    "an error shown by a hook of the script's": ("sys.excepthook = lambda *error: None; 1 / 0", ["FAILED"]),
+    "an interrupt": ("raise KeyboardInterrupt", ["KILLED"]),
+    "sys.exit(3)": ("sys.exit(3)", ["FAILED"]),
+    "sys.exit('why')": ("sys.exit('why')", ["FAILED"]),
+    "sys.exit()": ("sys.exit()", ["FINISHED"]),
+    "exit(3)": ("exit(3)", ["FAILED"]),
+    "quit()": ("quit()", ["FINISHED"]),
+    "an exit that was caught": ("caught(sys.exit, 3); end.not_yet()", ["FINISHED"]),
+    "watching no more": ("end.remove(); assert sys.exit is original; sys.exit(3)", []),
+    "a forked child": ("forked(sys.exit, 3); forked(int, 0)", ["forked", "FAILED", "forked", "FINISHED", "FINISHED"]),
+    "a forked child that fails": ("forked(int, 'x')", ["forked", "FAILED", "FINISHED"]),
+}  # fmt: skip
+
+SCRIPT = f"""
+import multiprocessing, os, sys
+from mlflow_dynamics.autologging.process_end import ProcessEnd
+
+original = sys.exit
+
+def caught(function, *args):
+    try:
+        function(*args)
+    except SystemExit:
+        pass
+
+def forked(function, *args):
+    child = multiprocessing.get_context("fork").Process(target=function, args=args)
+    child.start()
+    child.join()
+
+for number, (ending, _) in enumerate({list(ENDINGS.values())!r}):
+    process = os.fork()
+    if process == 0:
+        tell = lambda word: print(number, word, flush=True)
+        end = ProcessEnd(tell, lambda: tell("forked"))
+        exec(ending)
+        break
+    os.waitpid(process, 0)
+"""
+
+
+def test_every_ending_is_told_once(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    told: dict[str, list[str]] = {name: [] for name in ENDINGS}
+    for line in ended.stdout.splitlines():
+        number, word = line.split()
+        told[list(ENDINGS)[int(number)]].append(word)
+    assert told == {name: words for name, (_, words) in ENDINGS.items()}, ended.stderr

@@ -164,6 +164,9 @@ class Autologging:
         if is_recorded(models[0]):  # by track() or a framework's callback
             self._told = True
             return
+        if len(models) > 1:
+            names = [type(model).__name__ for model in models]
+            logger.info("One optimizer trains %s: only %s can be recorded.", " and ".join(names), names[0])
         self._follow_model(models[0], optimizer)
 
     def _follow_model(self, model: nn.Module, *optimizers: Optimizer) -> None:

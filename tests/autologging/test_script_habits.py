@@ -276,6 +276,37 @@ def test_a_second_optimizer_for_the_model_keeps_its_run_where_the_first_is_gone(
     assert epochs_of(runs()["ours"]) == 4
 
 
+def test_a_model_whose_training_is_over_is_gone_when_the_next_begins() -> None:
+    def train_one() -> weakref.ref[nn.Module]:
+        model = network()
+        train(model, sgd(model), loader(), 2)
+        return weakref.ref(model)
+
+    first = train_one()
+    second = network()
+    optimizer = sgd(second)
+    gc.collect()
+    assert first() is None
+    assert optimizer is not None
+
+
+def test_of_two_models_in_one_optimizer_the_larger_is_recorded_and_the_line_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"):
+        body, head = network(), nn.Linear(3, 3)
+        optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.01)
+        for _ in range(2):
+            for images, targets in loader():
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(head(body(images)), targets).backward()
+                optimizer.step()
+        mlflow_dynamics.autolog(disable=True)
+    said = [line.message for line in caplog.records]
+    assert "One optimizer trains Sequential and Linear: only Sequential can be recorded." in said
+    assert epochs_of(runs()["ours"]) == 2
+
+
 def test_start_run_that_was_imported_before_autolog_is_known_too() -> None:
     mlflow_dynamics.autolog(disable=True)
     module = ModuleType("imported_before")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import sys
 import threading
-from types import ModuleType
 from typing import Any, Final
 
 import mlflow
@@ -23,10 +21,10 @@ from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch
-from mlflow_dynamics.recording.discovery import SearchTime, is_recorded, models_of
+from mlflow_dynamics.recording.discovery import SearchTime, is_recorded, models_of, part_with
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
-from mlflow_dynamics.recording.patching import Patch
+from mlflow_dynamics.recording.patching import Patch, places_of
 from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.tracking import run_to_join
 
@@ -71,7 +69,7 @@ class Autologging:
             LoaderWatch(self._batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
-            *(Patch(*place, self._around_start_run) for place in _places_of(mlflow.start_run)),
+            *(Patch(*place, self._around_start_run) for place in places_of(mlflow.start_run)),
             register_optimizer_step_pre_hook(self._before_step),
         ]
         self._process = ProcessEnd(self.close, self._forked)
@@ -216,6 +214,8 @@ class Autologging:
         if is_recorded(training.recorder.model, besides=training.recorder):
             self._drop(training, "it is recorded by an explicit tracker or a framework's callback")
             return
+        if not (closure or training.recorder.called) and self._follow_part(training, optimizer):
+            return
         new_epoch = training.finder.step()
         if training is not self._active and not self._take_over(training, new_epoch):
             training.step(optimizer, closure=closure)
@@ -227,6 +227,18 @@ class Autologging:
         training.step(optimizer, closure=closure)
         if training.finder.lost:
             self._decline(training, _NO_LOADER)
+
+    def _follow_part(self, training: FollowedTraining, optimizer: Optimizer) -> bool:
+        """Whether a part of the model is trained, called without the rest (of an EMA wrapper, say)."""
+        part = None if training.steps > 0 else part_with(optimizer, training.model)
+        if part is None:
+            return False
+        name, module = part
+        logger.info("%s is not called in training, its part %s is, and recorded from the second step on: %s.",
+                    training.name, name, type(module).__name__)  # fmt: skip
+        self._abandon(training)
+        self._follow_model(module, *training.optimizers)
+        return True
 
     def _take_over(self, training: FollowedTraining, new_epoch: bool) -> bool:
         """Whether this training is the one to record from now on."""
@@ -330,14 +342,3 @@ class Autologging:
         for training in self._trainings:
             training.remove()
         self._trainings = []
-
-
-def _places_of(function: Any) -> list[tuple[ModuleType, str]]:
-    """Every name under which a loaded module has the function: a script may have imported it before."""
-    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
-    return [
-        (module, name)
-        for module in modules
-        for name, value in list(vars(module).items())
-        if value is function
-    ]

@@ -82,6 +82,13 @@ def models_of(optimizer: Optimizer) -> list[nn.Module]:
     return sorted(outermost.values(), key=lambda module: -_owned(module, wanted))
 
 
+def part_with(optimizer: Optimizer, model: nn.Module) -> tuple[str, nn.Module] | None:
+    """The part of `model` that owns all of its parameters that `optimizer` has, with its name; None where none does."""
+    wanted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    needed = _owned(model, wanted)
+    return next((part for part in model.named_children() if _owned(part[1], wanted) == needed), None)
+
+
 def _owned(module: nn.Module, wanted: set[int]) -> int:
     return sum(id(parameter) in wanted for parameter in module.parameters())
 

@@ -144,6 +144,7 @@ class ForwardPass(Traceless):
     """The state of the current forward pass, and the hook before the model that begins one.
 
     Attributes:
+        called: the model itself has been called, in training; its layers may be without it.
         fresh: a training forward has run since the last optimizer step.
         inside: the model's own training forward is running, with gradients.
         wanted: the coming step is recorded (eager only; compiled code always records).
@@ -155,6 +156,7 @@ class ForwardPass(Traceless):
         self.samples = samples
         self.boundary = boundary
         self.slots: list[Tensor] = []
+        self.called = False
         self.fresh = False
         self.inside = False
         self.wanted = True
@@ -168,6 +170,7 @@ class ForwardPass(Traceless):
         self.inside = self.model.training and torch.is_grad_enabled()
         if not self.inside:
             return
+        self.called = True
         if torch.compiler.is_compiling():
             torch._foreach_zero_(self.slots)
         elif not (_in_backward() or torch.jit.is_tracing()):

@@ -1,9 +1,11 @@
-"""Functions of torch replaced by ours and given back exactly as they were."""
+"""Functions of torch and MLflow replaced by ours and given back exactly as they were."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 Around = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -34,3 +36,14 @@ class Patch:
         self._active = False
         if vars(self._owner).get(self._name) is self._replaced:
             setattr(self._owner, self._name, self._original)
+
+
+def places_of(function: Callable[..., Any]) -> list[tuple[ModuleType, str]]:
+    """Every module loaded that has the function, and its name there: a script may have imported it before."""
+    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    return [
+        (module, name)
+        for module in modules
+        for name, value in list(vars(module).items())
+        if value is function
+    ]

@@ -109,6 +109,11 @@ class Recorder:
         return self._boundary.failure
 
     @property
+    def called(self) -> bool:
+        """Whether the model itself has made a training forward, not only layers of it."""
+        return self._forward.called
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """The recorded layers in forward order; final from the first `end_epoch` on, empty before that."""
         if self._layers is not None:

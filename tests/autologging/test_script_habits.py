@@ -307,6 +307,45 @@ def test_of_two_models_in_one_optimizer_the_larger_is_recorded_and_the_line_says
     assert epochs_of(runs()["ours"]) == 2
 
 
+class Averaged(nn.Module):
+    """As ema_pytorch's: holds the model that is trained, and its average, and is called in validation at most."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.online = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.average(images)
+        return output
+
+
+def test_a_model_inside_a_module_that_is_never_called_is_recorded_itself() -> None:
+    model = network()
+    averaged = Averaged(model)
+    optimizer = sgd(model)
+    losses = []
+    for _ in range(3):
+        model.train()
+        for images, targets in loader():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images), targets)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        model.eval()
+        with torch.no_grad():
+            for images, targets in loader(1):
+                nn.functional.cross_entropy(model(images), targets)
+                averaged(images)
+    mlflow_dynamics.autolog(disable=True)
+    run = runs()["ours"]
+    activations = load_activations(run.info.run_id).to_pandas()
+    assert activations.groupby(["epoch", "layer"]).size().tolist() == [STEPS - 1] * 2 + [STEPS] * 4
+    assert run.data.metrics[names.TRAIN_LOSS] == pytest.approx(sum(losses[-STEPS:]) / STEPS)
+    assert names.VALIDATION_LOSS in run.data.metrics
+
+
 def test_start_run_that_was_imported_before_autolog_is_known_too() -> None:
     mlflow_dynamics.autolog(disable=True)
     module = ModuleType("imported_before")

@@ -21,3 +21,15 @@ def experiment(own_mlflow: Path, request: pytest.FixtureRequest) -> Iterator[str
     mlflow.set_experiment(name)
     yield name
     autolog(disable=True)
+
+
+@pytest.fixture
+def autologged(experiment: str) -> Iterator[None]:
+    """`autolog` switched on from the start, and no run left active."""
+    from mlflow_dynamics import autolog
+
+    autolog()
+    yield
+    autolog(disable=True)
+    while mlflow.active_run() is not None:
+        mlflow.end_run()

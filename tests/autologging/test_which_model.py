@@ -1,0 +1,179 @@
+"""Which of several models and optimizers is recorded, for how long, and what is let go of."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import weakref
+
+import mlflow
+import pytest
+import torch
+from small_training import STEPS, epochs_of, loader, network, runs, sgd, step, train
+from torch import nn
+
+import mlflow_dynamics
+from mlflow_dynamics.autologging import trainings
+from mlflow_dynamics.recording.hooks import is_ours
+from mlflow_dynamics.tracking import load_activations, names
+
+pytestmark = pytest.mark.usefixtures("autologged")
+
+
+def test_an_optimizer_for_a_known_model_costs_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[object] = []
+    search = trainings.models_of
+    monkeypatch.setattr(trainings, "models_of", lambda one: searches.append(one) or search(one))
+    model, batches = network(), loader()
+    for _ in range(2):
+        for images, targets in batches:
+            step(model, sgd(model), images, targets)
+    each = [torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()]
+    mlflow_dynamics.autolog(disable=True)
+    assert len(searches) == 1
+    assert len(each) == 4
+    assert epochs_of(runs()["ours"]) == 2
+
+
+def test_when_the_search_takes_too_long_it_is_given_up_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mlflow_dynamics.recording.discovery.SEARCH_S", -1.0)
+    with caplog.at_level(logging.WARNING, "mlflow_dynamics"):
+        for _ in range(3):
+            sgd(network())
+    assert [line.message.partition(",")[0] for line in caplog.records] == [
+        "The script makes optimizers for new models all the time"
+    ]
+
+
+def test_models_that_are_trained_for_a_moment_are_not_kept_alive_and_their_copies_carry_nothing() -> None:
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    train(model, optimizer, batches, 2)
+    images, targets = next(iter(batches))
+    clones = []
+    clone = model
+    for _ in range(10):
+        clone = copy.deepcopy(clone)
+        clones.append(weakref.ref(clone))
+        own = sgd(clone)
+        step(clone, own, images, targets)
+    assert sum(is_ours(hook) for hook in clone[0]._forward_hooks.values()) <= 1
+    del own, clone
+    sgd(model)
+    gc.collect()
+    assert sum(reference() is not None for reference in clones) <= 1
+
+
+def test_a_training_that_is_lost_ends_its_run_and_the_next_has_its_own() -> None:
+    first, second, batches = network(), network(), loader()
+    one, other = sgd(first), sgd(second)
+    train(first, one, batches, 3)
+    images, targets = next(iter(batches))
+    held = [(images, targets)] * 4 * STEPS
+    for batch in held:
+        step(first, one, *batch)
+    train(second, other, batches, 4)
+    mlflow_dynamics.autolog(disable=True)
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert sorted(epochs_of(run) for run in found)[-1] == 4
+    assert [run.info.status for run in found] == ["FINISHED"] * 2
+
+
+@pytest.mark.parametrize("optimizer_outlives", [False, True])
+def test_trainings_of_one_epoch_each_have_their_own_runs(optimizer_outlives: bool) -> None:
+    kept = []
+    for seed in range(3):
+        model = network()
+        optimizer = sgd(model)
+        train(model, optimizer, loader(seed), 1)
+        if optimizer_outlives and seed == 0:
+            kept.append(optimizer)
+            train(model, optimizer, loader(seed), 1)
+            kept.clear()
+    mlflow_dynamics.autolog(disable=True)
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert sorted(epochs_of(run) for run in found) == [1, 1, 2 if optimizer_outlives else 1]
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
+def test_a_second_optimizer_for_the_model_keeps_its_run_where_the_first_is_gone() -> None:
+    model, batches = network(), loader()
+    for _ in range(2):
+        optimizer = sgd(model)
+        train(model, optimizer, batches, 2)
+        del optimizer
+    mlflow_dynamics.autolog(disable=True)
+    assert epochs_of(runs()["ours"]) == 4
+
+
+def test_a_model_whose_training_is_over_is_gone_when_the_next_begins() -> None:
+    def train_one() -> weakref.ref[nn.Module]:
+        model = network()
+        train(model, sgd(model), loader(), 2)
+        return weakref.ref(model)
+
+    first = train_one()
+    second = network()
+    optimizer = sgd(second)
+    gc.collect()
+    assert first() is None
+    assert optimizer is not None
+
+
+def test_of_two_models_in_one_optimizer_the_larger_is_recorded_and_the_line_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"):
+        body, head = network(), nn.Linear(3, 3)
+        optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.01)
+        for _ in range(2):
+            for images, targets in loader():
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(head(body(images)), targets).backward()
+                optimizer.step()
+        mlflow_dynamics.autolog(disable=True)
+    said = [line.message for line in caplog.records]
+    assert "One optimizer trains Sequential and Linear: only Sequential can be recorded." in said
+    assert epochs_of(runs()["ours"]) == 2
+
+
+class Averaged(nn.Module):
+    """As ema_pytorch's: holds the model that is trained, and its average, and is called in validation at most."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.online = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.average(images)
+        return output
+
+
+def test_a_model_inside_a_module_that_is_never_called_is_recorded_itself() -> None:
+    model = network()
+    averaged = Averaged(model)
+    optimizer = sgd(model)
+    losses = []
+    for _ in range(3):
+        model.train()
+        for images, targets in loader():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images), targets)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        model.eval()
+        with torch.no_grad():
+            for images, targets in loader(1):
+                nn.functional.cross_entropy(model(images), targets)
+                averaged(images)
+    mlflow_dynamics.autolog(disable=True)
+    run = runs()["ours"]
+    activations = load_activations(run.info.run_id).to_pandas()
+    assert activations.groupby(["epoch", "layer"]).size().tolist() == [STEPS - 1] * 2 + [STEPS] * 4
+    assert run.data.metrics[names.TRAIN_LOSS] == pytest.approx(sum(losses[-STEPS:]) / STEPS)
+    assert names.VALIDATION_LOSS in run.data.metrics

@@ -128,7 +128,7 @@ class Autologging:
     def differentiated(self, call: Call | None) -> None:
         """Backward was called."""
         for training in self._trainings:
-            training.differentiated(call)
+            training.differentiated(call, self._drawn)
 
     def _on_exception(
         self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
@@ -282,6 +282,7 @@ class Autologging:
             self._active = None
         if training is None:
             return
+        training.losses.no_step()
         if training.steps > 0 and status == "FINISHED" and training.recorder.failure is None:
             if training.finder.primary is None:
                 self._decline(training, _NO_LOADER)

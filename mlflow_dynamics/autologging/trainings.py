@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mlflow_dynamics.autologging.log_lines import LogLines
 from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
+from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch
@@ -65,8 +66,10 @@ class Autologging:
         self._search = SearchTime()
         self._boundary = Boundary(self._detach)
         self._schedulers = SchedulerWatch(self._boundary)
+        self._script_metrics = ScriptMetrics(self._boundary)
         self._attached: list[Any] = [
             self._schedulers,
+            self._script_metrics,
             LoaderWatch(self._batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
@@ -263,7 +266,9 @@ class Autologging:
     def _close_epoch(self, training: FollowedTraining) -> None:
         if self._run is None:
             joined = self._bound_run or run_to_join()
-            self._run = RecordedRun(training, joined, self._tags, self._config, self._schedulers)
+            self._run = RecordedRun(
+                training, joined, self._tags, self._config, self._schedulers, self._script_metrics
+            )
             if joined is not None:
                 self._used_runs.add(joined)
         self._run.end_epoch(training)

@@ -60,6 +60,7 @@ class Measuring:
         measures: how they are measured.
         monitor: the early warning; None is none.
         log_every_n_epoch: write every n-th epoch's metrics.
+        beside: of metrics for this run, those that nobody else logs to it.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Measuring:
         measures: MeasureConfig,
         monitor: ConvergenceMonitor | None,
         log_every_n_epoch: int = 1,
+        beside: Callable[[str | None, Mapping[str, float]], Mapping[str, float]] = lambda _, metrics: metrics,
     ) -> None:
         self.writer = writer
         self.monitor = monitor
         self._config = measures
         self._log_every_n_epoch = log_every_n_epoch
+        self._beside = beside
         self._window = SignalWindow(measures)
         self._stability: list[float] = []
         self._history = RunHistory(title=writer.title, definitions={})
@@ -110,9 +113,8 @@ class Measuring:
         )
         metrics = given | self._dynamics(summary)
         logged = activations.epoch % self._log_every_n_epoch == 0
-        self.writer.write_epoch(
-            activations.epoch, activations, metrics if logged else {}, measures, ended.timestamp_ms
-        )
+        written = self._beside(self.writer.run_id, metrics) if logged else {}
+        self.writer.write_epoch(activations.epoch, activations, written, measures, ended.timestamp_ms)
         self._history.add(activations.epoch, metrics, measures)
         self._before = summary
         return summary

@@ -9,6 +9,7 @@ from typing import Final
 
 import mlflow
 
+from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence.monitor import monitor_for
 from mlflow_dynamics.measuring import Measuring
@@ -53,6 +54,7 @@ class RecordedRun:
         tags: of a new run.
         config: of `autolog`.
         schedulers: among which the training's is.
+        script_metrics: what the script logs itself.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class RecordedRun:
         tags: Mapping[str, str],
         config: AutologConfig,
         schedulers: SchedulerWatch,
+        script_metrics: ScriptMetrics,
     ) -> None:
         self._writer: RunWriter | None = None
         self.owned = joined is None
@@ -78,6 +81,7 @@ class RecordedRun:
             measures=config.measures,
             monitor=monitor,
             log_every_n_epoch=config.log_every_n_epoch,
+            beside=script_metrics.beside,
         )
         self._tracker = Tracker(
             training.recorder,

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from mlflow_dynamics.autologging.log_lines import LogLines
 from mlflow_dynamics.autologging.process_end import ProcessEnd
 from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
+from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.boundary import Boundary
@@ -64,8 +65,10 @@ class Autologging:
         self._search = SearchTime()
         self._boundary = Boundary(self._detach)
         self._schedulers = SchedulerWatch(self._boundary)
+        self._script_metrics = ScriptMetrics(self._boundary)
         self._attached: list[Any] = [
             self._schedulers,
+            self._script_metrics,
             LoaderWatch(self._batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
@@ -121,7 +124,7 @@ class Autologging:
         """Backward was called."""
         self._trained = True
         for training in self._trainings:
-            training.differentiated(call)
+            training.differentiated(call, self._drawn)
 
     def _forked(self) -> None:
         self._boundary.run(self._leave_to_the_parent)
@@ -281,7 +284,9 @@ class Autologging:
     def _close_epoch(self, training: FollowedTraining) -> None:
         if self._run is None:
             joined = self._bound_run or run_to_join()
-            self._run = RecordedRun(training, joined, self._tags, self._config, self._schedulers)
+            self._run = RecordedRun(
+                training, joined, self._tags, self._config, self._schedulers, self._script_metrics
+            )
             if joined is not None:
                 self._used_runs.add(joined)
         self._run.end_epoch(training)
@@ -300,6 +305,7 @@ class Autologging:
             self._active = None
         if training is None:
             return
+        training.losses.no_step()
         if training.steps > 0 and status == "FINISHED" and training.recorder.failure is None:
             if training.finder.primary is None:
                 self._decline(training, _NO_LOADER)

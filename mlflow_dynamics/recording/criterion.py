@@ -1,15 +1,15 @@
-"""Training and validation loss from the script's own criterion calls, where they are known with certainty.
+"""The script's own criterion calls on what its models return, and which of them backward is called on.
 
-A value counts only if the criterion's input is the very tensor that the model returned. For training,
-backward must moreover be called on it, or on it times or divided by numbers (gradient accumulation,
-GradScaler): where a script adds other terms, its training loss is something else and none is given. All sums
-stay on the device until the epoch ends.
+A call counts only if the criterion's input is the very tensor that the model returned. Backward is on a call if it
+is on its value, or on that times or divided by numbers (gradient accumulation, GradScaler): where a script adds other
+terms, its training loss is something else. What the calls come to is in `losses`.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
@@ -21,6 +21,8 @@ from mlflow_dynamics.recording.patching import Patch
 
 CRITERIA: Final = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "mse_loss")
 CLASSIFICATION: Final = ("cross_entropy", "nll_loss")
+ELEMENTWISE: Final = ("binary_cross_entropy_with_logits", "mse_loss")
+"""Criteria whose mean is over all elements, where that of the others is over samples."""
 SCALINGS: Final = ("MulBackward0", "DivBackward0", "ToCopyBackward0", "AliasBackward0")
 """Autograd nodes through which a criterion's value is only multiplied by a number."""
 
@@ -28,31 +30,43 @@ SCALINGS: Final = ("MulBackward0", "DivBackward0", "ToCopyBackward0", "AliasBack
 _MARK: Final = "mlflow_dynamics.criterion"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
-    """One criterion call on a model's output: its mean value, the number of samples, and how many were right."""
+    """One criterion call on a model's output; it keeps no tensor of the training alive.
+
+    Attributes:
+        owner: whose output it is.
+        criterion: the function's name, and its reduction where that changes the mean over samples.
+        total: the criterion's mean over samples, times their number.
+        samples: how many.
+        correct: how many of them were right; None where that is not asked.
+    """
 
     owner: object
-    value: Tensor
+    criterion: str
+    total: Tensor
     samples: int
     correct: Tensor | None
+    _output: weakref.ref[Tensor]
+    _target: weakref.ref[Tensor]
+    _part: tuple[weakref.ref[Tensor], int] | None
 
+    def on_output_of(self, other: Call) -> bool:
+        """Whether both are on one output."""
+        output = self._output()
+        return output is not None and output is other._output()
 
-@dataclass
-class Mean:
-    """A mean over samples, summed on the device."""
+    def on_target_of(self, other: Call) -> bool:
+        """Whether both are against one target."""
+        target = self._target()
+        return target is not None and target is other._target()
 
-    total: Tensor | None = None
-    correct: Tensor | None = None
-    samples: int = 0
-
-    def add(self, call: Call) -> None:
-        """Add a batch; its right answers too where it is a classification."""
-        value = call.value.float() * call.samples
-        self.total = value if self.total is None else self.total + value
-        self.samples += call.samples
-        if call.correct is not None:
-            self.correct = call.correct if self.correct is None else self.correct + call.correct
+    def beside(self, other: Call) -> bool:
+        """Whether the targets are two parts of one tensor: a batch that is taken in pieces."""
+        if self._part is None or other._part is None or self._part[1] == other._part[1]:
+            return False
+        whole = self._part[0]()
+        return whole is not None and whole is other._part[0]()
 
 
 class Listener(Protocol):
@@ -118,11 +132,18 @@ class CriterionWatch:
         if owner is None or not of_samples or output.dim() == 0 or len(output) == 0:
             return
         correct = None
+        criterion = name
+        if reduction == "sum" and name in ELEMENTWISE and output.numel() != len(output):
+            criterion = f"{name}(reduction='sum')"
         with torch.no_grad():
-            mean = value.detach() / len(output) if reduction == "sum" else value.detach().clone()
+            total = value.detach().float() * (1 if reduction == "sum" else len(output))
             if not value.requires_grad and name in CLASSIFICATION and output.dim() == 2 and target.dim() == 1:
                 correct = (output.argmax(1) == target).sum()
-        call = Call(owner, mean, len(output), correct)
+        whole = target._base
+        part = None if whole is None else (weakref.ref(whole), int(target.storage_offset()))
+        call = Call(
+            owner, criterion, total, len(output), correct, weakref.ref(output), weakref.ref(target), part
+        )
         if value.grad_fn is not None:
             _notes(value.grad_fn)[_MARK] = call  # lives as long as the graph, and holds none of it
         elif not torch.is_grad_enabled():
@@ -142,25 +163,3 @@ def _notes(node: Any) -> dict[str, Call]:
     """What can be noted on a node of the autograd graph."""
     notes: dict[str, Call] = node.metadata
     return notes
-
-
-@dataclass
-class EpochLosses:
-    """What the criterion calls of one epoch come to.
-
-    Attributes:
-        known: whether every backward of the epoch was on the criterion's value alone.
-        validation: per loader, of its last pass in this epoch: the pass's number and the mean.
-    """
-
-    train: Mean = field(default_factory=Mean)
-    known: bool = True
-    validation: dict[int, tuple[int, Mean]] = field(default_factory=dict)
-
-    def validate(self, loader: int, serial: int, call: Call) -> None:
-        """Add a batch of a pass over a loader without steps; a new pass replaces an earlier one."""
-        number, mean = self.validation.get(loader, (serial, Mean()))
-        if number != serial:
-            mean = Mean()
-        mean.add(call)
-        self.validation[loader] = (serial, mean)

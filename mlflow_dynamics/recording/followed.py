@@ -12,21 +12,23 @@ from torch.optim import Optimizer
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.recording.criterion import Call, EpochLosses, Mean
+from mlflow_dynamics.recording.criterion import Call
 from mlflow_dynamics.recording.epochs import EpochFinder
 from mlflow_dynamics.recording.hooks import Traceless, first_tensor, never_compile_alone
 from mlflow_dynamics.recording.loaders import Pass
+from mlflow_dynamics.recording.losses import Losses
 from mlflow_dynamics.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
 
 class LastOutput(Traceless):
-    """A forward hook that knows the tensor which the model returned last."""
+    """A forward hook that knows the tensor which the model returned last, and whether that was all."""
 
     def __init__(self, boundary: Boundary) -> None:
         self.boundary = boundary
         self.reference: weakref.ref[Tensor] | None = None
+        self.alone = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
@@ -34,6 +36,7 @@ class LastOutput(Traceless):
 
     def _remember(self, output: Any) -> None:
         tensor = first_tensor(output)
+        self.alone = tensor is output
         self.reference = None if tensor is None else weakref.ref(tensor)
 
 
@@ -47,7 +50,7 @@ class FollowedTraining:
         model: the model.
         recorder: attached to it.
         finder: where its epochs are.
-        losses: of the open epoch.
+        losses: from its criterion calls.
         steps: training steps of the open epoch.
         epochs: closed so far.
         learning_rate: of the optimizer's first group at the last step.
@@ -59,16 +62,11 @@ class FollowedTraining:
         self.name = type(model).__name__
         self.recorder = Recorder(model, config)
         self.finder = EpochFinder()
-        self.losses = EpochLosses()
+        self.losses = Losses()
         self.steps = 0
         self.epochs = 0
         self.learning_rate: float | None = None
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._calls: list[Call] = []
-        self._differentiated_more = False
-        self._validation_loader: int | None = None
-        self._validation_ambiguous = False
-        self._loss_told = False
         self._boundary = boundary
         self._output = LastOutput(boundary)
         self._handles = [
@@ -92,28 +90,20 @@ class FollowedTraining:
         reference = self._output.reference
         return reference is not None and reference() is output
 
-    def differentiated(self, call: Call | None) -> None:
+    def differentiated(self, call: Call | None, drawn: Pass | None) -> None:
         """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
         # Another model's calls are not kept: while this one makes no step they would add up.
-        if call is not None and call.owner is self:
-            self._calls.append(call)
-        else:
-            self._differentiated_more = True
+        self.losses.differentiated(call if call is not None and call.owner is self else None, drawn)
 
     def evaluated(self, call: Call, drawn: Pass | None) -> None:
         """A criterion was evaluated without gradients, on a batch of this pass."""
         if drawn is not None and not self.recorder.model.training and drawn.loader != self.finder.primary:
-            self.losses.validate(drawn.loader, drawn.serial, call)
+            self.losses.evaluated(call, drawn, only_output=self._output.alone)
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Take a step into the open epoch, with the losses behind it; those of a closure are still to come."""
         self.steps += 1
-        if closure or self._differentiated_more:
-            self.losses.known = False
-        for call in self._calls:
-            self.losses.train.add(call)
-        self._calls.clear()
-        self._differentiated_more = False
+        self.losses.step(optimizer, closure=closure)
         rate = optimizer.param_groups[0].get("lr")
         self.learning_rate = rate if isinstance(rate, float | int) else None
 
@@ -122,32 +112,15 @@ class FollowedTraining:
 
         Waits for the device once.
         """
-        losses, self.losses = self.losses, EpochLosses()
         self.steps = 0
         self.epochs += 1
-        found = {}
-        if losses.known and losses.train.total is not None:
-            found["train_loss"] = float(losses.train.total), losses.train.samples
-        elif not self._loss_told:
-            self._loss_told = True
-            logger.info(
-                "The training loss is not logged: backward is not called on one criterion's value on the model's "
-                "output alone."
-            )
-        validation = self._validation(losses)
-        if validation is not None and validation.total is not None:
-            found["validation_loss"] = float(validation.total), validation.samples
-            if validation.correct is not None:
-                found["validation_accuracy"] = float(validation.correct), validation.samples
-        return found
+        return self.losses.close()
 
     def forget(self) -> None:
         """Drop the open epoch and everything learned about the loop."""
         self.recorder.discard()
         self.finder = EpochFinder()
-        self.losses = EpochLosses()
-        self._calls.clear()
-        self._differentiated_more = False
+        self.losses.forget()
         self.steps = 0
 
     def remove(self) -> None:
@@ -156,22 +129,6 @@ class FollowedTraining:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-    def _validation(self, losses: EpochLosses) -> Mean | None:
-        """The mean over the validation loader: the only one evaluated in the first epoch that evaluates any."""
-        if self._validation_loader is None and losses.validation and not self._validation_ambiguous:
-            if len(losses.validation) == 1:
-                (self._validation_loader,) = losses.validation
-            else:
-                self._validation_ambiguous = True
-                logger.info(
-                    "The validation loss is not logged: %d loaders are evaluated in an epoch, and which of them is "
-                    "the validation set is not known.",
-                    len(losses.validation),
-                )
-        if self._validation_loader not in losses.validation:
-            return None
-        return losses.validation[self._validation_loader][1]
 
     def restored(self) -> None:
         """The model's weights were replaced: steps of an epoch that never ended were a rehearsal."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
 from mlflow_dynamics.recording.boundary import Boundary
@@ -24,13 +25,17 @@ class Pass:
         loader: an identity of the loader, the same for all its passes.
         serial: of the pass, over all loaders.
         length: batches of one epoch, len(loader); None where it has none.
+        data: an identity of what is drawn, the same for all loaders that draw the whole of one data set.
         drawn: batches drawn so far.
+        asked: how often a batch was asked for, also where there was none left.
     """
 
     loader: int
     serial: int
     length: int | None
+    data: tuple[int, ...]
     drawn: int = 0
+    asked: int = 0
 
     @property
     def epoch_key(self) -> tuple[int, int]:
@@ -39,6 +44,26 @@ class Pass:
         An iterator that is kept for all epochs passes its loader's length again and again.
         """
         return self.serial, (self.drawn - 1) // self.length if self.length else 0
+
+
+class Numbers:
+    """A number for each object, its own for as long as it lives; objects need not be hashable."""
+
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._numbers = numbers
+        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def of(self, thing: Any) -> int:
+        """The object's number; a new one each time where it takes no weak reference."""
+        address = id(thing)
+        if address not in self._known:
+            number = next(self._numbers)
+            try:
+                reference = weakref.ref(thing, lambda _: self._known.pop(address, None))
+            except TypeError:
+                return number
+            self._known[address] = reference, number
+        return self._known[address][1]
 
 
 class LoaderWatch:
@@ -53,11 +78,12 @@ class LoaderWatch:
         self._boundary = boundary
         self._serials = itertools.count()
         self._passes: WeakKeyDictionary[Any, Pass] = WeakKeyDictionary()
-        self._loaders: WeakKeyDictionary[DataLoader[Any], int] = WeakKeyDictionary()
+        self._loaders: WeakKeyDictionary[DataLoader[Any], tuple[int, tuple[int, ...]]] = WeakKeyDictionary()
+        self._things = Numbers(self._serials)
         self._patches = [
             Patch(_BaseDataLoaderIter, "__init__", functools.partial(self._around, self._begun)),
             Patch(_BaseDataLoaderIter, "_reset", functools.partial(self._around, self._begun)),
-            Patch(_BaseDataLoaderIter, "__next__", functools.partial(self._around, self._drawn)),
+            Patch(_BaseDataLoaderIter, "__next__", self._around_next),
         ]
 
     def remove(self) -> None:
@@ -73,20 +99,47 @@ class LoaderWatch:
 
         return call
 
+    def _around_next(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(iterator: Any, *args: Any, **kwargs: Any) -> Any:
+            self._boundary.run(self._asked, iterator)
+            result = original(iterator, *args, **kwargs)
+            self._boundary.run(self._drawn, iterator)
+            return result
+
+        return call
+
     def _begun(self, iterator: Any, loader: DataLoader[Any] | None = None, *_: Any) -> None:
         if loader is not None:
-            identity = self._loaders.setdefault(loader, next(self._serials))
-            self._passes[iterator] = Pass(identity, next(self._serials), _length(loader))
+            if loader not in self._loaders:
+                self._loaders[loader] = next(self._serials), self._data(loader)
+            identity, data = self._loaders[loader]
+            self._passes[iterator] = Pass(identity, next(self._serials), _length(loader), data)
         elif iterator in self._passes:
             old = self._passes[iterator]
-            self._passes[iterator] = Pass(old.loader, next(self._serials), old.length)
+            self._passes[iterator] = Pass(old.loader, next(self._serials), old.length, old.data)
 
-    def _drawn(self, iterator: Any) -> None:
+    def _asked(self, iterator: Any) -> None:
         current = self._passes.get(iterator)
         if current is None:  # an iterator from before we watched
-            current = self._passes[iterator] = Pass(next(self._serials), next(self._serials), None)
+            data = (next(self._serials),)
+            current = self._passes[iterator] = Pass(next(self._serials), next(self._serials), None, data)
+        current.asked += 1
+
+    def _drawn(self, iterator: Any) -> None:
+        current = self._passes[iterator]
         current.drawn += 1
         self._on_batch(current)
+
+    def _data(self, loader: DataLoader[Any]) -> tuple[int, ...]:
+        """What the loader draws: the data set, or its tensors, with the sampler where that may leave some out."""
+        dataset: Any = loader.dataset
+        things = dataset.tensors if type(dataset) is TensorDataset else (dataset,)
+        sampler: Any = loader.sampler
+        if type(loader.batch_sampler) not in (BatchSampler, type(None)):
+            sampler = loader.batch_sampler
+        if loader._dataset_kind != _DatasetKind.Iterable and not _draws_all(sampler, dataset):
+            things = (*things, sampler)
+        return tuple(self._things.of(thing) for thing in things)
 
 
 def _length(loader: DataLoader[Any]) -> int | None:
@@ -98,3 +151,10 @@ def _length(loader: DataLoader[Any]) -> int | None:
         return len(loader) or None
     except TypeError:
         return None
+
+
+def _draws_all(sampler: Any, dataset: Any) -> bool:
+    """Whether the sampler is one that torch makes itself, over the whole data set."""
+    if type(sampler) is RandomSampler and (sampler.replacement or sampler._num_samples is not None):
+        return False
+    return type(sampler) in (RandomSampler, SequentialSampler) and sampler.data_source is dataset

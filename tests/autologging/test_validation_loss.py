@@ -1,0 +1,294 @@
+"""Validation loss and accuracy are the script's own, or left out: which criterion, on which data, how often."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from loops import evaluate
+from recorded import Record, records
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
+from witness import BATCH, Witness, data, loader, net, sgd
+
+import mlflow_dynamics
+
+EPOCHS = 3
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+@pytest.fixture
+def w(caplog: pytest.LogCaptureFixture) -> Witness:
+    """A model that is recorded from here on."""
+    caplog.set_level(logging.INFO, "mlflow_dynamics")
+    mlflow_dynamics.autolog()
+    torch.manual_seed(7)
+    return Witness(net())
+
+
+def recorded() -> Record:
+    mlflow_dynamics.autolog(disable=True)
+    (record,) = records()
+    assert list(record.steps) == [0, 1, 2]
+    return record
+
+
+def train(
+    w: Witness,
+    evaluation: Callable[[int], None],
+    criterion: Criterion | None = None,
+    batches: DataLoader[Any] | None = None,
+) -> Record:
+    """Train three epochs with an evaluation after each; what is logged."""
+    optimizer, batches = sgd(w.model), batches or loader()
+    for epoch in range(EPOCHS):
+        for x, y in batches:
+            optimizer.zero_grad()
+            (criterion or entropy)(w.model(x), y).backward()
+            optimizer.step()
+        evaluation(epoch)
+    return recorded()
+
+
+def losses(w: Witness) -> object:
+    return pytest.approx({epoch: loss for epoch, (loss, _) in w.validation.items()}, rel=1e-5)
+
+
+def accuracies(w: Witness) -> object:
+    return pytest.approx({epoch: accuracy for epoch, (_, accuracy) in w.validation.items()}, rel=1e-6)
+
+
+def not_logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if "validation loss is not logged" in line]
+
+
+def evaluate_with(w: Witness, *criteria: Criterion) -> Callable[[int], None]:
+    """An evaluation by all of these criteria, on one output."""
+    batches = loader(10, seed=2)
+
+    def evaluation(epoch: int) -> None:
+        w.model.eval()
+        right = total = 0
+        with torch.no_grad():
+            for x, y in batches:
+                output = w.model(x)
+                total += sum(criterion(output, y).item() * len(x) for criterion in criteria)
+                right += (output.argmax(1) == y).sum().item()
+        w.validation[epoch] = total / 10, right / 10
+        w.model.train()
+
+    return evaluation
+
+
+def entropy(output: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(output, y)
+
+
+def squared(output: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(output, F.one_hot(y, 3).float())
+
+
+def squared_sum(output: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(output, F.one_hot(y, 3).float(), reduction="sum")
+
+
+def test_where_the_training_loss_has_more_terms_only_the_accuracy_is_known(
+    w: Witness, caplog: pytest.LogCaptureFixture
+) -> None:
+    validation = loader(10, seed=2)
+    record = train(
+        w,
+        lambda epoch: evaluate(w, validation, epoch),
+        lambda output, y: F.cross_entropy(output, y) + 0.1 * output.square().mean(),
+    )
+    assert record.metric("train/loss") == record.metric("validation/loss") == {}
+    assert record.metric("validation/accuracy") == accuracies(w)
+    assert not_logged(caplog) == [
+        "The validation loss is not logged: the training loss has other terms than a criterion's value, and so may the "
+        "validation loss."
+    ]
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.one, self.other = nn.Linear(192, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x.flatten(1)).relu()
+        return self.one(features), self.other(features)
+
+
+def test_of_two_tasks_neither_gives_loss_or_accuracy(caplog: pytest.LogCaptureFixture) -> None:
+    mlflow_dynamics.autolog()
+    model, batches, validation = TwoHeads(), loader(), loader(10, seed=2)
+    optimizer = sgd(model)
+    for _ in range(EPOCHS):
+        for x, y in batches:
+            optimizer.zero_grad()
+            one, other = model(x)
+            (F.cross_entropy(one, y) + F.cross_entropy(other, y % 2)).backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            for x, y in validation:
+                one, other = model(x)
+                F.cross_entropy(one, y)
+                F.cross_entropy(other, y % 2)
+        model.train()
+    record = recorded()
+    for key in ("train/loss", "validation/loss", "validation/accuracy"):
+        assert record.metric(key) == {}
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated"),
+    [(squared, entropy), (entropy, squared), (squared, squared_sum)],
+    ids=["other criterion", "another", "other reduction"],
+)
+def test_a_loss_by_another_criterion_than_in_training_is_left_out(
+    w: Witness, trained: Criterion, evaluated: Criterion, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = train(w, evaluate_with(w, evaluated), trained)
+    assert len(record.metric("train/loss")) == EPOCHS
+    assert record.metric("validation/loss") == {}
+    assert record.metric("validation/accuracy") == (accuracies(w) if evaluated is entropy else {})
+    assert len(not_logged(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("criterion", "mean"),
+    [
+        (squared, squared),
+        # Scaled, or the training would diverge.
+        (lambda output, y: 0.1 * squared_sum(output, y), lambda output, y: squared_sum(output, y) / len(y)),
+    ],
+    ids=["mean over elements", "sum over each sample"],
+)
+def test_a_loss_by_the_criterion_of_the_training_is_logged(
+    w: Witness, criterion: Criterion, mean: Criterion
+) -> None:
+    record = train(w, evaluate_with(w, mean), criterion)
+    assert record.metric("validation/loss") == losses(w)
+
+
+def test_labels_are_smoothed_in_training_only(w: Witness) -> None:
+    record = train(
+        w,
+        evaluate_with(w, entropy),
+        lambda output, y: F.cross_entropy(output, y, label_smoothing=0.1),
+    )
+    assert record.metric("validation/loss") == losses(w)
+
+
+def test_of_two_criteria_on_one_output_none_is_logged(w: Witness, caplog: pytest.LogCaptureFixture) -> None:
+    record = train(w, evaluate_with(w, entropy, squared))
+    assert record.metric("validation/loss") == {}
+    assert record.metric("validation/accuracy") == accuracies(w)
+    assert not_logged(caplog) == [
+        "The validation loss is not logged: more than one criterion value is computed on a batch."
+    ]
+
+
+def test_of_two_outputs_for_a_batch_neither_is_judged(w: Witness) -> None:
+    validation = loader(10, seed=2)
+
+    def clean_and_attacked(epoch: int) -> None:
+        w.model.eval()
+        with torch.no_grad():
+            for x, y in validation:
+                F.cross_entropy(w.model(x), y)
+                F.cross_entropy(w.model(x + 0.5), y.clone())
+        w.model.train()
+
+    record = train(w, clean_and_attacked)
+    assert record.metric("validation/loss") == record.metric("validation/accuracy") == {}
+
+
+SOURCE = data(10, seed=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataLoader(SOURCE, batch_size=BATCH),
+        lambda: DataLoader(SOURCE, batch_size=BATCH, shuffle=True),
+        lambda: DataLoader(TensorDataset(*SOURCE.tensors), batch_size=3),
+        lambda: DataLoader(SOURCE, batch_size=BATCH, num_workers=1),
+    ],
+    ids=["in order", "shuffled", "around the same tensors", "in a worker"],
+)
+def test_a_loader_made_anew_draws_the_same_data(w: Witness, make: Callable[[], DataLoader[Any]]) -> None:
+    record = train(w, lambda epoch: evaluate(w, make(), epoch))
+    assert record.metric("validation/loss") == losses(w)
+    assert record.metric("validation/accuracy") == accuracies(w)
+
+
+class Listed(Dataset[Any]):
+    """Equal to every other one, and not to be hashed."""
+
+    __hash__ = None
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.items = list(data(size, seed))
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.items[index]
+
+
+def test_a_data_set_made_anew_is_not_known(w: Witness, caplog: pytest.LogCaptureFixture) -> None:
+    record = train(w, lambda epoch: evaluate(w, DataLoader(Listed(10, 2 + epoch), batch_size=4), epoch))
+    assert record.metric("validation/loss") == pytest.approx({0: w.validation[0][0]}, rel=1e-5)
+    assert not_logged(caplog) == [
+        "The validation loss is not logged: the data set evaluated is not known to be that of the earlier epochs; keep "
+        "one object for all epochs."
+    ]
+
+
+def test_parts_of_one_data_set_are_told_apart_by_their_samplers(w: Witness) -> None:
+    whole = data(60)
+    parts = [SubsetRandomSampler(range(start, start + 20)) for start in (0, 20, 40)]
+    training, validation, test = (DataLoader(whole, batch_size=BATCH, sampler=part) for part in parts)
+
+    def evaluation(epoch: int) -> None:
+        evaluate(w, validation, epoch)
+        if epoch == EPOCHS - 1:
+            evaluate(w, test)
+
+    record = train(w, evaluation, batches=training)
+    assert record.metric("validation/loss") == losses(w)
+
+
+def test_the_training_data_evaluated_are_no_validation(w: Witness) -> None:
+    source, validation = data(), DataLoader(Subset(data(40, seed=2), range(10)), batch_size=BATCH)
+
+    def evaluation(epoch: int) -> None:
+        evaluate(w, DataLoader(source, batch_size=8))
+        evaluate(w, validation, epoch)
+
+    record = train(w, evaluation, batches=DataLoader(source, batch_size=BATCH, shuffle=True))
+    assert record.metric("validation/loss") == losses(w)
+
+
+def test_two_data_sets_from_the_first_epoch_on_leave_none(
+    w: Witness, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources = [loader(10, seed=2), loader(10, seed=3)]
+
+    def evaluation(epoch: int) -> None:
+        for source in sources:
+            evaluate(w, source)
+
+    record = train(w, evaluation)
+    assert record.metric("validation/loss") == record.metric("validation/accuracy") == {}
+    assert len(not_logged(caplog)) == 1

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
@@ -25,12 +25,20 @@ class Pass:
         serial: of the pass, over all loaders.
         length: batches of one epoch, len(loader); None where it has none.
         drawn: batches drawn so far.
+        exhausted: there are no more.
+        replaced: its iterator has begun another pass.
+        iterator: which makes it.
+        source: the loader itself.
     """
 
     loader: int
     serial: int
     length: int | None
     drawn: int = 0
+    exhausted: bool = False
+    replaced: bool = False
+    iterator: Callable[[], object] = object
+    source: Callable[[], object] = object
 
     @property
     def epoch_key(self) -> tuple[int, int]:
@@ -39,6 +47,26 @@ class Pass:
         An iterator that is kept for all epochs passes its loader's length again and again.
         """
         return self.serial, (self.drawn - 1) // self.length if self.length else 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be drawn: a loop that is left, also by a break, lets go of its iterator."""
+        return self.exhausted or self.replaced or self.iterator() is None
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over or every batch has been drawn, even if its iterator is kept."""
+        return self.over or (self.length is not None and self.drawn >= self.length)
+
+    @property
+    def last(self) -> bool:
+        """Whether it is over and its loader, which is gone, will make no other."""
+        return self.over and self.source() is None
+
+    @property
+    def lone(self) -> bool:
+        """Whether one batch of several was taken, as `next(iter(loader))` does."""
+        return self.over and self.drawn == 1 and self.length != 1 and not self.exhausted
 
 
 class LoaderWatch:
@@ -57,7 +85,7 @@ class LoaderWatch:
         self._patches = [
             Patch(_BaseDataLoaderIter, "__init__", functools.partial(self._around, self._begun)),
             Patch(_BaseDataLoaderIter, "_reset", functools.partial(self._around, self._begun)),
-            Patch(_BaseDataLoaderIter, "__next__", functools.partial(self._around, self._drawn)),
+            Patch(_BaseDataLoaderIter, "__next__", self._around_next),
         ]
 
     def remove(self) -> None:
@@ -73,18 +101,45 @@ class LoaderWatch:
 
         return call
 
+    def _around_next(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def draw(iterator: Any) -> Any:
+            try:
+                batch = original(iterator)
+            except StopIteration:
+                self._boundary.run(self._exhausted, iterator)
+                raise
+            self._boundary.run(self._drawn, iterator)
+            return batch
+
+        return draw
+
     def _begun(self, iterator: Any, loader: DataLoader[Any] | None = None, *_: Any) -> None:
+        old = self._passes.get(iterator)
+        if old is not None:
+            old.replaced = True
+        length: int | None
+        source: Callable[[], object]
         if loader is not None:
             identity = self._loaders.setdefault(loader, next(self._serials))
-            self._passes[iterator] = Pass(identity, next(self._serials), _length(loader))
-        elif iterator in self._passes:
-            old = self._passes[iterator]
-            self._passes[iterator] = Pass(old.loader, next(self._serials), old.length)
+            length, source = _length(loader), ref(loader)
+        elif old is not None:
+            identity, length, source = old.loader, old.length, old.source
+        else:
+            return
+        self._passes[iterator] = Pass(
+            identity, next(self._serials), length, iterator=ref(iterator), source=source
+        )
+
+    def _exhausted(self, iterator: Any) -> None:
+        if iterator in self._passes:
+            self._passes[iterator].exhausted = True
 
     def _drawn(self, iterator: Any) -> None:
         current = self._passes.get(iterator)
         if current is None:  # an iterator from before we watched
-            current = self._passes[iterator] = Pass(next(self._serials), next(self._serials), None)
+            current = self._passes[iterator] = Pass(
+                next(self._serials), next(self._serials), None, iterator=ref(iterator)
+            )
         current.drawn += 1
         self._on_batch(current)
 

@@ -42,8 +42,6 @@ EXPLICIT: Final = (
 RIVAL_STEPS: Final = 50
 """A second model that makes so many steps while the first makes none is a new training, not the other half of one."""
 
-_NO_LOADER: Final = "its training steps draw no batches from a DataLoader, so epochs are unknown"
-
 
 class Autologging:
     """Everything `autolog()` has switched on."""
@@ -212,17 +210,18 @@ class Autologging:
         if is_recorded(training.recorder.model, besides=training.recorder):
             self._drop(training, "it is recorded by an explicit tracker or a framework's callback")
             return
-        new_epoch = training.finder.step()
-        if training is not self._active and not self._take_over(training, new_epoch):
+        over = training.finder.step()
+        if training is not self._active and not self._take_over(training, bool(over)):
             training.step(optimizer, closure=closure)
             return
         if self._rival_stepped:
             self._dismiss_rivals(training)
-        if new_epoch:
-            self._close_epoch(training)
+        for late in over:
+            self._close_epoch(training, late)
         training.step(optimizer, closure=closure)
-        if training.finder.lost:
-            self._decline(training, _NO_LOADER)
+        doubt = training.finder.doubt
+        if doubt is not None:
+            self._decline(training, doubt)
 
     def _take_over(self, training: FollowedTraining, new_epoch: bool) -> bool:
         """Whether this training is the one to record from now on."""
@@ -260,13 +259,13 @@ class Autologging:
         for rival in [t for t in self._trainings if t is not active and t.steps > 0]:
             self._drop(rival, f"it is trained in turn with {active.name}, whose dynamics are; {EXPLICIT}")
 
-    def _close_epoch(self, training: FollowedTraining) -> None:
+    def _close_epoch(self, training: FollowedTraining, late: int) -> None:
         if self._run is None:
             joined = self._bound_run or run_to_join()
             self._run = RecordedRun(training, joined, self._tags, self._config, self._schedulers)
             if joined is not None:
                 self._used_runs.add(joined)
-        self._run.end_epoch(training)
+        self._run.end_epoch(training, late)
 
     def _activate_run(self) -> None:
         created = None if self._run is None else self._run.activate()
@@ -283,10 +282,12 @@ class Autologging:
         if training is None:
             return
         if training.steps > 0 and status == "FINISHED" and training.recorder.failure is None:
-            if training.finder.primary is None:
-                self._decline(training, _NO_LOADER)
+            over, doubt = training.finder.finish(), training.finder.doubt
+            if doubt is None:
+                for late in over:
+                    self._close_epoch(training, late)
             else:
-                self._close_epoch(training)
+                self._decline(training, doubt)
         recorded, self._run = self._run, None
         if recorded is not None:
             recorded.close(status)

@@ -54,6 +54,14 @@ class Mean:
         if call.correct is not None:
             self.correct = call.correct if self.correct is None else self.correct + call.correct
 
+    def join(self, later: Mean) -> None:
+        """Add what another one summed."""
+        if later.total is not None:
+            self.total = later.total if self.total is None else self.total + later.total
+        if later.correct is not None:
+            self.correct = later.correct if self.correct is None else self.correct + later.correct
+        self.samples += later.samples
+
 
 class Listener(Protocol):
     """Who wants to know of criterion calls."""
@@ -164,3 +172,14 @@ class EpochLosses:
             mean = Mean()
         mean.add(call)
         self.validation[loader] = (serial, mean)
+
+    def join(self, later: EpochLosses) -> None:
+        """The epoch goes on with what was taken for another one's."""
+        self.train.join(later.train)
+        self.known &= later.known
+        for loader, (serial, mean) in later.validation.items():
+            number, earlier = self.validation.get(loader, (serial, Mean()))
+            if number == serial:
+                earlier.join(mean)
+                mean = earlier
+            self.validation[loader] = (serial, mean)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,14 @@ class LastOutput(Traceless):
 never_compile_alone(LastOutput)
 
 
+class _Before(NamedTuple):
+    """What came before a step that perhaps began a new epoch."""
+
+    step: int
+    losses: EpochLosses
+    learning_rate: float | None
+
+
 class FollowedTraining:
     """What is known of a training without the script's help, on top of its recorder.
 
@@ -64,6 +72,7 @@ class FollowedTraining:
         self.epochs = 0
         self.learning_rate: float | None = None
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._before: _Before | None = None
         self._calls: list[Call] = []
         self._differentiated_more = False
         self._validation_loader: int | None = None
@@ -94,6 +103,7 @@ class FollowedTraining:
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
+        self.finder.backward()
         # Another model's calls are not kept: while this one makes no step they would add up.
         if call is not None and call.owner is self:
             self._calls.append(call)
@@ -107,6 +117,11 @@ class FollowedTraining:
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Take a step into the open epoch, with the losses behind it; those of a closure are still to come."""
+        if self.finder.undecided == 1:
+            self._before = _Before(self.recorder.step, self.losses, self.learning_rate)
+            self.losses = EpochLosses()
+        elif self.finder.undecided == 0:
+            self._rejoin()
         self.steps += 1
         if closure or self._differentiated_more:
             self.losses.known = False
@@ -117,15 +132,25 @@ class FollowedTraining:
         rate = optimizer.param_groups[0].get("lr")
         self.learning_rate = rate if isinstance(rate, float | int) else None
 
-    def close_epoch(self) -> dict[str, tuple[float, int]]:
-        """Begin a new epoch; what is known with certainty of the last one's losses, as (sum, samples) each.
+    def close_epoch(self, late: int) -> tuple[float | None, dict[str, tuple[float, int]]]:
+        """Begin a new epoch; the last one's learning rate, and what is known with certainty of its losses.
 
-        Waits for the device once.
+        These are (sum, samples) each. Waits for the device once.
+
+        Args:
+            late: so many steps belong to the new one already.
         """
-        losses, self.losses = self.losses, EpochLosses()
-        self.steps = 0
+        before = self._before
+        if late and before is not None:
+            losses, rate = before.losses, before.learning_rate
+            self.recorder.epoch_end, self._before = before.step, None
+        else:
+            self._rejoin()
+            losses, rate = self.losses, self.learning_rate
+            self.losses = EpochLosses()
+        self.steps = late
         self.epochs += 1
-        found = {}
+        found: dict[str, tuple[float, int]] = {}
         if losses.known and losses.train.total is not None:
             found["train_loss"] = float(losses.train.total), losses.train.samples
         elif not self._loss_told:
@@ -139,13 +164,14 @@ class FollowedTraining:
             found["validation_loss"] = float(validation.total), validation.samples
             if validation.correct is not None:
                 found["validation_accuracy"] = float(validation.correct), validation.samples
-        return found
+        return rate, found
 
     def forget(self) -> None:
         """Drop the open epoch and everything learned about the loop."""
         self.recorder.discard()
         self.finder = EpochFinder()
         self.losses = EpochLosses()
+        self._before = None
         self._calls.clear()
         self._differentiated_more = False
         self.steps = 0
@@ -156,6 +182,12 @@ class FollowedTraining:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def _rejoin(self) -> None:
+        """No new epoch began."""
+        if self._before is not None:
+            self._before.losses.join(self.losses)
+            self.losses, self._before = self._before.losses, None
 
     def _validation(self, losses: EpochLosses) -> Mean | None:
         """The mean over the validation loader: the only one evaluated in the first epoch that evaluates any."""

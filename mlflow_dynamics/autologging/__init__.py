@@ -34,8 +34,8 @@ def autolog(
     several that are drawn in turn. Where epochs cannot be inferred, one warning says so and names the explicit
     ways. An active MLflow run is used, else one is created when the first epoch has ended, and ended with the
     training. Training and validation loss (`train/loss`, `validation/loss`, `validation/accuracy`) are logged
-    where the script's criterion calls tell them with certainty. Of several processes that train one model the first writes the run, and
-    only it logs lines.
+    where the script's criterion calls tell them with certainty. Of several processes that train one model the
+    first writes the run, and only it logs lines.
 
     Args:
         log_every_n_epoch: write every n-th epoch's metrics.

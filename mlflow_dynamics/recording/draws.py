@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from mlflow_dynamics.recording.loaders import Pass
+
+MOST_LOADERS: Final = 64
+"""A model that is not trained for long, while others are on ever new loaders, keeps no more of them in mind."""
 
 
 @dataclass(slots=True)
@@ -44,6 +48,8 @@ class Draws:
         """A batch was drawn, with gradients enabled and the model in training mode or not."""
         drawn = self._drawn.pop(origin.loader, None)
         if drawn is None:
+            if len(self._drawn) == MOST_LOADERS:
+                del self._drawn[next(iter(self._drawn))]
             drawn = Drawn(origin, training, self._backwards)
         elif drawn.origin is origin:
             drawn.batches += 1

@@ -136,12 +136,16 @@ class LoaderWatch:
 
     def _drawn(self, iterator: Any) -> None:
         current = self._passes.get(iterator)
-        if current is None:  # an iterator from before we watched
+        if current is None:  # an iterator from before we watched: its loader will be known as another one
             current = self._passes[iterator] = Pass(
-                next(self._serials), next(self._serials), None, iterator=ref(iterator)
+                next(self._serials), next(self._serials), None, iterator=ref(iterator), source=_nothing
             )
         current.drawn += 1
         self._on_batch(current)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _length(loader: DataLoader[Any]) -> int | None:

@@ -9,7 +9,6 @@ import pytest
 from loops import evaluate, train_batch
 from recorded import records
 from several_loaders import endless
-from torch import nn
 from torch.nn import functional as F
 from witness import BATCH, Witness, data, loader, net, sgd
 
@@ -81,18 +80,3 @@ def test_declined(
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert lines == [f"The dynamics of Sequential are not recorded: {reason}; {EXPLICIT}."]
     assert sum(len(record.steps) for record in records()) == closed
-
-
-def test_two_models_trained_one_after_the_other_on_one_loader() -> None:
-    mlflow_dynamics.autolog()
-    batches = loader()
-    for seed, epochs in enumerate((1, 2)):
-        witness = Witness(net(seed))
-        optimizer = sgd(witness.model)
-        for epoch in range(epochs):
-            for x, y in batches:
-                train_batch(witness, optimizer, x, y, epoch)
-        keep: list[nn.Module] = [witness.model]
-    mlflow_dynamics.autolog(disable=True)
-    assert keep
-    assert [[len(steps) for steps in record.steps.values()] for record in records()] == [[6], [6, 6]]

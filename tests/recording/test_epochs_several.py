@@ -14,6 +14,16 @@ gives = SHAPES.gives
 
 
 @gives([6, 6])
+def many_loaders_looked_at_first(loop: Loop) -> None:
+    batches, looks = loop.loader(6), [iter(loop.loader(2)) for _ in range(100)]
+    for look in looks:
+        next(look)
+    for _ in range(2):
+        for _ in batches:
+            loop.step()
+
+
+@gives([6, 6])
 def validated_every_second_step(loop: Loop) -> None:
     batches, test = loop.loader(6), loop.loader(3)
     for _ in range(2):

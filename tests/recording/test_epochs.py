@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from scripted_loop import Loop, Shapes, ahead
 
@@ -205,6 +207,23 @@ def one_batch_is_the_epoch(loop: Loop) -> None:
         loop.evaluate(test)
 
 
+@gives([1, 1, 1])
+def one_batch_is_the_epoch_and_drawn_ahead(loop: Loop) -> None:
+    batches = loop.loader(1)
+    for _ in range(3):
+        for _ in ahead(batches, 1):
+            loop.step()
+
+
+@gives([6, 6, 6])
+def the_training_data_are_evaluated_while_a_batch_waits(loop: Loop) -> None:
+    batches = loop.loader(6)
+    for _ in range(3):
+        for _ in ahead(batches, 1):
+            loop.step()
+            loop.evaluate(batches)
+
+
 @gives([6, 6])
 def looked_at_first(loop: Loop) -> None:
     batches, test = loop.loader(6), loop.loader(3)
@@ -242,6 +261,15 @@ def slices_and_a_test_loader_evaluated_sloppily(loop: Loop) -> None:
     test = loop.loader(3)
     for _ in range(4):
         loop.evaluate(test, sloppy=True)
+        for _ in range(10):
+            loop.step()
+
+
+@gives(NO_PASSES)
+def slices_and_one_batch_of_a_kept_iterator(loop: Loop) -> None:
+    validation = iter(loop.loader(100))
+    for _ in range(4):
+        loop.evaluate(itertools.islice(validation, 1))
         for _ in range(10):
             loop.step()
 
@@ -302,6 +330,14 @@ def test_shape(name: str) -> None:
 
 
 # ---- two models ----
+
+
+def test_an_epoch_over_a_loader_that_is_gone_is_closed_at_once() -> None:
+    loop = Loop()
+    for epoch in range(3):
+        for _ in loop.loader(6):
+            loop.step()
+            assert loop.epochs == [6] * epoch
 
 
 def test_completeness_is_that_of_the_last_step() -> None:

@@ -137,15 +137,17 @@ def test_architecture_search(persistent: bool, steps: int) -> None:
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_replayed_batch_from_a_new_iterator_after_each_step(persistent: bool) -> None:
+@pytest.mark.parametrize("times", [1, 3])
+def test_batches_from_new_iterators_after_each_step(persistent: bool, times: int) -> None:
     loop = Loop()
     first, replay = loop.loader(6), loop.loader(5, persistent=persistent)
     for _ in range(3):
         for _ in first:
             loop.step()
-            next(iter(replay))
-            loop.step()
-    assert loop.result() == [12, 12, 12]
+            for _ in range(times):
+                next(iter(replay))
+                loop.step()
+    assert loop.result() == [6 + 6 * times] * 3
 
 
 @gives([10, 10, 10])
@@ -174,6 +176,14 @@ def three_data_sets_per_epoch(loop: Loop) -> None:
         for batches in loaders:
             for _ in batches:
                 loop.step()
+
+
+@gives(TANGLED)
+def two_phases_of_one_epoch_the_second_left_by_a_break_its_iterator_kept(loop: Loop) -> None:
+    first, second, third = loop.loader(6), iter(loop.loader(6)), loop.loader(4)
+    for batches in (first, itertools.islice(second, 3), third, third):
+        for _ in batches:
+            loop.step()
 
 
 @gives([6, 6, 4, 4, 4])

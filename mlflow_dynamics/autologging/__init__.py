@@ -30,12 +30,13 @@ def autolog(
     """Record the dynamics of every PyTorch training from here on, without a change to its code.
 
     The model is the outermost module that owns an optimizer's parameters; a training step is a step of that
-    optimizer; an epoch is a pass over the DataLoader whose batches the model is trained on. Where epochs
-    cannot be inferred, one warning says so and names the explicit ways. An active MLflow run is used, else
-    one is created when the first epoch has ended, and ended with the training. Training and validation loss
-    (`train/loss`, `validation/loss`, `validation/accuracy`) are logged where the script's criterion calls
-    tell them with certainty and the script does not log them itself; where not, one log line says why. Of
-    several processes that train one model the first writes the run, and only it logs lines.
+    optimizer; an epoch is a pass over the DataLoader whose batches the model is trained on, over the first of
+    several that are drawn in turn. Where epochs cannot be inferred, one warning says so and names the explicit
+    ways. An active MLflow run is used, else one is created when the first epoch has ended, and ended with the
+    training. Training and validation loss (`train/loss`, `validation/loss`, `validation/accuracy`) are logged
+    where the script's criterion calls tell them with certainty and the script does not log them itself; where
+    not, one log line says why. Of several processes that train one model the first writes the run, and only it
+    logs lines.
 
     Args:
         log_every_n_epoch: write every n-th epoch's metrics.

@@ -101,10 +101,10 @@ class RecordedRun:
         activate_run(run)
         return str(run.info.run_id)
 
-    def end_epoch(self, training: FollowedTraining) -> None:
-        """Hand over the training's open epoch, with the losses that are known."""
-        rate = training.learning_rate
-        training.recorder.averages = {_METRICS[key]: value for key, value in training.close_epoch().items()}
+    def end_epoch(self, training: FollowedTraining, late: int) -> None:
+        """Hand over the training's open epoch, over `late` steps ago, with the losses that are known."""
+        rate, losses = training.close_epoch(late)
+        training.recorder.averages = {_METRICS[key]: value for key, value in losses.items()}
         self._tracker.end_epoch(**({} if rate is None else {names.LEARNING_RATE: float(rate)}))
 
     def close(self, status: str) -> None:

@@ -42,7 +42,6 @@ _NOTHING: Final = (
     "Nothing was recorded: no step of a torch.optim optimizer came after a forward pass, in training mode and with "
     "gradients, of a module that owns its parameters."
 )
-_NO_LOADER: Final = "its training steps draw no batches from a DataLoader, so epochs are unknown"
 
 
 class Autologging:
@@ -219,17 +218,18 @@ class Autologging:
             return
         if not (closure or training.recorder.called) and self._follow_part(training, optimizer):
             return
-        new_epoch = training.finder.step()
-        if training is not self._active and not self._take_over(training, new_epoch):
+        over = training.finder.step()
+        if training is not self._active and not self._take_over(training, bool(over)):
             training.step(optimizer, closure=closure)
             return
         if self._rival_stepped:
             self._dismiss_rivals(training)
-        if new_epoch:
-            self._close_epoch(training)
+        for late in over:
+            self._close_epoch(training, late)
         training.step(optimizer, closure=closure)
-        if training.finder.lost:
-            self._decline(training, _NO_LOADER)
+        doubt = training.finder.doubt
+        if doubt is not None:
+            self._decline(training, doubt)
 
     def _follow_part(self, training: FollowedTraining, optimizer: Optimizer) -> bool:
         """Whether a part of the model is trained, called without the rest (of an EMA wrapper, say)."""
@@ -281,7 +281,7 @@ class Autologging:
         for rival in [t for t in self._trainings if t is not active and t.steps > 0]:
             self._drop(rival, f"it is trained in turn with {active.name}, whose dynamics are; {EXPLICIT}")
 
-    def _close_epoch(self, training: FollowedTraining) -> None:
+    def _close_epoch(self, training: FollowedTraining, late: int) -> None:
         if self._run is None:
             joined = self._bound_run or run_to_join()
             self._run = RecordedRun(
@@ -289,7 +289,7 @@ class Autologging:
             )
             if joined is not None:
                 self._used_runs.add(joined)
-        self._run.end_epoch(training)
+        self._run.end_epoch(training, late)
 
     def _activate_run(self) -> None:
         created = None if self._run is None else self._run.activate()
@@ -307,10 +307,12 @@ class Autologging:
             return
         training.losses.no_step()
         if training.steps > 0 and status == "FINISHED" and training.recorder.failure is None:
-            if training.finder.primary is None:
-                self._decline(training, _NO_LOADER)
+            over, doubt = training.finder.finish(), training.finder.doubt
+            if doubt is None:
+                for late in over:
+                    self._close_epoch(training, late)
             else:
-                self._close_epoch(training)
+                self._decline(training, doubt)
         recorded, self._run = self._run, None
         if recorded is not None:
             recorded.close(status)

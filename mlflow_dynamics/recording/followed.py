@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,13 @@ class LastOutput(Traceless):
 never_compile_alone(LastOutput)
 
 
+class _Before(NamedTuple):
+    """What came before a step that perhaps began a new epoch."""
+
+    step: int
+    learning_rate: float | None
+
+
 class FollowedTraining:
     """What is known of a training without the script's help, on top of its recorder.
 
@@ -67,6 +74,7 @@ class FollowedTraining:
         self.epochs = 0
         self.learning_rate: float | None = None
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._before: _Before | None = None
         self._boundary = boundary
         self._output = LastOutput(boundary)
         self._handles = [
@@ -92,6 +100,7 @@ class FollowedTraining:
 
     def differentiated(self, call: Call | None, drawn: Pass | None) -> None:
         """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
+        self.finder.backward()
         # Another model's calls are not kept: while this one makes no step they would add up.
         self.losses.differentiated(call if call is not None and call.owner is self else None, drawn)
 
@@ -102,25 +111,40 @@ class FollowedTraining:
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Take a step into the open epoch, with the losses behind it; those of a closure are still to come."""
+        if self.finder.undecided == 1:
+            self._before = _Before(self.recorder.step, self.learning_rate)
+            self.losses.part()
+        elif self.finder.undecided == 0:
+            self._before = None
+            self.losses.rejoin()
         self.steps += 1
         self.losses.step(optimizer, closure=closure)
         rate = optimizer.param_groups[0].get("lr")
         self.learning_rate = rate if isinstance(rate, float | int) else None
 
-    def close_epoch(self) -> dict[str, tuple[float, int]]:
-        """Begin a new epoch; what is known with certainty of the last one's losses, as (sum, samples) each.
+    def close_epoch(self, late: int) -> tuple[float | None, dict[str, tuple[float, int]]]:
+        """Begin a new epoch; the last one's learning rate, and what is known with certainty of its losses.
 
-        Waits for the device once.
+        These are (sum, samples) each. Waits for the device once.
+
+        Args:
+            late: so many steps belong to the new one already.
         """
-        self.steps = 0
+        before = self._before if late else None
+        rate = self.learning_rate
+        if before is not None:
+            self.recorder.epoch_end, rate = before.step, before.learning_rate
+        self._before = None
+        self.steps = late
         self.epochs += 1
-        return self.losses.close()
+        return rate, self.losses.close(before_part=before is not None)
 
     def forget(self) -> None:
         """Drop the open epoch and everything learned about the loop."""
         self.recorder.discard()
         self.finder = EpochFinder()
         self.losses.forget()
+        self._before = None
         self.steps = 0
 
     def remove(self) -> None:

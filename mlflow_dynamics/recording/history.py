@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,10 @@ class HostCopy:
 
     values: Tensor
     ready: torch.cuda.Event | None
+
+    def part(self, start: int, end: int) -> HostCopy:
+        """Some of its steps, in the same memory."""
+        return HostCopy(self.values[start:end], self.ready)
 
     def wait(self) -> Tensor:
         """The values; called by the background thread."""
@@ -51,12 +56,19 @@ class StepHistory:
         if self._filled == CHUNK_STEPS:
             self._flush()
 
-    def take(self) -> tuple[list[int], list[HostCopy]]:
-        """Hand over the steps so far and start anew."""
+    def take(self, end: int) -> tuple[list[int], list[HostCopy]]:
+        """Hand over the steps before step `end`, and keep the rest."""
         self._flush()
-        steps, copies = self.steps, self._copies
-        self.steps, self._copies = [], []
-        return steps, copies
+        count = bisect_left(self.steps, end)
+        steps, self.steps = self.steps[:count], self.steps[count:]
+        taken, kept = [], []
+        for copy in self._copies:
+            part = min(count, len(copy.values))
+            count -= part
+            taken.append(copy.part(0, part))
+            kept.append(copy.part(part, len(copy.values)))
+        self._copies = [copy for copy in kept if len(copy.values)]
+        return steps, [copy for copy in taken if len(copy.values)]
 
     def clear(self) -> None:
         """Forget the steps so far."""

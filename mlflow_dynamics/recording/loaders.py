@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
@@ -28,6 +27,10 @@ class Pass:
         data: an identity of what is drawn, the same for all loaders that draw the whole of one data set.
         drawn: batches drawn so far.
         asked: how often a batch was asked for, also where there was none left.
+        exhausted: there are no more.
+        replaced: its iterator has begun another pass.
+        iterator: which makes it.
+        source: the loader itself.
     """
 
     loader: int
@@ -36,6 +39,10 @@ class Pass:
     data: tuple[int, ...]
     drawn: int = 0
     asked: int = 0
+    exhausted: bool = False
+    replaced: bool = False
+    iterator: Callable[[], object] = object
+    source: Callable[[], object] = object
 
     @property
     def epoch_key(self) -> tuple[int, int]:
@@ -45,13 +52,33 @@ class Pass:
         """
         return self.serial, (self.drawn - 1) // self.length if self.length else 0
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be drawn: a loop that is left, also by a break, lets go of its iterator."""
+        return self.exhausted or self.replaced or self.iterator() is None
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over or every batch has been drawn, even if its iterator is kept."""
+        return self.over or (self.length is not None and self.drawn >= self.length)
+
+    @property
+    def last(self) -> bool:
+        """Whether it is over and its loader, which is gone, will make no other."""
+        return self.over and self.source() is None
+
+    @property
+    def lone(self) -> bool:
+        """Whether one batch of several was taken, as `next(iter(loader))` does."""
+        return self.over and self.drawn == 1 and self.length != 1 and not self.exhausted
+
 
 class Numbers:
     """A number for each object, its own for as long as it lives; objects need not be hashable."""
 
     def __init__(self, numbers: Iterator[int]) -> None:
         self._numbers = numbers
-        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._known: dict[int, tuple[ref[Any], int]] = {}
 
     def of(self, thing: Any) -> int:
         """The object's number; a new one each time where it takes no weak reference."""
@@ -59,7 +86,7 @@ class Numbers:
         if address not in self._known:
             number = next(self._numbers)
             try:
-                reference = weakref.ref(thing, lambda _: self._known.pop(address, None))
+                reference = ref(thing, lambda _: self._known.pop(address, None))
             except TypeError:
                 return number
             self._known[address] = reference, number
@@ -100,30 +127,49 @@ class LoaderWatch:
         return call
 
     def _around_next(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(iterator: Any, *args: Any, **kwargs: Any) -> Any:
+        def draw(iterator: Any) -> Any:
             self._boundary.run(self._asked, iterator)
-            result = original(iterator, *args, **kwargs)
+            try:
+                batch = original(iterator)
+            except StopIteration:
+                self._boundary.run(self._exhausted, iterator)
+                raise
             self._boundary.run(self._drawn, iterator)
-            return result
+            return batch
 
-        return call
+        return draw
 
     def _begun(self, iterator: Any, loader: DataLoader[Any] | None = None, *_: Any) -> None:
+        old = self._passes.get(iterator)
+        if old is not None:
+            old.replaced = True
+        length: int | None
+        source: Callable[[], object]
         if loader is not None:
             if loader not in self._loaders:
                 self._loaders[loader] = next(self._serials), self._data(loader)
             identity, data = self._loaders[loader]
-            self._passes[iterator] = Pass(identity, next(self._serials), _length(loader), data)
-        elif iterator in self._passes:
-            old = self._passes[iterator]
-            self._passes[iterator] = Pass(old.loader, next(self._serials), old.length, old.data)
+            length, source = _length(loader), ref(loader)
+        elif old is not None:
+            identity, data, length, source = old.loader, old.data, old.length, old.source
+        else:
+            return
+        self._passes[iterator] = Pass(
+            identity, next(self._serials), length, data, iterator=ref(iterator), source=source
+        )
 
     def _asked(self, iterator: Any) -> None:
         current = self._passes.get(iterator)
-        if current is None:  # an iterator from before we watched
-            data = (next(self._serials),)
-            current = self._passes[iterator] = Pass(next(self._serials), next(self._serials), None, data)
+        if current is None:  # an iterator from before we watched: its loader will be known as another one
+            identity, serial, data = (next(self._serials) for _ in range(3))
+            current = self._passes[iterator] = Pass(
+                identity, serial, None, (data,), iterator=ref(iterator), source=_nothing
+            )
         current.asked += 1
+
+    def _exhausted(self, iterator: Any) -> None:
+        if iterator in self._passes:
+            self._passes[iterator].exhausted = True
 
     def _drawn(self, iterator: Any) -> None:
         current = self._passes[iterator]
@@ -140,6 +186,10 @@ class LoaderWatch:
         if loader._dataset_kind != _DatasetKind.Iterable and not _draws_all(sampler, dataset):
             things = (*things, sampler)
         return tuple(self._things.of(thing) for thing in things)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _length(loader: DataLoader[Any]) -> int | None:

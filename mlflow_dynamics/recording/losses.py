@@ -56,6 +56,13 @@ class Mean:
         self._total = total if self._total is None else self._total + total
         self.samples += samples
 
+    def join(self, later: Mean) -> None:
+        """Add all that another one has."""
+        if later._total is not None:
+            self.add(later._total, later.samples)
+        if later._left_out is not None:
+            self._left_out = later._left_out if self._left_out is None else self._left_out + later._left_out
+
     def result(self) -> tuple[float, int] | None:
         """Sum and samples, None of none; waits for the device."""
         samples = self.samples - (0 if self._left_out is None else int(self._left_out))
@@ -128,6 +135,15 @@ class Validation:
         if call.correct is not None:
             self.accuracy.add(call.correct, call.samples)
 
+    def join(self, later: Validation) -> None:
+        """Go on with what was added to another one of the same pass."""
+        self.several |= later.several
+        self.rated &= later.rated
+        self.criteria |= later.criteria
+        self.loss.join(later.loss)
+        self.accuracy.join(later.accuracy)
+        self._last = later._last
+
 
 @dataclass
 class Epoch:
@@ -148,6 +164,20 @@ class Epoch:
     trained: set[tuple[int, ...]] = field(default_factory=set)
     validation: dict[tuple[int, ...], Validation] = field(default_factory=dict)
 
+    def join(self, later: Epoch) -> None:
+        """Go on with what was taken for another epoch."""
+        self.unknown = self.unknown or later.unknown
+        self.other_terms |= later.other_terms
+        self.criteria |= later.criteria
+        self.trained |= later.trained
+        self.train.join(later.train)
+        for data, pass_ in later.validation.items():
+            earlier = self.validation.get(data)
+            if earlier is not None and earlier.serial == pass_.serial:
+                earlier.join(pass_)
+            else:
+                self.validation[data] = pass_
+
 
 class Losses:
     """The losses of one model, told of its backward passes, its steps and its evaluations.
@@ -159,6 +189,7 @@ class Losses:
 
     def __init__(self) -> None:
         self._open = Epoch()
+        self._before: Epoch | None = None
         self._backwards: list[Timed] = []
         self._again = False
         self._other = False
@@ -214,22 +245,40 @@ class Losses:
 
     def forget(self) -> None:
         """Drop the open epoch."""
-        self._open = Epoch()
+        self._open, self._before = Epoch(), None
         self._backwards.clear()
         self._again = self._other = False
         self._stepped = _NEVER
 
-    def close(self) -> dict[str, tuple[float, int]]:
+    def part(self) -> None:
+        """Perhaps a new epoch begins: keep what comes apart from what came before."""
+        self._before, self._open = self._open, Epoch()
+
+    def rejoin(self) -> None:
+        """No new epoch began at `part`."""
+        if self._before is not None:
+            self._before.join(self._open)
+            self._open, self._before = self._before, None
+
+    def close(self, *, before_part: bool) -> dict[str, tuple[float, int]]:
         """Begin a new epoch; what is known with certainty of the last one, as (sum, samples) each.
 
         Waits for the device once.
+
+        Args:
+            before_part: the new one began where `part` was called, not now.
         """
-        epoch, self._open = self._open, Epoch()
+        if before_part and self._before is not None:
+            epoch, self._before = self._before, None
+        else:
+            self.rejoin()
+            epoch, self._open = self._open, Epoch()
         found: dict[str, tuple[float, int] | None] = {}
-        if epoch.unknown is None and epoch.criteria:
+        unknown = epoch.unknown or (_MIXED if len(epoch.criteria) > 1 else None)
+        if unknown is None and epoch.criteria:
             found["train_loss"] = epoch.train.result()
         else:
-            self._tell("training", epoch.unknown or _TERMS)
+            self._tell("training", unknown or _TERMS)
         validation = self._validation_of(epoch)
         if validation is not None:
             reason = _why_unknown(epoch, validation)
@@ -252,8 +301,6 @@ class Losses:
             epoch.criteria.add(call.criterion)
             last = place == len(self._backwards)
             epoch.train.add(call.total, call.samples, if_finite=all_finite or not last)
-        if len(epoch.criteria) > 1:
-            epoch.unknown = epoch.unknown or _MIXED
         self._backwards.clear()
         self._again = False
 

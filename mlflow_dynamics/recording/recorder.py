@@ -46,6 +46,7 @@ class Recorder:
     Attributes:
         exchange: with the other processes that train the model; None before the first step, and where there are none.
         averages: of the open epoch, to be taken over all ranks.
+        epoch_end: the step before which the open epoch was over, where that is known late; None where it is now.
 
     Nothing is attached to parameters, buffers or the optimizer object. Use as a context manager, or call
     `remove()`.
@@ -83,6 +84,7 @@ class Recorder:
         self._joined = False
         self.exchange: Exchange | None = None
         self.averages: Averages = {}
+        self.epoch_end: int | None = None
 
         self._chosen = choose_layers(self.model, config)
         forget_copied_hooks(self.model)
@@ -155,8 +157,10 @@ class Recorder:
         return pending
 
     def _hand_over(self, pending: PendingEpoch) -> None:
-        pending.steps, pending.copies = self._history.take()
-        self._epoch_start = self.step
+        end = self.step if self.epoch_end is None else self.epoch_end
+        self.epoch_end = None
+        pending.steps, pending.copies = self._history.take(end)
+        self._epoch_start = end
 
     def start_at(self, step: int) -> None:
         """Number the next step `step`: a training that carries on an earlier one continues its count."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlflow
 import numpy as np
 import pytest
+import several_loaders  # noqa: F401 - its loops are registered
 import torch
 from loops import LOOPS
 from recorded import records

@@ -87,6 +87,7 @@ class Measuring:
         self._concluded = False
         self._before: EpochSummary | None = None
         self._reason_told = False
+        self._dropped_told = False
         self._raised: dict[State, int] = {}
         self._log_settings(_recorded_parameters(recording, measures))
         if monitor is not None and monitor.schedule_given:
@@ -189,6 +190,7 @@ class Measuring:
         if summary.measures.reason is not None and not self._reason_told:
             self._reason_told = True
             logger.info("Epoch %d: %s", summary.epoch, summary.measures.reason)
+        self._tell_dropped(summary)
         metrics = names.measure_metrics(summary.measures)
         if math.isfinite(summary.volatility):
             metrics[names.VOLATILITY] = summary.volatility
@@ -197,6 +199,25 @@ class Measuring:
             if math.isfinite(summary.verdict.score):
                 metrics[names.CONVERGENCE_SCORE] = summary.verdict.score
         return metrics
+
+    def _tell_dropped(self, summary: EpochSummary) -> None:
+        measures = summary.measures
+        if measures.reason is not None or measures.layers_dropped == 0 or self._dropped_told:
+            return
+        self._dropped_told = True
+        left_out = [
+            name
+            for name, exponent in zip(self._history.layers, measures.exponents, strict=True)
+            if math.isnan(exponent)
+        ]
+        logger.info(
+            "Epoch %d: %d of %d layers are left out of the measures: constant or not finite in their window, or not "
+            "called in each of its steps%s.",
+            summary.epoch,
+            measures.layers_dropped,
+            len(self._history.layers),
+            f": {', '.join(left_out)}" if len(left_out) == measures.layers_dropped else "",
+        )
 
     def _log_settings(self, settings: Mapping[str, object]) -> None:
         self.writer.log_params(settings)

@@ -128,3 +128,38 @@ def test_a_model_without_layers_is_refused_and_leaves_no_run() -> None:
     with pytest.raises(RecordingError):
         mlflow_dynamics.track(nn.ReLU())
     assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
+
+
+class Skipping(nn.Module):
+    """Stochastic depth: every third step goes without the second layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        inner = self.first(images)
+        output: torch.Tensor = self.last(inner if self.calls % 3 == 0 else self.second(inner))
+        return output
+
+
+def test_a_layer_that_some_steps_go_without_is_left_out_and_named_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    model = Skipping()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"), mlflow_dynamics.track(model) as tracker:
+        for _ in range(2):
+            for _ in range(70):
+                optimizer.zero_grad()
+                model(torch.randn(8, 4)).square().mean().backward()
+                optimizer.step()
+            tracker.end_epoch()
+    said = [line.message for line in caplog.records if "left out of the measures" in line.message]
+    assert len(said) == 1
+    assert said[0].startswith("Epoch 0: 1 of 3 layers are left out")
+    assert said[0].endswith(": second.")
+    assert history("dynamics/layers_dropped") == {0: 1, 1: 1}

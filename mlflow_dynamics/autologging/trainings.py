@@ -79,7 +79,7 @@ class Autologging:
             self._boundary.run(self._follow, optimizer)
 
     def close(self, status: str) -> None:
-        """Record the open epoch unless the script failed in it, end our run, and undo everything."""
+        """Record the open epoch unless the script failed in the middle of it, end our run, and undo everything."""
         self._boundary.run(self._finish, status)
         if self._trained and not self._told and self._boundary.failure is None:
             logger.info(_NOTHING)
@@ -306,7 +306,8 @@ class Autologging:
         if training is None:
             return
         training.losses.no_step()
-        if training.steps > 0 and status == "FINISHED" and training.recorder.failure is None:
+        whole = status == "FINISHED" or training.finder.whole
+        if training.steps > 0 and whole and training.recorder.failure is None:
             over, doubt = training.finder.finish(), training.finder.doubt
             if doubt is None:
                 for late in over:

@@ -59,9 +59,11 @@ class EpochFinder:
         self._draws = Draws()
         self.batch = self._draws.batch
         self.backward = self._draws.backward
-        # Of the primary: its latest pass, the open epoch's key, whether one step or one epoch of its own was seen.
+        # Of the primary: its latest pass, the open epoch's key, the batches drawn at its last step, and whether this
+        # was its first one and whether it made an epoch alone.
         self._current: Pass
         self._open: tuple[int, int]
+        self._counted = 0
         self._first = True
         self._repeated = False
         self._companions: set[int] = set()
@@ -130,6 +132,11 @@ class EpochFinder:
         if self.primary is None or self.length is None:
             return True
         return self._current.drawn >= (self._open[1] + 1) * self.length
+
+    @property
+    def whole(self) -> bool:
+        """Whether the open epoch is known to be complete, with a step after its last batch."""
+        return self.length is not None and self.complete and self._counted == self._current.drawn
 
     @property
     def doubt(self) -> str | None:
@@ -241,6 +248,7 @@ class EpochFinder:
     def _count(self, window: list[Drawn]) -> None:
         """A batch of the primary was drawn."""
         self._gap, self._idle = max(self._gap, self._idle), 0
+        self._counted = self._current.drawn
         self._trained |= any(drawn.training for drawn in window if drawn.origin.loader == self.primary)
         if self._current.drawn > 1 or self._current.length == 1 or self._current.exhausted:
             self._found, self._alone = True, 0

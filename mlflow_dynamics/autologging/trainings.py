@@ -60,6 +60,7 @@ class Autologging:
         self._drawn: Pass | None = None
         self._trained = False
         self._told = False
+        self._parents: object = None
         self._logs = LogLines(config.silent)
         self._search = SearchTime()
         self._boundary = Boundary(self._detach)
@@ -142,6 +143,8 @@ class Autologging:
         """In a forked process: what was being trained is the parent's to record, and the run its to end."""
         for training in self._trainings:
             training.remove()
+        # Kept, as freeing what is on a GPU would call CUDA, which a forked process must not.
+        self._parents = self._trainings, self._run
         self._trainings = []
         self._active = self._run = self._bound_run = self._drawn = None
         self._trained = self._told = False

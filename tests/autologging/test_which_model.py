@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import multiprocessing
 import weakref
 
 import mlflow
@@ -121,6 +122,31 @@ def test_a_model_whose_training_is_over_is_gone_when_the_next_begins() -> None:
     gc.collect()
     assert first() is None
     assert optimizer is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_a_forked_process_trains_has_a_run_of_its_own_and_the_parents_goes_on() -> None:
+    def train_another(epochs: int) -> None:
+        other = network()
+        train(other, sgd(other), loader(1), epochs)
+
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    train(model, optimizer, batches, 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    try:
+        child = multiprocessing.get_context("fork").Process(target=train_another, args=(3,))
+        child.start()
+        child.join(100)
+    finally:
+        torch.set_num_threads(threads)
+    assert child.exitcode == 0
+    train(model, optimizer, batches, 1)
+    mlflow_dynamics.autolog(disable=True)
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert sorted(epochs_of(run) for run in found) == [2, 3]
+    assert {run.info.status for run in found} == {"FINISHED"}
 
 
 def test_of_two_models_in_one_optimizer_the_larger_is_recorded_and_the_line_says_so(

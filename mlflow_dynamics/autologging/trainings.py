@@ -81,7 +81,7 @@ class Autologging:
 
     def close(self, status: str) -> None:
         """Record the open epoch unless the script failed in the middle of it, end our run, and undo everything."""
-        self._boundary.run(self._finish, status)
+        self._boundary.run(self._finish_all, status)
         if self._trained and not self._told and self._boundary.failure is None:
             logger.info(_NOTHING)
         self._detach()
@@ -298,6 +298,12 @@ class Autologging:
         created = None if self._run is None else self._run.activate()
         if created is not None:
             self._used_runs.add(created)
+
+    def _finish_all(self, status: str) -> None:
+        """The process is over, and with it the last training; others that made no way for one another were before."""
+        while sum(training is self._active or training.steps > 0 for training in self._trainings) > 1:
+            self._finish("FINISHED")
+        self._finish(status)
 
     def _finish(self, status: str) -> None:
         """The active training is over."""

@@ -72,7 +72,7 @@ class Autologging:
             LoaderWatch(self._batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
-            *(Patch(*place, self._around_start_run) for place in places_of(mlflow.start_run)),
+            *(Patch(module, name, self._around_start_run) for module, name, _ in places_of(mlflow.start_run)),
             register_optimizer_step_pre_hook(self._before_step),
         ]
         self._process = ProcessEnd(self.close, self._forked)

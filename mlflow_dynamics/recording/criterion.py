@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.recording.patching import Patch
+from mlflow_dynamics.recording.patching import Patch, places_of
 
 CRITERIA: Final = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "mse_loss")
 CLASSIFICATION: Final = ("cross_entropy", "nll_loss")
@@ -88,8 +88,12 @@ class CriterionWatch:
     def __init__(self, listener: Listener, boundary: Boundary) -> None:
         self._listener = listener
         self._boundary = boundary
+        criteria = {vars(functional)[name]: name for name in CRITERIA}
         self._patches = [
-            *(Patch(functional, name, self._around_criterion(name)) for name in CRITERIA),
+            *(
+                Patch(module, place, self._around_criterion(criteria[function]))
+                for module, place, function in places_of(*criteria)
+            ),
             Patch(torch.autograd, "backward", self._around_backward),
         ]
 

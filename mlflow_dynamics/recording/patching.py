@@ -38,12 +38,13 @@ class Patch:
             setattr(self._owner, self._name, self._original)
 
 
-def places_of(function: Callable[..., Any]) -> list[tuple[ModuleType, str]]:
-    """Every module loaded that has the function, and its name there: a script may have imported it before."""
+def places_of(*functions: Callable[..., Any]) -> list[tuple[ModuleType, str, Callable[..., Any]]]:
+    """Every module loaded that has one of them, its name there, and which: a script may have imported it before."""
+    wanted = {id(function) for function in functions}
     modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
     return [
-        (module, name)
+        (module, name, value)
         for module in modules
         for name, value in list(vars(module).items())
-        if value is function
+        if id(value) in wanted
     ]

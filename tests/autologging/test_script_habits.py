@@ -6,6 +6,7 @@ import copy
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from types import ModuleType
 
 import mlflow
@@ -83,23 +84,45 @@ def test_a_nested_run_leaves_ours_open() -> None:
     assert epochs_of(runs()["ours"]) == 4
 
 
-def test_start_run_that_was_imported_before_autolog_is_known_too() -> None:
+@pytest.fixture
+def script() -> Iterator[ModuleType]:
+    """A script's module, with what it has imported before `autolog()`."""
     mlflow_dynamics.autolog(disable=True)
     module = ModuleType("imported_before")
     exec("from mlflow import start_run as begin", vars(module))
+    exec("from torch.nn.functional import cross_entropy as criterion", vars(module))
     sys.modules["imported_before"] = module
-    try:
-        mlflow_dynamics.autolog()
-        model, batches = network(), loader()
-        optimizer = sgd(model)
-        train(model, optimizer, batches, 2)
-        with module.begin(run_name="mine"):
-            train(model, optimizer, batches, 3)
-            mlflow_dynamics.autolog(disable=True)
-        assert module.begin is mlflow.start_run
-    finally:
-        del sys.modules["imported_before"]
+    mlflow_dynamics.autolog()
+    yield module
+    mlflow_dynamics.autolog(disable=True)
+    del sys.modules["imported_before"]
+    assert module.begin is mlflow.start_run
+    assert module.criterion is nn.functional.cross_entropy
+
+
+def test_start_run_that_was_imported_before_autolog_is_known_too(script: ModuleType) -> None:
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    train(model, optimizer, batches, 2)
+    with script.begin(run_name="mine"):
+        train(model, optimizer, batches, 3)
+        mlflow_dynamics.autolog(disable=True)
     assert {name: epochs_of(run) for name, run in runs().items()} == {"ours": 2, "mine": 3}
+
+
+def test_a_criterion_that_was_imported_before_autolog_is_known_too(script: ModuleType) -> None:
+    model = network()
+    optimizer = sgd(model)
+    losses = []
+    for _ in range(2):
+        for images, targets in loader():
+            optimizer.zero_grad()
+            loss = script.criterion(model(images), targets)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    mlflow_dynamics.autolog(disable=True)
+    assert runs()["ours"].data.metrics[names.TRAIN_LOSS] == pytest.approx(sum(losses[-STEPS:]) / STEPS)
 
 
 def test_of_several_losses_that_are_differentiated_together_none_is_logged() -> None:

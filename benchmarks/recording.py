@@ -117,7 +117,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)
         models[kind] = (model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
-    recorder = Recorder(models["recorded"][0], RecordingConfig(record_every=options.record_every))
+    recorder = Recorder(
+        models["recorded"][0],
+        RecordingConfig(record_every=options.record_every, max_layers=options.max_layers),
+    )
     clock.watch(recorder)
     calls = {kind: torch.compile(model) if options.compile else model for kind, (model, _) in models.items()}
     images = torch.randn(options.batch, 3, options.image, options.image, device=options.device)
@@ -173,6 +176,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--record-every", type=int, default=1)
+    parser.add_argument("--max-layers", type=int, default=RecordingConfig().max_layers)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--image", type=int, default=32, help="side in pixels")

@@ -21,7 +21,7 @@ class Pass:
     """One pass of an iterator over its loader.
 
     Attributes:
-        loader: an identity of the loader, the same for all its passes.
+        loader: an identity of the loader, the same for all its passes, and for one that is made anew in its place.
         serial: of the pass, over all loaders.
         length: batches of one epoch, len(loader); None where it has none.
         data: an identity of what is drawn, the same for all loaders that draw the whole of one data set.
@@ -30,7 +30,7 @@ class Pass:
         exhausted: there are no more.
         replaced: its iterator has begun another pass.
         iterator: which makes it.
-        source: the loader itself.
+        gone: whether its loader is, and cannot be made anew.
     """
 
     loader: int
@@ -42,7 +42,7 @@ class Pass:
     exhausted: bool = False
     replaced: bool = False
     iterator: Callable[[], object] = object
-    source: Callable[[], object] = object
+    gone: Callable[[], bool] = bool
 
     @property
     def epoch_key(self) -> tuple[int, int]:
@@ -64,13 +64,36 @@ class Pass:
 
     @property
     def last(self) -> bool:
-        """Whether it is over and its loader, which is gone, will make no other."""
-        return self.over and self.source() is None
+        """Whether it is over and its loader will make no other."""
+        return self.over and self.gone()
 
     @property
     def lone(self) -> bool:
         """Whether one batch of several was taken, as `next(iter(loader))` does."""
         return self.over and self.drawn == 1 and self.length != 1 and not self.exhausted
+
+
+@dataclass
+class Source:
+    """A loader, or several that were made one after the other to draw the same data in the same way.
+
+    Attributes:
+        identity: of all of them.
+        data: an identity of what they draw.
+        things: that which they draw.
+        manner: in which they draw it.
+        loader: the latest.
+    """
+
+    identity: int
+    data: tuple[int, ...]
+    things: list[Callable[[], object]]
+    manner: tuple[object, ...]
+    loader: Callable[[], object]
+
+    def gone(self) -> bool:
+        """Whether none is left, and none can be made of what is."""
+        return self.loader() is None and any(thing() is None for thing in self.things)
 
 
 class Numbers:
@@ -105,7 +128,8 @@ class LoaderWatch:
         self._boundary = boundary
         self._serials = itertools.count()
         self._passes: WeakKeyDictionary[Any, Pass] = WeakKeyDictionary()
-        self._loaders: WeakKeyDictionary[DataLoader[Any], tuple[int, tuple[int, ...]]] = WeakKeyDictionary()
+        self._loaders: WeakKeyDictionary[DataLoader[Any], Source] = WeakKeyDictionary()
+        self._sources: list[Source] = []
         self._things = Numbers(self._serials)
         self._patches = [
             Patch(_BaseDataLoaderIter, "__init__", functools.partial(self._around, self._begun)),
@@ -143,19 +167,17 @@ class LoaderWatch:
         old = self._passes.get(iterator)
         if old is not None:
             old.replaced = True
-        length: int | None
-        source: Callable[[], object]
         if loader is not None:
             if loader not in self._loaders:
-                self._loaders[loader] = next(self._serials), self._data(loader)
-            identity, data = self._loaders[loader]
-            length, source = _length(loader), ref(loader)
+                self._loaders[loader] = self._source(loader)
+            source = self._loaders[loader]
+            identity, data, length, gone = source.identity, source.data, _length(loader), source.gone
         elif old is not None:
-            identity, data, length, source = old.loader, old.data, old.length, old.source
+            identity, data, length, gone = old.loader, old.data, old.length, old.gone
         else:
             return
         self._passes[iterator] = Pass(
-            identity, next(self._serials), length, data, iterator=ref(iterator), source=source
+            identity, next(self._serials), length, data, iterator=ref(iterator), gone=gone
         )
 
     def _asked(self, iterator: Any) -> None:
@@ -163,7 +185,7 @@ class LoaderWatch:
         if current is None:  # an iterator from before we watched: its loader will be known as another one
             identity, serial, data = (next(self._serials) for _ in range(3))
             current = self._passes[iterator] = Pass(
-                identity, serial, None, (data,), iterator=ref(iterator), source=_nothing
+                identity, serial, None, (data,), iterator=ref(iterator), gone=_unknown
             )
         current.asked += 1
 
@@ -176,20 +198,45 @@ class LoaderWatch:
         current.drawn += 1
         self._on_batch(current)
 
-    def _data(self, loader: DataLoader[Any]) -> tuple[int, ...]:
-        """What the loader draws: the data set, or its tensors, with the sampler where that may leave some out."""
-        dataset: Any = loader.dataset
-        things = dataset.tensors if type(dataset) is TensorDataset else (dataset,)
-        sampler: Any = loader.sampler
-        if type(loader.batch_sampler) not in (BatchSampler, type(None)):
-            sampler = loader.batch_sampler
-        if loader._dataset_kind != _DatasetKind.Iterable and not _draws_all(sampler, dataset):
-            things = (*things, sampler)
-        return tuple(self._things.of(thing) for thing in things)
+    def _source(self, loader: DataLoader[Any]) -> Source:
+        self._sources = [source for source in self._sources if not source.gone()]
+        things = _drawn_by(loader)
+        data = tuple(self._things.of(thing) for thing in things)
+        manner = type(loader.sampler), loader.batch_size
+        for source in self._sources:
+            if source.data == data and source.manner == manner and source.loader() is None:
+                source.loader = ref(loader)
+                return source
+        source = Source(next(self._serials), data, [_weakly(thing) for thing in things], manner, ref(loader))
+        self._sources.append(source)
+        return source
+
+
+def _unknown() -> bool:
+    return True
+
+
+def _weakly(thing: Any) -> Callable[[], object]:
+    try:
+        return ref(thing)
+    except TypeError:
+        return _nothing
 
 
 def _nothing() -> None:
     return None
+
+
+def _drawn_by(loader: DataLoader[Any]) -> tuple[Any, ...]:
+    """The data set, or its tensors, with the sampler where that may leave some out."""
+    dataset: Any = loader.dataset
+    things = dataset.tensors if type(dataset) is TensorDataset else (dataset,)
+    sampler: Any = loader.sampler
+    if type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        sampler = loader.batch_sampler
+    if loader._dataset_kind != _DatasetKind.Iterable and not _draws_all(sampler, dataset):
+        return (*things, sampler)
+    return tuple(things)
 
 
 def _length(loader: DataLoader[Any]) -> int | None:

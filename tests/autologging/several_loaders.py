@@ -135,3 +135,29 @@ def accumulation_with_a_remainder_and_a_new_loader_each_epoch(w: Witness) -> Non
                 optimizer.step()
                 optimizer.zero_grad()
                 w.step(epoch)
+
+
+@loop
+def two_data_sets_per_epoch_in_new_loaders(w: Witness) -> None:
+    sources, optimizer = [loader().dataset, loader(16, seed=5).dataset], sgd(w.model)
+    for epoch in range(EPOCHS):
+        for source in sources:
+            for x, y in DataLoader(source, batch_size=4, shuffle=True):
+                train_batch(w, optimizer, x, y, epoch)
+
+
+@loop
+def pairs_from_new_loaders_of_one_data_set(w: Witness) -> None:
+    source, optimizer = loader().dataset, sgd(w.model)
+    for epoch in range(EPOCHS):
+        first, second = (DataLoader(source, batch_size=4, shuffle=True) for _ in range(2))
+        for (x, y), (other, _) in zip(first, second, strict=True):
+            train_batch(w, optimizer, 0.9 * x + 0.1 * other, y, epoch)
+
+
+@loop
+def phases_on_data_sets_in_new_loaders(w: Witness) -> None:
+    sources, optimizer = [loader().dataset, loader(16, seed=5).dataset], sgd(w.model)
+    for epoch in range(4):
+        for x, y in DataLoader(sources[epoch // 2], batch_size=4, shuffle=True):
+            train_batch(w, optimizer, x, y, epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,10 @@ class Loader:
         return self.iterator
 
 
+def _is_gone(loader: weakref.ref[Loader]) -> bool:
+    return loader() is None
+
+
 class Batches:
     """Its iterator, which like torch's holds no loader."""
 
@@ -52,7 +57,7 @@ class Batches:
             loader.length if loader.known else None,
             (loader.identity,),
             iterator=weakref.ref(self),
-            source=weakref.ref(loader),
+            gone=functools.partial(_is_gone, weakref.ref(loader)),
         )
 
     def __iter__(self) -> Batches:

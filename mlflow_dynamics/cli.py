@@ -67,8 +67,12 @@ _CONTEXT = {"token_normalize_func": lambda token: token.replace("_", "-"), "max_
 
 @click.group(context_settings=_CONTEXT)
 @click.version_option(__version__)
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """See how a network's layers move together while it trains."""
+    if context.invoked_subcommand != "run":  # logging in a script is the script's to set up
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("mlflow_dynamics").setLevel(logging.INFO)
 
 
 @commands.command()
@@ -239,8 +243,6 @@ def run(script: Path, arguments: tuple[str, ...]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what the user got wrong ends in one sentence and exit status 2."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("mlflow_dynamics").setLevel(logging.INFO)
     try:
         commands.main(arguments, standalone_mode=False)
     except click.ClickException as error:

@@ -87,7 +87,8 @@ def test_the_plain_loop_is_recorded_without_its_line(tmp_path: Path) -> None:
     script = (EXAMPLES / "plain_loop.py").read_text()
     bare = script.replace("import mlflow_dynamics\n", "").replace("mlflow_dynamics.autolog()\n", "")
     assert "mlflow_dynamics" not in bare.partition('"""')[2].partition('"""')[2]
-    (tmp_path / "train.py").write_text(bare)
+    untouched = "import logging\nassert not logging.getLogger().handlers\n"
+    (tmp_path / "train.py").write_text(bare + untouched)
     command = [sys.executable, "-m", "mlflow_dynamics.cli", "run", str(tmp_path / "train.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

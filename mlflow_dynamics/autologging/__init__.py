@@ -6,8 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from mlflow_dynamics.autologging.listening import Autologging
 from mlflow_dynamics.autologging.recorded_run import AutologConfig
-from mlflow_dynamics.autologging.trainings import Autologging
 from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence.detectors import OURS
 from mlflow_dynamics.convergence.monitor import monitor_for

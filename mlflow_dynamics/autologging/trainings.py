@@ -1,31 +1,24 @@
-"""Which of a script's trainings is recorded, from what torch's hooks tell of optimizers, batches and losses."""
+"""Which of a script's trainings is recorded, and in which run: at most one at a time."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import threading
+from collections.abc import Iterator
 from typing import Any, Final
 
 import mlflow
 from mlflow.tracking.context.registry import resolve_tags
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mlflow_dynamics.autologging.log_lines import LogLines
-from mlflow_dynamics.autologging.process_end import ProcessEnd
 from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
 from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.errors import RecordingError
-from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.recording.criterion import Call, CriterionWatch
 from mlflow_dynamics.recording.discovery import SearchTime, is_recorded, models_of, part_with
 from mlflow_dynamics.recording.followed import FollowedTraining
-from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
-from mlflow_dynamics.recording.patching import Patch, places_of
 from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.tracking import run_to_join
 
@@ -38,17 +31,26 @@ EXPLICIT: Final = (
 RIVAL_STEPS: Final = 50
 """A second model that makes so many steps while the first makes none is a new training, not the other half of one."""
 
-_NOTHING: Final = (
-    "Nothing was recorded: no step of a torch.optim optimizer came after a forward pass, in training mode and with "
-    "gradients, of a module that owns its parameters."
-)
 
+class Trainings:
+    """The trainings that are followed, of which one is active: its epochs are recorded.
 
-class Autologging:
-    """Everything `autolog()` has switched on."""
+    Attributes:
+        told: something is recorded, or the user knows why not.
+    """
 
-    def __init__(self, config: AutologConfig) -> None:
+    def __init__(
+        self,
+        config: AutologConfig,
+        boundary: Boundary,
+        schedulers: SchedulerWatch,
+        script_metrics: ScriptMetrics,
+    ) -> None:
+        self.told = False
         self._config = config
+        self._boundary = boundary
+        self._schedulers = schedulers
+        self._script_metrics = script_metrics
         self._tags = resolve_tags()  # asks git: nothing for a training step
         self._trainings: list[FollowedTraining] = []
         self._active: FollowedTraining | None = None
@@ -57,99 +59,22 @@ class Autologging:
         self._run: RecordedRun | None = None
         self._bound_run: str | None = None
         self._used_runs: set[str] = set()
-        self._drawn: Pass | None = None
-        self._trained = False
-        self._told = False
         self._parents: object = None
-        self._logs = LogLines(config.silent)
         self._search = SearchTime()
-        self._boundary = Boundary(self._detach)
-        self._schedulers = SchedulerWatch(self._boundary)
-        self._script_metrics = ScriptMetrics(self._boundary)
-        self._attached: list[Any] = [
-            self._schedulers,
-            self._script_metrics,
-            LoaderWatch(self._batch, self._boundary),
-            CriterionWatch(self, self._boundary),
-            Patch(Optimizer, "__init__", self._around_optimizer),
-            *(Patch(module, name, self._around_start_run) for module, name, _ in places_of(mlflow.start_run)),
-            register_optimizer_step_pre_hook(self._before_step),
-        ]
-        self._process = ProcessEnd(self.close, self._forked)
-        for optimizer in alive(Optimizer):
-            self._boundary.run(self._follow, optimizer)
 
-    def close(self, status: str) -> None:
-        """Record the open epoch unless the script failed in the middle of it, end our run, and undo everything."""
-        self._boundary.run(self._finish_all, status)
-        if self._trained and not self._told and self._boundary.failure is None:
-            logger.info(_NOTHING)
-        self._detach()
-        if self._run is not None:  # recording failed earlier
-            self._run.close(status)
-            self._run = None
-        self._process.remove()
-        self._logs.remove()
+    def __iter__(self) -> Iterator[FollowedTraining]:
+        return iter(self._trainings)
 
-    # ---- what torch tells us ----
-
-    def _around_optimizer(self, original: Any) -> Any:
-        def construct(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-            original(optimizer, *args, **kwargs)
-            self._boundary.run(self._follow, optimizer)
-
-        return construct
-
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._process.not_yet()
-        self._trained = True
-        closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer
-        self._boundary.run(self._step, optimizer, closure or kwargs.get("closure") is not None)
-
-    def _batch(self, drawn: Pass) -> None:
-        self._drawn = drawn
+    def origin_of(self, values: Tensor) -> tuple[FollowedTraining, Tensor] | None:
+        """The training whose model returned these values last, and the tensor that it returned."""
         for training in self._trainings:
-            training.batch(drawn)
+            returned = training.returned(values)
+            if returned is not None:
+                return training, returned
+        return None
 
-    def owner_of(self, output: Tensor) -> FollowedTraining | None:
-        """The training whose model returned this tensor last."""
-        return next((training for training in self._trainings if training.returned(output)), None)
-
-    def evaluated(self, call: Call) -> None:
-        """A criterion was evaluated without gradients."""
-        if isinstance(call.owner, FollowedTraining):
-            call.owner.evaluated(call, self._drawn)
-
-    def differentiated(self, call: Call | None) -> None:
-        """Backward was called."""
-        self._trained = True
-        for training in self._trainings:
-            training.differentiated(call, self._drawn)
-
-    def _forked(self) -> None:
-        self._boundary.run(self._leave_to_the_parent)
-
-    def _around_start_run(self, original: Any) -> Any:
-        @functools.wraps(original)
-        def start(*args: Any, **kwargs: Any) -> Any:
-            self._boundary.run(self._make_way, inspect.signature(original), args, kwargs)
-            return original(*args, **kwargs)
-
-        return start
-
-    # ---- what it means ----
-
-    def _leave_to_the_parent(self) -> None:
-        """In a forked process: what was being trained is the parent's to record, and the run its to end."""
-        for training in self._trainings:
-            training.remove()
-        # Kept, as freeing what is on a GPU would call CUDA, which a forked process must not.
-        self._parents = self._trainings, self._run
-        self._trainings = []
-        self._active = self._run = self._bound_run = self._drawn = None
-        self._trained = self._told = False
-
-    def _follow(self, optimizer: Optimizer) -> None:
+    def follow(self, optimizer: Optimizer) -> None:
+        """An optimizer was made: follow the training of what it owns."""
         known = any(training.owns(optimizer) for training in self._trainings)
         self._let_go_of_the_dead()
         if known:
@@ -165,52 +90,15 @@ class Autologging:
                 training.optimizers.add(optimizer)
                 return
         if is_recorded(models[0]):  # by track() or a framework's callback
-            self._told = True
+            self.told = True
             return
         if len(models) > 1:
             names = [type(model).__name__ for model in models]
             logger.info("One optimizer trains %s: only %s can be recorded.", " and ".join(names), names[0])
         self._follow_model(models[0], optimizer)
 
-    def _follow_model(self, model: nn.Module, *optimizers: Optimizer) -> None:
-        try:
-            training = FollowedTraining(model, self._config.recording, self._boundary)
-        except RecordingError as error:
-            self._told = True
-            logger.info("Not recorded: %s", error)
-            return
-        training.optimizers.update(optimizers)
-        self._trainings.append(training)
-
-    def _let_go_of_the_dead(self) -> None:
-        """A model whose optimizers are gone is trained no more: following it would keep it in memory."""
-        for training in [t for t in self._trainings if not t.optimizers]:
-            if training is self._active:
-                self._finish("FINISHED")
-            elif training.steps > 0 and self._active is not None:
-                self._drop(
-                    training, f"its {training.steps} steps were made in the middle of {self._active.name}'s"
-                )
-            else:
-                self._abandon(training)
-
-    def _make_way(self, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
-        """The script starts a run: ours, which it does not know of, ends first, or MLflow would refuse.
-
-        So does the recording in an earlier run of the script, which the script has ended. A training that goes on is
-        recorded in the new run, its epochs counted from 0.
-        """
-        training = self._active
-        if training is None or self._run is None or threading.get_ident() != self._thread:
-            return
-        given = signature.bind(*args, **kwargs).arguments
-        ended = self._bound_run not in (None, given.get("run_id")) and mlflow.active_run() is None
-        if given.get("nested") or not (self._run.owned or ended):
-            return
-        self._finish("FINISHED")
-        self._follow_model(training.model, *training.optimizers)
-
-    def _step(self, optimizer: Optimizer, closure: bool) -> None:
+    def step(self, optimizer: Optimizer, closure: bool) -> None:
+        """An optimizer is about to make a step."""
         self._activate_run()
         counting = (t for t in self._trainings if t.recorder.counts(optimizer, forward_to_come=closure))
         training = next(counting, None)
@@ -234,16 +122,85 @@ class Autologging:
         if doubt is not None:
             self._decline(training, doubt)
 
+    def make_way(self, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
+        """The script starts a run: ours, which it does not know of, ends first, or MLflow would refuse.
+
+        So does the recording in an earlier run of the script, which the script has ended. A training that goes on is
+        recorded in the new run, its epochs counted from 0.
+        """
+        training = self._active
+        if training is None or self._run is None or threading.get_ident() != self._thread:
+            return
+        given = signature.bind(*args, **kwargs).arguments
+        ended = self._bound_run not in (None, given.get("run_id")) and mlflow.active_run() is None
+        if given.get("nested") or not (self._run.owned or ended):
+            return
+        self._finish("FINISHED")
+        self._follow_model(training.model, *training.optimizers)
+
+    def finish(self, status: str) -> None:
+        """The process is over, and with it the last training; others that made no way for one another were before."""
+        while sum(training is self._active or training.steps > 0 for training in self._trainings) > 1:
+            self._finish("FINISHED")
+        self._finish(status)
+
+    def leave_to_the_parent(self) -> None:
+        """In a forked process: what was being trained is the parent's to record, and the run its to end."""
+        for training in self._trainings:
+            training.remove()
+        # Kept, as freeing what is on a GPU would call CUDA, which a forked process must not.
+        self._parents = self._trainings, self._run
+        self._trainings = []
+        self._active = self._run = self._bound_run = None
+        self.told = False
+
+    def let_go(self) -> None:
+        """Detach from all models."""
+        for training in self._trainings:
+            training.remove()
+        self._trainings = []
+
+    def end_run(self, status: str) -> None:
+        """End our run if it is still open: recording has failed."""
+        if self._run is not None:
+            self._run.close(status)
+            self._run = None
+
+    def _follow_model(self, model: nn.Module, *optimizers: Optimizer) -> FollowedTraining | None:
+        try:
+            training = FollowedTraining(model, self._config.recording, self._boundary, self._start_over)
+        except RecordingError as error:
+            self.told = True
+            logger.info("Not recorded: %s", error)
+            return None
+        training.optimizers.update(optimizers)
+        self._trainings.append(training)
+        return training
+
+    def _let_go_of_the_dead(self) -> None:
+        """A model whose optimizers are gone is trained no more: following it would keep it in memory."""
+        for training in [t for t in self._trainings if not t.optimizers]:
+            if training is self._active:
+                self._finish("FINISHED")
+            elif training.steps > 0 and self._active is not None:
+                self._drop(
+                    training, f"its {training.steps} steps were made in the middle of {self._active.name}'s"
+                )
+            else:
+                self._abandon(training)
+
     def _follow_part(self, training: FollowedTraining, optimizer: Optimizer) -> bool:
         """Whether a part of the model is trained, called without the rest (of an EMA wrapper, say)."""
         part = None if training.steps > 0 else part_with(optimizer, training.model)
         if part is None:
             return False
         name, module = part
-        logger.info("%s is not called in training, its part %s is, and recorded from the second step on: %s.",
+        logger.info("%s is not called in training, its part %s is, and followed from the second step on: %s.",
                     training.name, name, type(module).__name__)  # fmt: skip
         self._abandon(training)
-        self._follow_model(module, *training.optimizers)
+        followed = self._follow_model(module, *training.optimizers)
+        if followed is not None:
+            followed.losses.begin_late()
         return True
 
     def _take_over(self, training: FollowedTraining, new_epoch: bool) -> bool:
@@ -272,7 +229,7 @@ class Autologging:
         if self._bound_run in self._used_runs:
             self._drop(training, "the active run holds another model's dynamics; start a run for each")
             return False
-        self._told = True
+        self.told = True
         self._active = training
         self._thread = threading.get_ident()  # MLflow's active run is one thread's
         self._rival_stepped = False
@@ -294,16 +251,38 @@ class Autologging:
                 self._used_runs.add(joined)
         self._run.end_epoch(training, late)
 
+    def _close_last_epoch(self, training: FollowedTraining) -> None:
+        if training.steps == 0:
+            return
+        over, doubt = training.finder.finish(), training.finder.doubt
+        if doubt is None:
+            for late in over:
+                self._close_epoch(training, late)
+        else:
+            self._decline(training, doubt)
+
+    def _start_over(self, training: FollowedTraining) -> None:
+        """The weights are again what they were before the first step: another training begins, not another epoch."""
+        if training is self._active and training.finder.complete:
+            training.losses.no_step()
+            self._close_last_epoch(training)
+        if training not in self._trainings:
+            return
+        training.forget()
+        if self._run is None or training is not self._active:
+            return
+        again = "The weights of %s are again what they were before its first step: another training begins,"
+        if self._run.owned:
+            logger.info(again + " with a run of its own.", training.name)
+            self._finish("FINISHED")
+            self._follow_model(training.model, *training.optimizers)
+        elif mlflow.active_run() is not None:
+            logger.info(again + " as epoch %d of the same run.", training.name, training.epochs)
+
     def _activate_run(self) -> None:
         created = None if self._run is None else self._run.activate()
         if created is not None:
             self._used_runs.add(created)
-
-    def _finish_all(self, status: str) -> None:
-        """The process is over, and with it the last training; others that made no way for one another were before."""
-        while sum(training is self._active or training.steps > 0 for training in self._trainings) > 1:
-            self._finish("FINISHED")
-        self._finish(status)
 
     def _finish(self, status: str) -> None:
         """The active training is over."""
@@ -316,13 +295,8 @@ class Autologging:
             return
         training.losses.no_step()
         whole = status == "FINISHED" or training.finder.whole
-        if training.steps > 0 and whole and training.recorder.failure is None:
-            over, doubt = training.finder.finish(), training.finder.doubt
-            if doubt is None:
-                for late in over:
-                    self._close_epoch(training, late)
-            else:
-                self._decline(training, doubt)
+        if whole and training.recorder.failure is None:
+            self._close_last_epoch(training)
         recorded, self._run = self._run, None
         if recorded is not None:
             recorded.close(status)
@@ -331,7 +305,7 @@ class Autologging:
             self._trainings.remove(training)
 
     def _decline(self, training: FollowedTraining, reason: str) -> None:
-        self._told = True
+        self.told = True
         recorded = f" after epoch {training.epochs - 1}" if training.epochs else ""
         logger.warning(
             "The dynamics of %s are not recorded%s: %s; %s.", training.name, recorded, reason, EXPLICIT
@@ -339,7 +313,7 @@ class Autologging:
         self._abandon(training)
 
     def _drop(self, training: FollowedTraining, reason: str) -> None:
-        self._told = True
+        self.told = True
         logger.info("%s is not recorded: %s.", training.name, reason)
         self._abandon(training)
 
@@ -352,11 +326,3 @@ class Autologging:
             recorded, self._run = self._run, None
             if recorded is not None:
                 recorded.close("FINISHED")
-
-    def _detach(self) -> None:
-        for attached in self._attached:
-            attached.remove()
-        self._attached = []
-        for training in self._trainings:
-            training.remove()
-        self._trainings = []

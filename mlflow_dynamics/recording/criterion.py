@@ -1,6 +1,7 @@
 """The script's own criterion calls on what its models return, and which of them backward is called on.
 
-A call counts only if the criterion's input is the very tensor that the model returned. Backward is on a call if it
+A call counts only if the criterion's input is the very tensor that the model returned, or that in another shape.
+Backward is on a call if it
 is on its value, or on that times or divided by numbers (gradient accumulation, GradScaler): where a script adds other
 terms, its training loss is something else. What the calls come to is in `losses`.
 """
@@ -19,10 +20,10 @@ from torch.nn import functional
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.patching import Patch, places_of
 
-CRITERIA: Final = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "mse_loss")
 CLASSIFICATION: Final = ("cross_entropy", "nll_loss")
-ELEMENTWISE: Final = ("binary_cross_entropy_with_logits", "mse_loss")
+ELEMENTWISE: Final = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss")
 """Criteria whose mean is over all elements, where that of the others is over samples."""
+CRITERIA: Final = CLASSIFICATION + ELEMENTWISE
 SCALINGS: Final = ("MulBackward0", "DivBackward0", "ToCopyBackward0", "AliasBackward0")
 """Autograd nodes through which a criterion's value is only multiplied by a number."""
 
@@ -72,8 +73,8 @@ class Call:
 class Listener(Protocol):
     """Who wants to know of criterion calls."""
 
-    def owner_of(self, output: Tensor) -> object | None:
-        """Whose model returned this tensor last."""
+    def origin_of(self, values: Tensor) -> tuple[object, Tensor] | None:
+        """Whose model returned these values last, and as which tensor."""
 
     def evaluated(self, call: Call) -> None:
         """A criterion was evaluated without gradients."""
@@ -132,9 +133,10 @@ class CriterionWatch:
             return
         # Dense predictions are left out: their mean may be over fewer pixels than there are.
         of_samples = target.dim() == 1 or target.shape == output.shape
-        owner = self._listener.owner_of(output)
-        if owner is None or not of_samples or output.dim() == 0 or len(output) == 0:
+        origin = self._listener.origin_of(output)
+        if origin is None or not of_samples or output.dim() == 0 or len(output) == 0:
             return
+        owner, returned = origin
         correct = None
         criterion = name
         if reduction == "sum" and name in ELEMENTWISE and output.numel() != len(output):
@@ -146,7 +148,7 @@ class CriterionWatch:
         whole = target._base
         part = None if whole is None else (weakref.ref(whole), int(target.storage_offset()))
         call = Call(
-            owner, criterion, total, len(output), correct, weakref.ref(output), weakref.ref(target), part
+            owner, criterion, total, len(output), correct, weakref.ref(returned), weakref.ref(target), part
         )
         if value.grad_fn is not None:
             _notes(value.grad_fn)[_MARK] = call  # lives as long as the graph, and holds none of it

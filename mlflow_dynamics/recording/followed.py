@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -62,9 +63,21 @@ class FollowedTraining:
         epochs: closed so far.
         learning_rate: of the optimizer's first group at the last step.
         optimizers: those alive that were made for the model.
+
+    Args:
+        model: the model.
+        config: what is recorded of it.
+        boundary: at which failures of ours end.
+        on_start_over: called when the weights are set back, after an epoch, to what they were before the first step.
     """
 
-    def __init__(self, model: nn.Module, config: RecordingConfig, boundary: Boundary) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RecordingConfig,
+        boundary: Boundary,
+        on_start_over: Callable[[FollowedTraining], None],
+    ) -> None:
         self.model = model
         self.name = type(model).__name__
         self.recorder = Recorder(model, config)
@@ -75,6 +88,8 @@ class FollowedTraining:
         self.learning_rate: float | None = None
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._before: _Before | None = None
+        self._untrained: Tensor | None = None
+        self._on_start_over = on_start_over
         self._boundary = boundary
         self._output = LastOutput(boundary)
         self._handles = [
@@ -93,10 +108,10 @@ class FollowedTraining:
         """A batch was drawn from some loader."""
         self.finder.batch(drawn, training=torch.is_grad_enabled() and self.recorder.model.training)
 
-    def returned(self, output: Tensor) -> bool:
-        """Whether this very tensor is what the model returned last."""
-        reference = self._output.reference
-        return reference is not None and reference() is output
+    def returned(self, values: Tensor) -> Tensor | None:
+        """What the model returned last, if these are its values, perhaps in another shape, sample by sample."""
+        output = None if self._output.reference is None else self._output.reference()
+        return output if output is not None and (values is output or _reshapes(values, output)) else None
 
     def differentiated(self, call: Call | None, drawn: Pass | None) -> None:
         """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
@@ -117,6 +132,8 @@ class FollowedTraining:
         elif self.finder.undecided == 0:
             self._before = None
             self.losses.rejoin()
+        if self.steps == 0 and self.epochs == 0:
+            self._untrained = fingerprint(self.recorder.model)
         self.steps += 1
         self.losses.step(optimizer, closure=closure)
         rate = optimizer.param_groups[0].get("lr")
@@ -155,8 +172,10 @@ class FollowedTraining:
         self._handles = []
 
     def restored(self) -> None:
-        """The model's weights were replaced: steps of an epoch that never ended were a rehearsal."""
-        if self.epochs == 0 and self.steps > 0 and not self.finder.complete:
+        """The model's weights were replaced: steps of a first epoch that never ended were a rehearsal."""
+        if self.steps == 0 and self.epochs == 0:
+            return
+        if self.epochs == 0 and not self.finder.complete:
             logger.info(
                 "The first %d training steps of %s are not recorded: its weights were restored after them, as a "
                 "learning-rate finder does.",
@@ -164,6 +183,33 @@ class FollowedTraining:
                 self.name,
             )
             self.forget()
+        elif self._untrained is not None:
+            weights = fingerprint(self.recorder.model)
+            if weights is not None and torch.equal(weights, self._untrained):
+                self._on_start_over(self)
+
+
+def fingerprint(model: nn.Module) -> Tensor | None:
+    """The norm of each of the model's weights, on their device; None where a weight is not a plain tensor."""
+    weights = [parameter.detach() for parameter in model.parameters()]
+    if any(type(weight) is not Tensor or weight.is_meta for weight in weights):
+        return None
+    if len({weight.device for weight in weights}) != 1:
+        return None
+    if weights[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    return torch.stack([norm.float() for norm in torch._foreach_norm(weights)])
+
+
+def _reshapes(values: Tensor, output: Tensor) -> bool:
+    """Whether these are all elements of the output, in the same memory and order, with the same first dimension."""
+    if (
+        values.numel() != output.numel()
+        or values.shape[:1] != output.shape[:1]
+        or values.dtype != output.dtype
+    ):
+        return False
+    return values.is_contiguous() and output.is_contiguous() and values.data_ptr() == output.data_ptr()
 
 
 class _Loaded(Traceless):

@@ -202,7 +202,7 @@ class LoaderWatch:
         self._sources = [source for source in self._sources if not source.gone()]
         things = _drawn_by(loader)
         data = tuple(self._things.of(thing) for thing in things)
-        manner = type(loader.sampler), loader.batch_size
+        manner = (type(loader.sampler), loader.batch_size) if isinstance(loader, DataLoader) else ()
         for source in self._sources:
             if source.data == data and source.manner == manner and source.loader() is None:
                 source.loader = ref(loader)
@@ -230,6 +230,8 @@ def _nothing() -> None:
 def _drawn_by(loader: DataLoader[Any]) -> tuple[Any, ...]:
     """The data set, or its tensors, with the sampler where that may leave some out."""
     dataset: Any = loader.dataset
+    if not isinstance(loader, DataLoader):
+        return (dataset,)
     things = dataset.tensors if type(dataset) is TensorDataset else (dataset,)
     sampler: Any = loader.sampler
     if type(loader.batch_sampler) not in (BatchSampler, type(None)):
@@ -241,11 +243,14 @@ def _drawn_by(loader: DataLoader[Any]) -> tuple[Any, ...]:
 
 def _length(loader: DataLoader[Any]) -> int | None:
     """len(loader), but never asked of an iterable data set: torch would then warn when it is exceeded."""
-    own = type(loader).__len__ is not DataLoader.__len__
-    if loader._dataset_kind == _DatasetKind.Iterable and not own:
+    counted: Any = loader
+    if not isinstance(loader, DataLoader):
+        # fastai draws through a stand-in, which has its own DataLoader as `d`.
+        counted = vars(loader).get("d")
+    elif loader._dataset_kind == _DatasetKind.Iterable and type(loader).__len__ is DataLoader.__len__:
         return None
     try:
-        return len(loader) or None
+        return len(counted) or None
     except TypeError:
         return None
 

@@ -10,17 +10,22 @@ from typing import Final
 
 from torch.optim import Optimizer
 
-from mlflow_dynamics.recording.criterion import Call
+from mlflow_dynamics.recording.criterion import CRITERIA, Call
 from mlflow_dynamics.recording.epoch_losses import Epoch, Key, Moment, Timed, Validation, repeats
 from mlflow_dynamics.recording.loaders import Pass
 
 logger = logging.getLogger(__name__)
 
-_TERMS: Final = "backward is not called on one criterion's value on the model's output alone"
+_TERMS: Final = (
+    "backward is not called on the value of one criterion on the model's output alone, of those that are known ("
+    + ", ".join(CRITERIA)
+    + ")"
+)
 _CLOSURE: Final = "the optimizer's steps run the model in a closure"
 _AGAIN: Final = (
     "backward is called more than once on a batch, and which of the values is the loss is not known"
 )
+_LATE: Final = "the model was found only after the first step"
 _MIXED: Final = "different criteria are differentiated in one epoch"
 _OTHER_TERMS: Final = (
     "the training loss has other terms than a criterion's value, and so may the validation loss"
@@ -54,6 +59,10 @@ class Losses:
         self._validation: tuple[int, ...] | None = None
         self._ambiguous = False
         self._told: set[str] = set()
+
+    def begin_late(self) -> None:
+        """A step of the open epoch was made before."""
+        self._open.unknown = _LATE
 
     def differentiated(self, call: Call | None, drawn: Pass | None) -> None:
         """Backward was called on a criterion's value, or (None) on something else, after this batch was drawn."""

@@ -312,3 +312,57 @@ def test_nothing_of_a_step_is_kept_alive(w: Witness) -> None:
             optimizer.zero_grad()
         del output, loss
         assert [reference() for reference in alive] == [None] * len(alive)
+
+
+def headed(head: nn.Module) -> Witness:
+    torch.manual_seed(3)
+    return Witness(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), head))
+
+
+@pytest.mark.parametrize(
+    ("head", "criterion"),
+    [
+        (nn.Sequential(nn.Linear(144, 1), nn.Sigmoid()), lambda o, y: nn.BCELoss()(o.squeeze(1), y % 2.0)),
+        (nn.Linear(144, 1), lambda o, y: F.binary_cross_entropy_with_logits(o.view(-1), y % 2.0)),
+        (nn.Unflatten(1, (3, 48)), lambda o, y: F.mse_loss(o.flatten(1), torch.ones(len(y), 144))),
+        (nn.Linear(144, 3), lambda o, y: F.cross_entropy(o.contiguous().view(-1, o.size(-1)), y)),
+    ],
+    ids=["squeeze", "view", "flatten", "fastai's"],
+)
+def test_the_output_in_another_shape_is_the_models_still(
+    head: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    mlflow_dynamics.autolog()
+    w = headed(head)
+    optimizer = sgd(w.model)
+    for epoch in range(EPOCHS):
+        for x, y in loader(27):
+            loss = criterion(w.model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            w.loss(epoch, loss, len(x))
+    assert train_losses() == expected(w)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        lambda o, y: F.cross_entropy(o[:, :3], y),
+        lambda o, y: F.cross_entropy(o.view(-1, 3), y.repeat_interleave(2)),
+        lambda o, y: F.mse_loss(o.view(len(y), 3, 2).transpose(1, 2), torch.ones(len(y), 2, 3)),
+        lambda o, y: F.cross_entropy(o.clone(), y),
+    ],
+    ids=["a part", "samples in pieces", "transposed", "a copy"],
+)
+def test_what_is_made_of_the_output_is_another(criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Of a part or of samples in pieces the mean may be over other samples than the batch's."""
+    mlflow_dynamics.autolog()
+    w = headed(nn.Linear(144, 6))
+    optimizer = sgd(w.model)
+    for _ in range(EPOCHS):
+        for x, y in loader():
+            optimizer.zero_grad()
+            criterion(w.model(x), y).backward()
+            optimizer.step()
+    assert train_losses() == {}

@@ -107,14 +107,27 @@ def test_a_model_without_layers_is_an_error_that_says_what_to_do() -> None:
     assert not model._forward_pre_hooks
 
 
-def test_a_bare_layer_is_a_model() -> None:
-    model = nn.Linear(3, 2)
+class Layer(nn.Linear):
+    """A layer that holds another module, as in the forward-forward algorithm."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.activation = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.activation(super().forward(x))
+        return y
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Layer])
+def test_a_bare_layer_is_a_model(kind: type[nn.Linear]) -> None:
+    model = kind(3, 2)
     optimizer = sgd(model)
     with Recorder(model, RecordingConfig()) as recorder:
         model(torch.ones(2, 3)).sum().backward()
         optimizer.step()
         epoch = recorder.end_epoch(0).result()
-    assert [layer.name for layer in epoch.layers] == ["Linear"]
+    assert [layer.name for layer in epoch.layers] == [kind.__name__]
     assert epoch.mean.shape == (1, 1)
 
 

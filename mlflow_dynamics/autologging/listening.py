@@ -1,0 +1,119 @@
+"""What torch, MLflow and the process tell while `autolog()` is on, passed on to the trainings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from typing import Any, Final
+
+import mlflow
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from mlflow_dynamics.autologging.log_lines import LogLines
+from mlflow_dynamics.autologging.process_end import ProcessEnd
+from mlflow_dynamics.autologging.recorded_run import AutologConfig
+from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
+from mlflow_dynamics.autologging.trainings import Trainings
+from mlflow_dynamics.recording.alive import alive
+from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.criterion import Call, CriterionWatch
+from mlflow_dynamics.recording.followed import FollowedTraining
+from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
+from mlflow_dynamics.recording.patching import Patch, places_of
+from mlflow_dynamics.recording.schedule import SchedulerWatch
+
+logger = logging.getLogger(__name__)
+
+_NOTHING: Final = (
+    "Nothing was recorded: torch's hooks saw no forward pass, in training mode and with gradients, of a module whose "
+    "parameters an optimizer of torch.optim then stepped."
+)
+
+
+class Autologging:
+    """Everything `autolog()` has switched on."""
+
+    def __init__(self, config: AutologConfig) -> None:
+        self._drawn: Pass | None = None
+        self._trained = False
+        self._logs = LogLines(config.silent)
+        self._boundary = Boundary(self._detach)
+        schedulers, script_metrics = SchedulerWatch(self._boundary), ScriptMetrics(self._boundary)
+        self._trainings = Trainings(config, self._boundary, schedulers, script_metrics)
+        self._attached: list[Any] = [
+            schedulers,
+            script_metrics,
+            LoaderWatch(self._batch, self._boundary),
+            CriterionWatch(self, self._boundary),
+            Patch(Optimizer, "__init__", self._around_optimizer),
+            *(Patch(module, name, self._around_start_run) for module, name, _ in places_of(mlflow.start_run)),
+            register_optimizer_step_pre_hook(self._before_step),
+        ]
+        self._process = ProcessEnd(self.close, self._forked)
+        for optimizer in alive(Optimizer):
+            self._boundary.run(self._trainings.follow, optimizer)
+
+    def close(self, status: str) -> None:
+        """Record the open epoch unless the script failed in the middle of it, end our run, and undo everything."""
+        self._boundary.run(self._trainings.finish, status)
+        if self._trained and not self._trainings.told and self._boundary.failure is None:
+            logger.info(_NOTHING)
+        self._detach()
+        self._trainings.end_run(status)
+        self._process.remove()
+        self._logs.remove()
+
+    def _around_optimizer(self, original: Any) -> Any:
+        def construct(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+            original(optimizer, *args, **kwargs)
+            self._boundary.run(self._trainings.follow, optimizer)
+
+        return construct
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._process.not_yet()
+        self._trained = True
+        closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer
+        self._boundary.run(self._trainings.step, optimizer, closure or kwargs.get("closure") is not None)
+
+    def _batch(self, drawn: Pass) -> None:
+        self._drawn = drawn
+        for training in self._trainings:
+            training.batch(drawn)
+
+    def origin_of(self, values: Tensor) -> tuple[FollowedTraining, Tensor] | None:
+        """The training whose model returned these values last, and the tensor that it returned."""
+        return self._trainings.origin_of(values)
+
+    def evaluated(self, call: Call) -> None:
+        """A criterion was evaluated without gradients."""
+        if isinstance(call.owner, FollowedTraining):
+            call.owner.evaluated(call, self._drawn)
+
+    def differentiated(self, call: Call | None) -> None:
+        """Backward was called."""
+        self._trained = True
+        for training in self._trainings:
+            training.differentiated(call, self._drawn)
+
+    def _forked(self) -> None:
+        self._drawn = None
+        self._trained = False
+        self._boundary.run(self._trainings.leave_to_the_parent)
+
+    def _around_start_run(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def start(*args: Any, **kwargs: Any) -> Any:
+            self._boundary.run(self._trainings.make_way, inspect.signature(original), args, kwargs)
+            return original(*args, **kwargs)
+
+        return start
+
+    def _detach(self) -> None:
+        for attached in self._attached:
+            attached.remove()
+        self._attached = []
+        self._trainings.let_go()

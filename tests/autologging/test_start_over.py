@@ -1,0 +1,94 @@
+"""Weights that are set back to what they were before the first step: what follows is another training."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import mlflow
+import pytest
+from recorded import records
+from small_training import STEPS, loader, network, sgd, train
+from torch import nn
+
+import mlflow_dynamics
+
+pytestmark = pytest.mark.usefixtures("autologged")
+
+
+def set_back(model: nn.Module, weights: dict[str, object]) -> None:
+    model.load_state_dict(copy.deepcopy(weights))
+
+
+def steps_of_epochs() -> list[list[int]]:
+    mlflow_dynamics.autolog(disable=True)
+    return [[len(steps) for steps in record.steps.values()] for record in records()]
+
+
+@pytest.mark.parametrize("more", [0, 3], ids=["whole passes", "and a part of one"])
+def test_a_learning_rate_finder_of_more_than_one_pass_has_a_run_of_its_own(
+    more: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, batches = network(), loader()
+    optimizer, before = sgd(model), copy.deepcopy(model.state_dict())
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"):
+        train(model, optimizer, batches, 2)
+        for index, (images, targets) in enumerate(batches):
+            if index == more:
+                break
+            nn.functional.cross_entropy(model(images), targets).backward()
+            optimizer.step()
+        set_back(model, before)
+        train(model, optimizer, batches, 3)
+        assert steps_of_epochs() == [[STEPS] * 2, [STEPS] * 3]
+    said = [line.message for line in caplog.records if "another training begins" in line.message]
+    assert said == [
+        "The weights of Sequential are again what they were before its first step: another training begins, with a "
+        "run of its own."
+    ]
+
+
+def test_folds_that_set_the_weights_back_are_trainings_of_their_own() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    for fold in range(3):
+        set_back(model, before)
+        train(model, sgd(model), loader(fold), 1)
+    assert steps_of_epochs() == [[STEPS]] * 3
+
+
+def test_in_a_run_of_the_script_the_epochs_count_on_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model, batches = network(), loader()
+    optimizer, before = sgd(model), copy.deepcopy(model.state_dict())
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"), mlflow.start_run():
+        train(model, optimizer, batches, 2)
+        set_back(model, before)
+        train(model, optimizer, batches, 2)
+        assert steps_of_epochs() == [[STEPS] * 4]
+    assert "another training begins, as epoch 2 of the same run" in caplog.text
+
+
+def test_a_run_for_each_fold_holds_that_fold() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    for fold in range(2):
+        with mlflow.start_run():
+            set_back(model, before)
+            train(model, sgd(model), loader(fold), 2)
+    assert steps_of_epochs() == [[STEPS] * 2] * 2
+
+
+def test_other_weights_begin_no_other_training() -> None:
+    """The best so far, and the averaged ones for an evaluation and back."""
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    train(model, optimizer, batches, 1)
+    best = copy.deepcopy(model.state_dict())
+    train(model, optimizer, batches, 1)
+    set_back(model, best)
+    train(model, optimizer, batches, 1)
+    now = copy.deepcopy(model.state_dict())
+    set_back(model, best)
+    set_back(model, now)
+    train(model, optimizer, batches, 1)
+    assert steps_of_epochs() == [[STEPS] * 4]

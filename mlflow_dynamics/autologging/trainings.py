@@ -17,7 +17,7 @@ from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
 from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.recording.discovery import SearchTime, is_recorded, models_of, part_with
+from mlflow_dynamics.recording.discovery import SearchTime, in_place_of, is_recorded, models_of
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.tracking import run_to_join
@@ -30,6 +30,9 @@ EXPLICIT: Final = (
 
 RIVAL_STEPS: Final = 50
 """A second model that makes so many steps while the first makes none is a new training, not the other half of one."""
+
+LONG_EPOCH: Final = 1000
+"""After so many steps of a first epoch the user hears why nothing has been logged yet."""
 
 
 class Trainings:
@@ -107,7 +110,7 @@ class Trainings:
         if is_recorded(training.recorder.model, besides=training.recorder):
             self._drop(training, "it is recorded by an explicit tracker or a framework's callback")
             return
-        if not (closure or training.recorder.called) and self._follow_part(training, optimizer):
+        if not (closure or training.recorder.called) and self._replace(training, optimizer):
             return
         over = training.finder.step()
         if training is not self._active and not self._take_over(training, bool(over)):
@@ -118,6 +121,9 @@ class Trainings:
         for late in over:
             self._close_epoch(training, late)
         training.step(optimizer, closure=closure)
+        if training.steps == LONG_EPOCH and training.epochs == 0:
+            logger.info("%s has made %d steps, and its first epoch is not over, before which nothing is logged; %s.",
+                        training.name, LONG_EPOCH, EXPLICIT)  # fmt: skip
         doubt = training.finder.doubt
         if doubt is not None:
             self._decline(training, doubt)
@@ -189,17 +195,24 @@ class Trainings:
             else:
                 self._abandon(training)
 
-    def _follow_part(self, training: FollowedTraining, optimizer: Optimizer) -> bool:
-        """Whether a part of the model is trained, called without the rest (of an EMA wrapper, say)."""
-        part = None if training.steps > 0 else part_with(optimizer, training.model)
-        if part is None:
+    def _replace(self, training: FollowedTraining, optimizer: Optimizer) -> bool:
+        """Whether another module is followed in place of this one, which is not called itself.
+
+        Of a wrapper (for a moving average, say) the model alone may be called, or of two modules with the same layers
+        the one that was made of them last.
+        """
+        if training.steps > 0:
             return False
-        name, module = part
-        logger.info("%s is not called in training, its part %s is, and followed from the second step on: %s.",
-                    training.name, name, type(module).__name__)  # fmt: skip
+        other = in_place_of(training.model, optimizer, parts_alone=training.in_place)
+        if other is None:
+            return False
+        name, module = other
+        logger.info("%s is not called in training: %s is followed in its place, from the second step on.",
+                    training.name, name)  # fmt: skip
         self._abandon(training)
         followed = self._follow_model(module, *training.optimizers)
         if followed is not None:
+            followed.in_place = True
             followed.losses.begin_late()
         return True
 
@@ -239,7 +252,8 @@ class Trainings:
         """Two models are trained in turn (a GAN): only the one that made the first step is recorded."""
         self._rival_stepped = False
         for rival in [t for t in self._trainings if t is not active and t.steps > 0]:
-            self._drop(rival, f"it is trained in turn with {active.name}, whose dynamics are; {EXPLICIT}")
+            other = f"another {active.name}" if rival.name == active.name else active.name
+            self._drop(rival, f"it is trained in turn with {other}, whose dynamics are; {EXPLICIT}")
 
     def _close_epoch(self, training: FollowedTraining, late: int) -> None:
         if self._run is None:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import has_torch_function
 
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.patching import Patch, places_of
@@ -24,8 +25,15 @@ CLASSIFICATION: Final = ("cross_entropy", "nll_loss")
 ELEMENTWISE: Final = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss")
 """Criteria whose mean is over all elements, where that of the others is over samples."""
 CRITERIA: Final = CLASSIFICATION + ELEMENTWISE
-SCALINGS: Final = ("MulBackward0", "DivBackward0", "ToCopyBackward0", "AliasBackward0")
-"""Autograd nodes through which a criterion's value is only multiplied by a number."""
+SCALINGS: Final = (
+    "MulBackward0",
+    "DivBackward0",
+    "ToCopyBackward0",
+    "AliasBackward0",
+    "MeanBackward0",
+    "SumBackward0",
+)
+"""Autograd nodes through which a criterion's value, which has no dimension, is only multiplied by a number."""
 
 
 _MARK: Final = "mlflow_dynamics.criterion"
@@ -107,7 +115,8 @@ class CriterionWatch:
         def around(original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 value = original(*args, **kwargs)
-                if not torch.compiler.is_compiling():
+                # Where a subclass of Tensor or a default device takes the call, it comes back as another one.
+                if not (torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values()))):
                     self._boundary.run(self._called, name, value, args, kwargs)
                 return value
 

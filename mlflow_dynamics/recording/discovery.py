@@ -52,10 +52,45 @@ class SearchTime:
 def models_of(optimizer: Optimizer) -> list[nn.Module]:
     """The outermost modules alive that own parameters of `optimizer`, the one that owns most of them first.
 
-    A wrapper (torch.compile, DataParallel, DistributedDataParallel) counts as what it wraps. Found among the
-    live objects rather than by a hook on every module's forward pass, which compiled code would contain.
+    Each owns some that those before it do not. A wrapper (torch.compile, DataParallel, DistributedDataParallel)
+    counts as what it wraps. Found among the live objects rather than by a hook on every module's forward pass, which
+    compiled code would contain.
     """
-    wanted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    models: list[nn.Module] = []
+    wanted = _parameters_of(optimizer)
+    for model in _outermost(wanted):
+        owned = wanted & {id(parameter) for parameter in model.parameters()}
+        if owned:
+            models.append(model)
+            wanted -= owned
+    return models
+
+
+def in_place_of(model: nn.Module, optimizer: Optimizer, *, parts_alone: bool) -> tuple[str, nn.Module] | None:
+    """What may be trained where `model` is never called, and what to call it; None where nothing may.
+
+    Another outermost module (unless `parts_alone`), or a part of it, with as many of the optimizer's parameters.
+    """
+    wanted = _parameters_of(optimizer)
+    needed = _owned(model, wanted)
+    for other in [] if parts_alone else _outermost(wanted):
+        if other is not model and _owned(other, wanted) == needed and _can_be_called(other):
+            return f"a {type(other).__name__} with the same parameters", other
+    for name, part in model.named_children():
+        if _owned(part, wanted) == needed and _can_be_called(part):
+            return f"its part {name}, a {type(part).__name__},", part
+    return None
+
+
+def _can_be_called(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward
+
+
+def _parameters_of(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _outermost(wanted: set[int]) -> list[nn.Module]:
     modules: list[nn.Module] = alive(nn.Module)
     parents: dict[int, list[nn.Module]] = {}
     for module in modules:
@@ -80,13 +115,6 @@ def models_of(optimizer: Optimizer) -> list[nn.Module]:
             inner = unwrap(module)
             outermost[id(inner)] = inner
     return sorted(outermost.values(), key=lambda module: -_owned(module, wanted))
-
-
-def part_with(optimizer: Optimizer, model: nn.Module) -> tuple[str, nn.Module] | None:
-    """The part of `model` that owns all of its parameters that `optimizer` has, with its name; None where none does."""
-    wanted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    needed = _owned(model, wanted)
-    return next((part for part in model.named_children() if _owned(part[1], wanted) == needed), None)
 
 
 def _owned(module: nn.Module, wanted: set[int]) -> int:

@@ -131,6 +131,7 @@ class Epoch:
 
     Attributes:
         unknown: why there is no training loss.
+        late: not all of its batches are known.
         other_terms: something else than a criterion's value was differentiated.
         criteria: those that were.
         trained: the data they were of.
@@ -139,6 +140,7 @@ class Epoch:
 
     train: Mean = field(default_factory=Mean)
     unknown: str | None = None
+    late: bool = False
     other_terms: bool = False
     criteria: set[str] = field(default_factory=set)
     trained: set[tuple[int, ...]] = field(default_factory=set)
@@ -147,6 +149,7 @@ class Epoch:
     def join(self, later: Epoch) -> None:
         """Go on with what was taken for another epoch."""
         self.unknown = self.unknown or later.unknown
+        self.late |= later.late
         self.other_terms |= later.other_terms
         self.criteria |= later.criteria
         self.trained |= later.trained

@@ -24,18 +24,26 @@ logger = logging.getLogger(__name__)
 
 
 class LastOutput(Traceless):
-    """A forward hook that knows the tensor which the model returned last, and whether that was all."""
+    """A forward hook that knows the tensor which the model returned last.
+
+    Attributes:
+        reference: to the tensor.
+        alone: it was all that the model returned.
+        evaluated: the model was called in evaluation mode, without gradients.
+    """
 
     def __init__(self, boundary: Boundary) -> None:
         self.boundary = boundary
         self.reference: weakref.ref[Tensor] | None = None
         self.alone = False
+        self.evaluated = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
-            self.boundary.run(self._remember, output)
+            self.boundary.run(self._remember, module, output)
 
-    def _remember(self, output: Any) -> None:
+    def _remember(self, module: nn.Module, output: Any) -> None:
+        self.evaluated |= not (module.training or torch.is_grad_enabled())
         tensor = first_tensor(output)
         self.alone = tensor is output
         self.reference = None if tensor is None else weakref.ref(tensor)
@@ -63,6 +71,7 @@ class FollowedTraining:
         epochs: closed so far.
         learning_rate: of the optimizer's first group at the last step.
         optimizers: those alive that were made for the model.
+        in_place: of another model, which was not called.
 
     Args:
         model: the model.
@@ -87,6 +96,7 @@ class FollowedTraining:
         self.epochs = 0
         self.learning_rate: float | None = None
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.in_place = False
         self._before: _Before | None = None
         self._untrained: Tensor | None = None
         self._on_start_over = on_start_over
@@ -134,6 +144,7 @@ class FollowedTraining:
             self.losses.rejoin()
         if self.steps == 0 and self.epochs == 0:
             self._untrained = fingerprint(self.recorder.model)
+            self._output.evaluated = False  # a summary of the model, say
         self.steps += 1
         self.losses.step(optimizer, closure=closure)
         rate = optimizer.param_groups[0].get("lr")
@@ -154,7 +165,8 @@ class FollowedTraining:
         self._before = None
         self.steps = late
         self.epochs += 1
-        return rate, self.losses.close(before_part=before is not None)
+        evaluated, self._output.evaluated = self._output.evaluated, False
+        return rate, self.losses.close(before_part=before is not None, evaluated=evaluated)
 
     def forget(self) -> None:
         """Drop the open epoch and everything learned about the loop."""

@@ -25,11 +25,11 @@ _CLOSURE: Final = "the optimizer's steps run the model in a closure"
 _AGAIN: Final = (
     "backward is called more than once on a batch, and which of the values is the loss is not known"
 )
-_LATE: Final = "the model was found only after the first step"
 _MIXED: Final = "different criteria are differentiated in one epoch"
 _OTHER_TERMS: Final = (
-    "the training loss has other terms than a criterion's value, and so may the validation loss"
+    "the training loss is not a known criterion's value alone, nor may the validation loss be"
 )
+_UNSEEN: Final = "no known criterion is called on the model's output in evaluation"
 _SEVERAL: Final = "more than one criterion value is computed on a batch"
 _TRAINED: Final = "the data evaluated is the data trained on"
 _ANEW: Final = (
@@ -61,8 +61,8 @@ class Losses:
         self._told: set[str] = set()
 
     def begin_late(self) -> None:
-        """A step of the open epoch was made before."""
-        self._open.unknown = _LATE
+        """A step of the open epoch was made before, and its loss is not known."""
+        self._open.late = True
 
     def differentiated(self, call: Call | None, drawn: Pass | None) -> None:
         """Backward was called on a criterion's value, or (None) on something else, after this batch was drawn."""
@@ -124,13 +124,14 @@ class Losses:
             self._before.join(self._open)
             self._open, self._before = self._before, None
 
-    def close(self, *, before_part: bool) -> dict[str, tuple[float, int]]:
+    def close(self, *, before_part: bool, evaluated: bool) -> dict[str, tuple[float, int]]:
         """Begin a new epoch; what is known with certainty of the last one, as (sum, samples) each.
 
         Waits for the device once.
 
         Args:
             before_part: the new one began where `part` was called, not now.
+            evaluated: the model was.
         """
         if before_part and self._before is not None:
             epoch, self._before = self._before, None
@@ -140,9 +141,11 @@ class Losses:
         found: dict[str, tuple[float, int] | None] = {}
         unknown = epoch.unknown or (_MIXED if len(epoch.criteria) > 1 else None)
         if unknown is None and epoch.criteria:
-            found["train_loss"] = epoch.train.result()
+            found["train_loss"] = None if epoch.late else epoch.train.result()
         else:
             self._tell("training", unknown or _TERMS)
+        if evaluated and not epoch.validation:
+            self._tell("validation", _UNSEEN)
         validation = self._validation_of(epoch)
         if validation is not None:
             reason = _why_unknown(epoch, validation)

@@ -325,9 +325,9 @@ def headed(head: nn.Module) -> Witness:
         (nn.Sequential(nn.Linear(144, 1), nn.Sigmoid()), lambda o, y: nn.BCELoss()(o.squeeze(1), y % 2.0)),
         (nn.Linear(144, 1), lambda o, y: F.binary_cross_entropy_with_logits(o.view(-1), y % 2.0)),
         (nn.Unflatten(1, (3, 48)), lambda o, y: F.mse_loss(o.flatten(1), torch.ones(len(y), 144))),
-        (nn.Linear(144, 3), lambda o, y: F.cross_entropy(o.contiguous().view(-1, o.size(-1)), y)),
+        (nn.Linear(144, 3), lambda o, y: F.cross_entropy(o.contiguous().view(-1, o.size(-1)), y).mean()),
     ],
-    ids=["squeeze", "view", "flatten", "fastai's"],
+    ids=["squeeze", "view", "flatten", "all at once, and a mean of one value"],
 )
 def test_the_output_in_another_shape_is_the_models_still(
     head: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor]

@@ -108,9 +108,52 @@ def test_where_the_training_loss_has_more_terms_only_the_accuracy_is_known(
     assert record.metric("train/loss") == record.metric("validation/loss") == {}
     assert record.metric("validation/accuracy") == accuracies(w)
     assert not_logged(caplog) == [
-        "The validation loss is not logged: the training loss has other terms than a criterion's value, and so may the "
-        "validation loss."
+        "The validation loss is not logged: the training loss is not a known criterion's value alone, nor may the "
+        "validation loss be."
     ]
+
+
+def test_where_no_known_criterion_is_evaluated_it_is_said_once(
+    w: Witness, caplog: pytest.LogCaptureFixture
+) -> None:
+    w.model.eval()
+    with torch.no_grad():
+        w.model(data().tensors[0])  # a summary of the model, no evaluation
+    w.model.train()
+
+    def accuracy(epoch: int) -> None:
+        assert epoch > 0 or not not_logged(caplog)
+        w.model.eval()
+        with torch.no_grad():
+            for x, _ in loader(10, seed=2):
+                w.model(x).argmax(1)
+        w.model.train()
+
+    record = train(w, accuracy)
+    assert record.metric("validation/loss") == record.metric("validation/accuracy") == {}
+    assert not_logged(caplog) == [
+        "The validation loss is not logged: no known criterion is called on the model's output in evaluation."
+    ]
+
+
+class Labelled(Tensor):
+    """A tensor of a class of its own, as fastai's: torch's functions take it to `__torch_function__` first."""
+
+
+@pytest.mark.parametrize("own_class", [True, False], ids=["a class of tensors", "a default device"])
+def test_a_call_that_torch_takes_to_an_override_first_is_one_call(w: Witness, own_class: bool) -> None:
+    def criterion(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output, y.as_subclass(Labelled) if own_class else y)
+
+    default = None if own_class else "cpu"
+    torch.set_default_device(default)
+    try:
+        record = train(w, evaluate_with(w, criterion), criterion)
+    finally:
+        torch.set_default_device(None)
+    assert record.metric("validation/loss") == losses(w)
+    assert record.metric("validation/accuracy") == accuracies(w)
+    assert list(record.metric("train/loss")) == [0, 1, 2]
 
 
 class TwoHeads(nn.Module):

@@ -17,7 +17,7 @@ from torch import nn
 import mlflow_dynamics
 from mlflow_dynamics.autologging import trainings
 from mlflow_dynamics.recording.hooks import is_ours
-from mlflow_dynamics.tracking import load_activations, names
+from mlflow_dynamics.tracking import load_activations, load_layers, names
 
 pytestmark = pytest.mark.usefixtures("autologged")
 
@@ -145,6 +145,49 @@ def test_what_a_forked_process_trains_has_a_run_of_its_own_and_the_parents_goes_
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert sorted(epochs_of(run) for run in found) == [2, 3]
     assert {run.info.status for run in found} == {"FINISHED"}
+
+
+class Layers(nn.Module):
+    """Made of another model's layers."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(model)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["the first made", "the last made"])
+def test_of_two_modules_with_the_same_layers_the_one_that_is_called_is_recorded(
+    old: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`nn.Sequential(*resnet.children())`, while the name still holds the other."""
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"):
+        first = network()
+        second = Layers(first)
+        called = first if old else second
+        train(called, sgd(called), loader(), 3)
+        mlflow_dynamics.autolog(disable=True)
+    run = runs()["ours"]
+    assert [layer.name for layer in load_layers(run.info.run_id)] == (
+        ["0", "2"] if old else ["layers.0", "layers.2"]
+    )
+    assert epochs_of(run) == 3
+    assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, names.TRAIN_LOSS)) >= 2
+    assert "One optimizer trains" not in caplog.text
+
+
+def test_a_first_epoch_without_an_end_is_mentioned(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trainings, "LONG_EPOCH", STEPS)
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"):
+        train(model := network(), sgd(model), loader(), 1)
+    assert f"Sequential has made {STEPS} steps, and its first epoch is not over" in caplog.text
+    assert "tracker.epoch(n)" in caplog.text
 
 
 def test_of_two_models_in_one_optimizer_the_larger_is_recorded_and_the_line_says_so(

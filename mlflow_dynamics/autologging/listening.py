@@ -81,8 +81,7 @@ class Autologging:
 
     def _batch(self, drawn: Pass) -> None:
         self._drawn = drawn
-        for training in self._trainings:
-            training.batch(drawn)
+        self._trainings.batch(drawn)
 
     def origin_of(self, values: Tensor) -> tuple[FollowedTraining, Tensor] | None:
         """The training whose model returned these values last, and the tensor that it returned."""

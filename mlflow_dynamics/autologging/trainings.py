@@ -19,6 +19,7 @@ from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.discovery import SearchTime, in_place_of, is_recorded, models_of
 from mlflow_dynamics.recording.followed import FollowedTraining
+from mlflow_dynamics.recording.loaders import Pass
 from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.tracking import run_to_join
 
@@ -100,6 +101,16 @@ class Trainings:
             logger.info("One optimizer trains %s: only %s can be recorded.", " and ".join(names), names[0])
         self._follow_model(models[0], optimizer)
 
+    def batch(self, drawn: Pass) -> None:
+        """A batch was drawn from some loader."""
+        # Not as soon as the weights are set back: that may be to evaluate them.
+        set_back = [training for training in self._trainings if training.set_back and training.training]
+        if threading.get_ident() == self._thread:
+            for training in set_back:
+                self._start_over(training)
+        for training in self._trainings:
+            training.batch(drawn)
+
     def step(self, optimizer: Optimizer, closure: bool) -> None:
         """An optimizer is about to make a step."""
         self._activate_run()
@@ -174,7 +185,7 @@ class Trainings:
 
     def _follow_model(self, model: nn.Module, *optimizers: Optimizer) -> FollowedTraining | None:
         try:
-            training = FollowedTraining(model, self._config.recording, self._boundary, self._start_over)
+            training = FollowedTraining(model, self._config.recording, self._boundary)
         except RecordingError as error:
             self.told = True
             logger.info("Not recorded: %s", error)
@@ -277,12 +288,13 @@ class Trainings:
 
     def _start_over(self, training: FollowedTraining) -> None:
         """The weights are again what they were before the first step: another training begins, not another epoch."""
-        if training is self._active and training.finder.complete:
+        if training is self._active:
             training.losses.no_step()
             self._close_last_epoch(training)
         if training not in self._trainings:
             return
         training.forget()
+        training.set_back = False
         if self._run is None or training is not self._active:
             return
         again = "The weights of %s are again what they were before its first step: another training begins,"

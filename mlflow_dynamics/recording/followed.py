@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call
 from mlflow_dynamics.recording.epochs import EpochFinder
-from mlflow_dynamics.recording.hooks import Traceless, first_tensor, never_compile_alone
+from mlflow_dynamics.recording.hooks import Traceless, first_tensor, never_compile_alone, not_computing
 from mlflow_dynamics.recording.loaders import Pass
 from mlflow_dynamics.recording.losses import Losses
 from mlflow_dynamics.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
+
+_FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class LastOutput(Traceless):
@@ -72,21 +74,10 @@ class FollowedTraining:
         learning_rate: of the optimizer's first group at the last step.
         optimizers: those alive that were made for the model.
         in_place: of another model, which was not called.
-
-    Args:
-        model: the model.
-        config: what is recorded of it.
-        boundary: at which failures of ours end.
-        on_start_over: called when the weights are set back, after an epoch, to what they were before the first step.
+        set_back: the weights are, after an epoch or more, what they were before the first step.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: RecordingConfig,
-        boundary: Boundary,
-        on_start_over: Callable[[FollowedTraining], None],
-    ) -> None:
+    def __init__(self, model: nn.Module, config: RecordingConfig, boundary: Boundary) -> None:
         self.model = model
         self.name = type(model).__name__
         self.recorder = Recorder(model, config)
@@ -97,9 +88,9 @@ class FollowedTraining:
         self.learning_rate: float | None = None
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.in_place = False
+        self.set_back = False
         self._before: _Before | None = None
         self._untrained: Tensor | None = None
-        self._on_start_over = on_start_over
         self._boundary = boundary
         self._output = LastOutput(boundary)
         self._handles = [
@@ -114,9 +105,14 @@ class FollowedTraining:
         self.optimizers.add(optimizer)
         return True
 
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode, with gradients."""
+        return torch.is_grad_enabled() and self.recorder.model.training
+
     def batch(self, drawn: Pass) -> None:
         """A batch was drawn from some loader."""
-        self.finder.batch(drawn, training=torch.is_grad_enabled() and self.recorder.model.training)
+        self.finder.batch(drawn, training=self.training)
 
     def returned(self, values: Tensor) -> Tensor | None:
         """What the model returned last, if these are its values, perhaps in another shape, sample by sample."""
@@ -197,15 +193,15 @@ class FollowedTraining:
             self.forget()
         elif self._untrained is not None:
             weights = fingerprint(self.recorder.model)
-            if weights is not None and torch.equal(weights, self._untrained):
-                self._on_start_over(self)
+            self.set_back = weights is not None and torch.equal(weights, self._untrained)
 
 
 def fingerprint(model: nn.Module) -> Tensor | None:
-    """The norm of each of the model's weights, on their device; None where a weight is not a plain tensor."""
-    weights = [parameter.detach() for parameter in model.parameters()]
-    if any(type(weight) is not Tensor or weight.is_meta for weight in weights):
+    """The norm of each of the model's weights, on their device; None where one is not a plain tensor there."""
+    parameters = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
+    if any(type(one) is not nn.Parameter or one.is_meta or one.is_sparse for one in parameters):
         return None
+    weights = [parameter.detach() for parameter in parameters if parameter.dtype in _FLOATS]
     if len({weight.device for weight in weights}) != 1:
         return None
     if weights[0].is_cuda and torch.cuda.is_current_stream_capturing():
@@ -215,11 +211,9 @@ def fingerprint(model: nn.Module) -> Tensor | None:
 
 def _reshapes(values: Tensor, output: Tensor) -> bool:
     """Whether these are all elements of the output, in the same memory and order, with the same first dimension."""
-    if (
-        values.numel() != output.numel()
-        or values.shape[:1] != output.shape[:1]
-        or values.dtype != output.dtype
-    ):
+    if values.shape[:1] != output.shape[:1] or values.numel() != output.numel():
+        return False
+    if values.dtype != output.dtype or values.is_sparse or not_computing(values) or not_computing(output):
         return False
     return values.is_contiguous() and output.is_contiguous() and values.data_ptr() == output.data_ptr()
 

@@ -233,7 +233,7 @@ class LayerHook(Traceless):
             comptime(self._trace)
             self._add(tensor)
             return
-        if _in_backward() or _not_computing(tensor):
+        if _in_backward() or not_computing(tensor):
             return
         self.forward.fresh = True
         if not self.known or self.slot.device != tensor.device:
@@ -281,7 +281,7 @@ def _unseen() -> AbstractContextManager[Any]:
     return _disable_current_modes() if torch._C._len_torch_dispatch_stack() > 0 else nullcontext()
 
 
-def _not_computing(tensor: Tensor) -> bool:
+def not_computing(tensor: Tensor) -> bool:
     """True while the model is being examined rather than run: graph capture, shape inference, vmap."""
     return (
         tensor.is_meta
@@ -324,4 +324,4 @@ def never_compile_alone(*owners: Any) -> None:
 
 never_compile_alone(ForwardPass, ForwardPassEnd, LayerHook, Boundary)
 never_compile_alone(moments, host_moments, _compiled_moments, _moments_on_device, _sums, _moments_of_at_most)
-never_compile_alone(first_tensor, _in_backward, _not_computing, _unseen, _decline_sharded, _decline_replica)
+never_compile_alone(first_tensor, _in_backward, not_computing, _unseen, _decline_sharded, _decline_replica)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -254,7 +255,7 @@ class Recorder:
                 name=self._chosen[position][0],
                 type=type_name(self._chosen[position][1]),
                 output_shape=self._hooks[position].shape,
-                parameters=sum(p.numel() for p in self._chosen[position][1].parameters()),
+                parameters=sum(p.numel() for p in self._chosen[position][1].parameters() if not is_lazy(p)),
             )
             for index, position in enumerate(order)
         )

@@ -7,6 +7,7 @@ import logging
 
 import mlflow
 import pytest
+import torch
 from recorded import records
 from small_training import STEPS, loader, network, sgd, train
 from torch import nn
@@ -40,12 +41,32 @@ def test_a_learning_rate_finder_of_more_than_one_pass_has_a_run_of_its_own(
             optimizer.step()
         set_back(model, before)
         train(model, optimizer, batches, 3)
-        assert steps_of_epochs() == [[STEPS] * 2, [STEPS] * 3]
+        assert steps_of_epochs() == [[STEPS] * 2 + [more] * (more > 0), [STEPS] * 3]
     said = [line.message for line in caplog.records if "another training begins" in line.message]
     assert said == [
         "The weights of Sequential are again what they were before its first step: another training begins, with a "
         "run of its own."
     ]
+
+
+class Unusual(nn.Sequential):
+    """With a weight that is no float, and a layer that is never called and has no shape yet."""
+
+    def __init__(self) -> None:
+        super().__init__(*network())
+        self.table = nn.Parameter(torch.arange(3), requires_grad=False)
+        self.spare = nn.LazyLinear(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self[2](self[1](self[0](x)))
+        return y
+
+
+def test_weights_of_unusual_kinds_are_no_hindrance() -> None:
+    model = Unusual()
+    trained = [*model[0].parameters(), *model[2].parameters()]
+    train(model, torch.optim.SGD(trained, lr=0.01), loader(), 2)
+    assert steps_of_epochs() == [[STEPS] * 2]
 
 
 def test_folds_that_set_the_weights_back_are_trainings_of_their_own() -> None:
@@ -79,16 +100,20 @@ def test_a_run_for_each_fold_holds_that_fold() -> None:
 
 
 def test_other_weights_begin_no_other_training() -> None:
-    """The best so far, and the averaged ones for an evaluation and back."""
+    """The best so far, and the averaged or the first ones for an evaluation and back."""
     model, batches = network(), loader()
-    optimizer = sgd(model)
+    optimizer, first = sgd(model), copy.deepcopy(model.state_dict())
     train(model, optimizer, batches, 1)
     best = copy.deepcopy(model.state_dict())
     train(model, optimizer, batches, 1)
     set_back(model, best)
     train(model, optimizer, batches, 1)
     now = copy.deepcopy(model.state_dict())
-    set_back(model, best)
-    set_back(model, now)
+    for weights in (best, first):
+        set_back(model.eval(), weights)
+        with torch.no_grad():
+            for images, _ in loader(1):
+                model(images)
+    set_back(model.train(), now)
     train(model, optimizer, batches, 1)
     assert steps_of_epochs() == [[STEPS] * 4]

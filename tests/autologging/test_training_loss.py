@@ -345,6 +345,26 @@ def test_the_output_in_another_shape_is_the_models_still(
     assert train_losses() == expected(w)
 
 
+def test_a_transformed_call_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Under torch.func a tensor has no memory to be known by."""
+    mlflow_dynamics.autolog()
+    model = net()[2:]
+    model[1] = nn.Linear(192, 144)  # no random numbers, which torch.func would ask about
+    optimizer, weights = sgd(model), dict(model.named_parameters())
+
+    def loss(given: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, given, (x,)).view(-1, 3), y)
+
+    for _ in range(EPOCHS):
+        for x, y in loader():
+            torch.func.grad(loss)(weights, x, y)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert list(train_losses()) == [0, 1, 2]
+    assert "internal error" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "criterion",
     [

@@ -1,9 +1,9 @@
 """The script's own criterion calls on what its models return, and which of them backward is called on.
 
 A call counts only if the criterion's input is the very tensor that the model returned, or that in another shape.
-Backward is on a call if it
-is on its value, or on that times or divided by numbers (gradient accumulation, GradScaler): where a script adds other
-terms, its training loss is something else. What the calls come to is in `losses`.
+Backward is on a call if it is on its value, or on that times or divided by numbers (gradient accumulation,
+GradScaler): where a script adds other terms, its training loss is something else. What the calls come to is in
+`losses`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ SCALINGS: Final = (
     "SumBackward0",
 )
 """Autograd nodes through which a criterion's value, which has no dimension, is only multiplied by a number."""
-
 
 _MARK: Final = "mlflow_dynamics.criterion"
 

@@ -64,9 +64,8 @@ def choose_layers(model: nn.Module, config: RecordingConfig) -> list[tuple[str, 
     modules = [
         (name, module) for name, module in modules if name and "parametrizations" not in name.split(".")
     ]
-    if not modules or isinstance(
-        model, WEIGHT_LAYERS
-    ):  # a bare nn.Linear, or a kind of it, as the whole model
+    # A bare nn.Linear, or a kind of it, may be the whole model.
+    if not modules or isinstance(model, WEIGHT_LAYERS):
         modules = [(type_name(model), model), *modules]
     for pattern in (*config.include, *config.exclude):
         if not any(_matches(name, module, (pattern,)) for name, module in modules):

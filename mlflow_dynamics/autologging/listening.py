@@ -62,7 +62,7 @@ class Autologging:
         if self._trained and not self._trainings.told and self._boundary.failure is None:
             logger.info(_NOTHING)
         self._detach()
-        self._trainings.end_run(status)
+        self._trainings.end_run(status)  # still open where recording failed earlier
         self._process.remove()
         self._logs.remove()
 

@@ -178,10 +178,10 @@ class Trainings:
         self._trainings = []
 
     def end_run(self, status: str) -> None:
-        """End our run if it is still open: recording has failed."""
-        if self._run is not None:
-            self._run.close(status)
-            self._run = None
+        """Close what is recorded, if anything is; the run ends if it is ours."""
+        recorded, self._run = self._run, None
+        if recorded is not None:
+            recorded.close(status)
 
     def _follow_model(self, model: nn.Module, *optimizers: Optimizer) -> FollowedTraining | None:
         try:
@@ -214,7 +214,8 @@ class Trainings:
         """
         if training.steps > 0:
             return False
-        other = in_place_of(training.model, optimizer, parts_alone=training.in_place)
+        with self._search:
+            other = in_place_of(training.model, optimizer, parts_alone=training.in_place)
         if other is None:
             return False
         name, module = other
@@ -279,6 +280,7 @@ class Trainings:
     def _close_last_epoch(self, training: FollowedTraining) -> None:
         if training.steps == 0:
             return
+        training.losses.no_step()
         over, doubt = training.finder.finish(), training.finder.doubt
         if doubt is None:
             for late in over:
@@ -289,12 +291,10 @@ class Trainings:
     def _start_over(self, training: FollowedTraining) -> None:
         """The weights are again what they were before the first step: another training begins, not another epoch."""
         if training is self._active:
-            training.losses.no_step()
             self._close_last_epoch(training)
         if training not in self._trainings:
             return
         training.forget()
-        training.set_back = False
         if self._run is None or training is not self._active:
             return
         again = "The weights of %s are again what they were before its first step: another training begins,"
@@ -319,13 +319,10 @@ class Trainings:
             self._active = None
         if training is None:
             return
-        training.losses.no_step()
         whole = status == "FINISHED" or training.finder.whole
         if whole and training.recorder.failure is None:
             self._close_last_epoch(training)
-        recorded, self._run = self._run, None
-        if recorded is not None:
-            recorded.close(status)
+        self.end_run(status)
         training.remove()
         if training in self._trainings:
             self._trainings.remove(training)
@@ -349,6 +346,4 @@ class Trainings:
         self._trainings.remove(training)
         if training is self._active:
             self._active = None
-            recorded, self._run = self._run, None
-            if recorded is not None:
-                recorded.close("FINISHED")
+            self.end_run("FINISHED")

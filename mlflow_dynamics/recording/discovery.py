@@ -59,7 +59,7 @@ def models_of(optimizer: Optimizer) -> list[nn.Module]:
     models: list[nn.Module] = []
     wanted = _parameters_of(optimizer)
     for model in _outermost(wanted):
-        owned = wanted & {id(parameter) for parameter in model.parameters()}
+        owned = _owned(model, wanted)
         if owned:
             models.append(model)
             wanted -= owned
@@ -69,7 +69,7 @@ def models_of(optimizer: Optimizer) -> list[nn.Module]:
 def in_place_of(model: nn.Module, optimizer: Optimizer, *, parts_alone: bool) -> tuple[str, nn.Module] | None:
     """What may be trained where `model` is never called, and what to call it; None where nothing may.
 
-    Another outermost module (unless `parts_alone`), or a part of it, with as many of the optimizer's parameters.
+    Another outermost module (unless `parts_alone`), or a part of it, with the same of the optimizer's parameters.
     """
     wanted = _parameters_of(optimizer)
     needed = _owned(model, wanted)
@@ -114,11 +114,11 @@ def _outermost(wanted: set[int]) -> list[nn.Module]:
         if not above:
             inner = unwrap(module)
             outermost[id(inner)] = inner
-    return sorted(outermost.values(), key=lambda module: -_owned(module, wanted))
+    return sorted(outermost.values(), key=lambda module: -len(_owned(module, wanted)))
 
 
-def _owned(module: nn.Module, wanted: set[int]) -> int:
-    return sum(id(parameter) in wanted for parameter in module.parameters())
+def _owned(module: nn.Module, wanted: set[int]) -> set[int]:
+    return wanted & {id(parameter) for parameter in module.parameters()}
 
 
 def is_recorded(model: nn.Module, *, besides: Recorder | None = None) -> bool:

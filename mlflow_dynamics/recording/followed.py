@@ -171,6 +171,7 @@ class FollowedTraining:
         self.losses.forget()
         self._before = None
         self.steps = 0
+        self.set_back = False
 
     def remove(self) -> None:
         """Detach from the model."""

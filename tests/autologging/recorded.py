@@ -33,6 +33,11 @@ def records() -> list[Record]:
     return [_read(run) for run in runs]
 
 
+def steps_of_epochs() -> list[list[int]]:
+    """The number of steps of each epoch of each run."""
+    return [[len(steps) for steps in record.steps.values()] for record in records()]
+
+
 def _read(run: Run) -> Record:
     folder = Path(urlparse(run.info.artifact_uri).path) / "dynamics"
     record = Record(run, [], {}, {}, {})

@@ -8,16 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from loops import train_batch
-from recorded import records
+from recorded import steps_of_epochs
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _DatasetKind, _SingleProcessDataLoaderIter
 from witness import Witness, loader, net, sgd
 
 import mlflow_dynamics
-
-
-def steps_of_epochs() -> list[list[int]]:
-    return [[len(steps) for steps in record.steps.values()] for record in records()]
 
 
 def test_two_models_trained_one_after_the_other() -> None:

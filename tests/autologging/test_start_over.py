@@ -8,7 +8,7 @@ import logging
 import mlflow
 import pytest
 import torch
-from recorded import records
+from recorded import steps_of_epochs
 from small_training import STEPS, loader, network, sgd, train
 from torch import nn
 
@@ -17,13 +17,10 @@ import mlflow_dynamics
 pytestmark = pytest.mark.usefixtures("autologged")
 
 
-def set_back(model: nn.Module, weights: dict[str, object]) -> None:
-    model.load_state_dict(copy.deepcopy(weights))
-
-
-def steps_of_epochs() -> list[list[int]]:
+def recorded() -> list[list[int]]:
+    """The steps of each epoch of each run, once recording is over."""
     mlflow_dynamics.autolog(disable=True)
-    return [[len(steps) for steps in record.steps.values()] for record in records()]
+    return steps_of_epochs()
 
 
 @pytest.mark.parametrize("more", [0, 3], ids=["whole passes", "and a part of one"])
@@ -39,9 +36,9 @@ def test_a_learning_rate_finder_of_more_than_one_pass_has_a_run_of_its_own(
                 break
             nn.functional.cross_entropy(model(images), targets).backward()
             optimizer.step()
-        set_back(model, before)
+        model.load_state_dict(before)
         train(model, optimizer, batches, 3)
-        assert steps_of_epochs() == [[STEPS] * 2 + [more] * (more > 0), [STEPS] * 3]
+        assert recorded() == [[STEPS] * 2 + [more] * (more > 0), [STEPS] * 3]
     said = [line.message for line in caplog.records if "another training begins" in line.message]
     assert said == [
         "The weights of Sequential are again what they were before its first step: another training begins, with a "
@@ -66,16 +63,16 @@ def test_weights_of_unusual_kinds_are_no_hindrance() -> None:
     model = Unusual()
     trained = [*model[0].parameters(), *model[2].parameters()]
     train(model, torch.optim.SGD(trained, lr=0.01), loader(), 2)
-    assert steps_of_epochs() == [[STEPS] * 2]
+    assert recorded() == [[STEPS] * 2]
 
 
 def test_folds_that_set_the_weights_back_are_trainings_of_their_own() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
     for fold in range(3):
-        set_back(model, before)
+        model.load_state_dict(before)
         train(model, sgd(model), loader(fold), 1)
-    assert steps_of_epochs() == [[STEPS]] * 3
+    assert recorded() == [[STEPS]] * 3
 
 
 def test_in_a_run_of_the_script_the_epochs_count_on_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,9 +80,9 @@ def test_in_a_run_of_the_script_the_epochs_count_on_and_it_is_said(caplog: pytes
     optimizer, before = sgd(model), copy.deepcopy(model.state_dict())
     with caplog.at_level(logging.INFO, "mlflow_dynamics"), mlflow.start_run():
         train(model, optimizer, batches, 2)
-        set_back(model, before)
+        model.load_state_dict(before)
         train(model, optimizer, batches, 2)
-        assert steps_of_epochs() == [[STEPS] * 4]
+        assert recorded() == [[STEPS] * 4]
     assert "another training begins, as epoch 2 of the same run" in caplog.text
 
 
@@ -94,9 +91,9 @@ def test_a_run_for_each_fold_holds_that_fold() -> None:
     before = copy.deepcopy(model.state_dict())
     for fold in range(2):
         with mlflow.start_run():
-            set_back(model, before)
+            model.load_state_dict(before)
             train(model, sgd(model), loader(fold), 2)
-    assert steps_of_epochs() == [[STEPS] * 2] * 2
+    assert recorded() == [[STEPS] * 2] * 2
 
 
 def test_other_weights_begin_no_other_training() -> None:
@@ -106,14 +103,14 @@ def test_other_weights_begin_no_other_training() -> None:
     train(model, optimizer, batches, 1)
     best = copy.deepcopy(model.state_dict())
     train(model, optimizer, batches, 1)
-    set_back(model, best)
+    model.load_state_dict(best)
     train(model, optimizer, batches, 1)
     now = copy.deepcopy(model.state_dict())
     for weights in (best, first):
-        set_back(model.eval(), weights)
+        model.eval().load_state_dict(weights)
         with torch.no_grad():
             for images, _ in loader(1):
                 model(images)
-    set_back(model.train(), now)
+    model.train().load_state_dict(now)
     train(model, optimizer, batches, 1)
-    assert steps_of_epochs() == [[STEPS] * 4]
+    assert recorded() == [[STEPS] * 4]

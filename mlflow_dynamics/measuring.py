@@ -14,7 +14,7 @@ from mlflow_dynamics.config import MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, State, Verdict
 from mlflow_dynamics.measures import SignalWindow, volatility
 from mlflow_dynamics.records import EpochActivations, Measures
-from mlflow_dynamics.report.aside import page_aside
+from mlflow_dynamics.report.aside import render_aside
 from mlflow_dynamics.report.clock import RedrawClock
 from mlflow_dynamics.report.history import RunHistory, last_order
 from mlflow_dynamics.report.summary import summary as describe
@@ -85,6 +85,7 @@ class Measuring:
         self._drawing: threading.Thread | None = None
         self._page = threading.Lock()
         self._concluded = False
+        self._drawn: bytes | None = None
         self._before: EpochSummary | None = None
         self._reason_told = False
         self._dropped_told = False
@@ -120,16 +121,16 @@ class Measuring:
         self._before = summary
         return summary
 
-    def redraw(self) -> None:
-        """Have the page drawn anew beside the training, where enough time has passed."""
+    def redraw(self, *, idle: bool) -> None:
+        """Have the report drawn anew beside the training, where it is idle or enough time has passed."""
         busy = self._drawing is not None and self._drawing.is_alive()
-        if self._history.measured and self._clock.due and not busy:
-            self._complete_history()
+        if busy or not (idle or self._clock.due) or not self._history.measured:
+            return
+        self._complete_history()
+        packed = self._history.packed()
+        if packed != self._drawn:
             self._drawing = threading.Thread(
-                target=self._draw_aside,
-                args=(self._history.packed(),),
-                name="mlflow_dynamics-drawing",
-                daemon=True,
+                target=self._draw_aside, args=(packed,), name="mlflow_dynamics-drawing", daemon=True
             )
             started(self._drawing)
 
@@ -139,11 +140,12 @@ class Measuring:
             self._concluded = True
         if not self._history.measured:
             return
-        # Drawing libraries are loaded by whoever draws, not by every training that begins.
-        from mlflow_dynamics.report.artifacts import render
-
         self._complete_history()
-        self.writer.write_files(render(self._history, pictures=True))
+        if self._history.packed() != self._drawn:
+            # Drawing libraries are loaded by whoever draws, not by every training that begins.
+            from mlflow_dynamics.report.artifacts import render
+
+            self.writer.write_files(render(self._history, pictures=True))
         # Paragraphs: Markdown joins single lines.
         lines = "\n\n".join(describe(self._history))
         self.writer.set_tags({names.TAG_DESCRIPTION: f"{names.DESCRIPTION}{lines}"})
@@ -154,10 +156,11 @@ class Measuring:
 
     def _draw_aside(self, packed: bytes) -> None:
         with self._clock:
-            page = page_aside(packed)
+            files = render_aside(packed)
         with self._page:
-            if page is not None and not self._concluded:
-                self.writer.write_files({names.REPORT: page})
+            if files is not None and not self._concluded:
+                self.writer.write_files(files)
+                self._drawn = packed
 
     def _judge(self, epoch: int, stability: float, metrics: dict[str, float]) -> Verdict | None:
         if self.monitor is None:

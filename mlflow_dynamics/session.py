@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -166,7 +166,7 @@ class Tracker:
         self._measured = threading.Condition()
         self._summary: EpochSummary | None = None
         self._overflowed = False
-        self._ended: queue.Queue[EndedEpoch | None] = queue.Queue(MAX_PENDING_EPOCHS)
+        self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(MAX_PENDING_EPOCHS)
         self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
         started(self._worker)
 
@@ -228,6 +228,11 @@ class Tracker:
             raise
         self.end_epoch(number)
 
+    def pause(self) -> None:
+        """The training waits for its user: time to draw the report."""
+        with suppress(queue.Full):
+            self._waiting.put_nowait(partial(self._redraw, idle=True))
+
     def wait(self, epoch: int, *, timeout: float = VERDICT_TIMEOUT_S) -> EpochSummary | None:
         """The summary of `epoch` once it is measured; None if that takes longer than `timeout` seconds."""
         with self._measured:
@@ -257,10 +262,10 @@ class Tracker:
         """Measure and send what is left, detach from the model, and end the run if it is ours."""
         self._recorder.remove()
         if self._worker.ident is None:  # it could not be started
-            self._ended.put(None)
+            self._waiting.put(None)
             self._work()
         elif self._worker.is_alive():
-            self._ended.put(None)
+            self._waiting.put(None)
             self._worker.join()
         if self._recorder.exchange is not None:
             self._recorder.exchange.close()
@@ -291,7 +296,7 @@ class Tracker:
             schedule=schedule,
         )
         try:
-            self._ended.put_nowait(ended)
+            self._waiting.put_nowait(partial(self._take, ended))
         except queue.Full:
             if not self._overflowed:
                 logger.warning(
@@ -313,8 +318,8 @@ class Tracker:
     # ---- in the background ----
 
     def _work(self) -> None:
-        while (ended := self._ended.get()) is not None:
-            self._boundary.run(self._take, ended)
+        while (work := self._waiting.get()) is not None:
+            self._boundary.run(work)
             with self._measured:
                 self._measured.notify_all()
             self._boundary.run(self._redraw)
@@ -327,9 +332,9 @@ class Tracker:
         with self._measured:
             self._summary = summary
 
-    def _redraw(self) -> None:
+    def _redraw(self, *, idle: bool = False) -> None:
         if self._measuring is not None:
-            self._measuring.redraw()
+            self._measuring.redraw(idle=idle)
 
     def _close(self, status: str) -> None:
         Boundary(self._recorder.remove).run(self._conclude)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from mlflow_dynamics.autologging.cells import Cells
 from mlflow_dynamics.autologging.log_lines import LogLines
 from mlflow_dynamics.autologging.process_end import ProcessEnd
 from mlflow_dynamics.autologging.recorded_run import AutologConfig
@@ -24,6 +25,7 @@ from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
 from mlflow_dynamics.recording.patching import Patch, places_of
 from mlflow_dynamics.recording.schedule import SchedulerWatch
+from mlflow_dynamics.session import status_after
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ class Autologging:
         self._trained = False
         self._logs = LogLines(config.silent)
         self._boundary = Boundary(self._detach)
-        schedulers, script_metrics = SchedulerWatch(self._boundary), ScriptMetrics(self._boundary)
+        optimizers: list[Optimizer] = alive(Optimizer)
+        schedulers = SchedulerWatch(self._boundary, first=not optimizers)
+        script_metrics = ScriptMetrics(self._boundary)
         self._trainings = Trainings(config, self._boundary, schedulers, script_metrics)
         self._attached: list[Any] = [
             schedulers,
@@ -51,9 +55,10 @@ class Autologging:
             Patch(Optimizer, "__init__", self._around_optimizer),
             *(Patch(module, name, self._around_start_run) for module, name, _ in places_of(mlflow.start_run)),
             register_optimizer_step_pre_hook(self._before_step),
+            Cells(self._cell_ended),
         ]
         self._process = ProcessEnd(self.close, self._forked)
-        for optimizer in alive(Optimizer):
+        for optimizer in optimizers:
             self._boundary.run(self._trainings.follow, optimizer)
 
     def close(self, status: str) -> None:
@@ -97,6 +102,10 @@ class Autologging:
         self._trained = True
         for training in self._trainings:
             training.differentiated(call, self._drawn)
+
+    def _cell_ended(self, error: BaseException | None) -> None:
+        self._process.not_yet()
+        self._boundary.run(self._trainings.pause, status_after(error))
 
     def _forked(self) -> None:
         self._drawn = None

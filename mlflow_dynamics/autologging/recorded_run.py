@@ -107,6 +107,10 @@ class RecordedRun:
         training.recorder.averages = {_METRICS[key]: value for key, value in losses.items()}
         self._tracker.end_epoch(**({} if rate is None else {names.LEARNING_RATE: float(rate)}))
 
+    def pause(self) -> None:
+        """The training waits for its user."""
+        self._tracker.pause()
+
     def close(self, status: str) -> None:
         """Measure and send what is left; end the run if it is ours."""
         self._tracker.close(status)

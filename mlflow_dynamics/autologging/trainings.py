@@ -155,6 +155,15 @@ class Trainings:
         self._finish("FINISHED")
         self._follow_model(training.model, *training.optimizers)
 
+    def pause(self, status: str) -> None:
+        """A notebook's cell is over, with this status: record a complete epoch now, not with the next one's begin."""
+        training = self._active
+        if training is not None and threading.get_ident() == self._thread and training.pause(status):
+            training.losses.no_step()
+            self._close_epoch(training, 0)
+        if training is not None and self._run is not None:
+            self._run.pause()
+
     def finish(self, status: str) -> None:
         """The process is over, and with it the last training; others that made no way for one another were before."""
         while sum(training is self._active or training.steps > 0 for training in self._trainings) > 1:
@@ -268,6 +277,8 @@ class Trainings:
             self._drop(rival, f"it is trained in turn with {other}, whose dynamics are; {EXPLICIT}")
 
     def _close_epoch(self, training: FollowedTraining, late: int) -> None:
+        if training.steps == late:  # it was closed in a pause
+            return
         if self._run is None:
             joined = self._bound_run or run_to_join()
             self._run = RecordedRun(
@@ -319,6 +330,7 @@ class Trainings:
             self._active = None
         if training is None:
             return
+        status = training.left if status == "FINISHED" else status
         whole = status == "FINISHED" or training.finder.whole
         if whole and training.recorder.failure is None:
             self._close_last_epoch(training)

@@ -134,9 +134,18 @@ class EpochFinder:
         return self._current.drawn >= (self._open[1] + 1) * self.length
 
     @property
+    def ended(self) -> bool:
+        """Whether the open epoch is over, even if no other one begins: nothing more can be drawn in it."""
+        if not self._found or self._rivalry is not None or self.doubt is not None:
+            return False
+        return self._current.over or (self.length is not None and self.complete)
+
+    @property
     def whole(self) -> bool:
         """Whether the open epoch is known to be complete, with a step after its last batch."""
-        return self.length is not None and self.complete and self._counted == self._current.drawn
+        if self.primary is None or self._counted != self._current.drawn:
+            return False
+        return self._current.exhausted if self.length is None else self.complete
 
     @property
     def doubt(self) -> str | None:

@@ -75,6 +75,7 @@ class FollowedTraining:
         optimizers: those alive that were made for the model.
         in_place: of another model, which was not called.
         set_back: the weights are, after an epoch or more, what they were before the first step.
+        left: how the last notebook cell that trained it ended, as a run's status.
     """
 
     def __init__(self, model: nn.Module, config: RecordingConfig, boundary: Boundary) -> None:
@@ -89,6 +90,8 @@ class FollowedTraining:
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.in_place = False
         self.set_back = False
+        self.left = "FINISHED"
+        self._epochs_before_cell: int | None = None
         self._before: _Before | None = None
         self._untrained: Tensor | None = None
         self._boundary = boundary
@@ -127,7 +130,9 @@ class FollowedTraining:
 
     def evaluated(self, call: Call, drawn: Pass | None) -> None:
         """A criterion was evaluated without gradients, on a batch of this pass."""
-        if drawn is not None and not self.recorder.model.training and drawn.loader != self.finder.primary:
+        if self.steps == 0 or drawn is None:  # before the first step; or of an epoch that is closed
+            return
+        if not self.recorder.model.training and drawn.loader != self.finder.primary:
             self.losses.evaluated(call, drawn, only_output=self._output.alone)
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
@@ -142,9 +147,25 @@ class FollowedTraining:
             self._untrained = fingerprint(self.recorder.model)
             self._output.evaluated = False  # a summary of the model, say
         self.steps += 1
+        if self._epochs_before_cell is None:
+            self._epochs_before_cell, self.left = self.epochs, "FINISHED"
         self.losses.step(optimizer, closure=closure)
         rate = optimizer.param_groups[0].get("lr")
         self.learning_rate = rate if isinstance(rate, float | int) else None
+
+    def pause(self, status: str) -> bool:
+        """A notebook's cell is over, with this status; whether the open epoch is complete.
+
+        One that was not evaluated stays open for the next cell to do that, unless it is not the cell's first.
+        """
+        before, self._epochs_before_cell = self._epochs_before_cell, None
+        if before is not None:
+            self.left = status
+        if self.steps == 0 or self.recorder.failure is not None:
+            return False
+        if before == self.epochs and not self._output.evaluated:
+            return False
+        return self.finder.ended and (status == "FINISHED" or self.finder.whole)
 
     def close_epoch(self, late: int) -> tuple[float | None, dict[str, tuple[float, int]]]:
         """Begin a new epoch; the last one's learning rate, and what is known with certainty of its losses.

@@ -1,6 +1,6 @@
-"""Drawing a page in a process of its own: in the training's it would hold Python's lock, and training, for seconds.
+"""Drawing a report in a process of its own: in the training's it would hold Python's lock, and training, for seconds.
 
-`python -m mlflow_dynamics.report.aside` reads a packed history from its input and writes the page to its output.
+`python -m mlflow_dynamics.report.aside FOLDER` reads a packed history from its input and writes the report's files.
 """
 
 from __future__ import annotations
@@ -9,45 +9,49 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Final
 
 from mlflow_dynamics.report.history import RunHistory
-from mlflow_dynamics.tracking import names
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 120.0
-"""A page takes seconds."""
+"""A report takes seconds."""
 
 
-def page_aside(packed: bytes) -> bytes | None:
-    """The page of a packed history, drawn by another process, which is waited for; None where that fails."""
-    try:
-        drawn = subprocess.run(
-            [sys.executable, "-m", __name__],
-            input=packed,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.debug("The report is not drawn for now: %s", error)
-        return None
-    return drawn.stdout
+def render_aside(packed: bytes) -> dict[str, bytes] | None:
+    """The files of a packed history, drawn by another process, which is waited for; None where that fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subprocess.run(
+                [sys.executable, "-m", __name__, folder],
+                input=packed,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=TIMEOUT_S,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            logger.debug("The report is not drawn for now: %s", error)
+            return None
+        drawn = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in drawn}
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Draw what comes in; the training goes first."""
     if hasattr(os, "nice"):
         os.nice(10)
-    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no part of the page
     from mlflow_dynamics.report.artifacts import render
 
     history = RunHistory.unpacked(sys.stdin.buffer.read())
-    output.write(render(history, pictures=False)[names.REPORT])
-    output.close()
+    for name, content in render(history, pictures=True).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -10,19 +10,18 @@ from pathlib import Path
 from test_page import history
 
 from mlflow_dynamics.report.artifacts import render
-from mlflow_dynamics.report.aside import page_aside
-from mlflow_dynamics.tracking import names
+from mlflow_dynamics.report.aside import render_aside
 
 HERE = Path(__file__).parent
 
 
-def test_the_page_is_the_one_that_this_process_would_draw() -> None:
-    drawn = page_aside(history(5).packed())
-    assert drawn == render(history(5), pictures=False)[names.REPORT]
+def test_the_report_is_the_one_that_this_process_would_draw() -> None:
+    drawn = render_aside(history(5).packed())
+    assert drawn == render(history(5), pictures=True)
 
 
 def test_what_cannot_be_drawn_is_left_for_the_next_time() -> None:
-    assert page_aside(b"no history") is None
+    assert render_aside(b"no history") is None
 
 
 def test_a_training_has_its_page_before_its_end_and_loads_no_drawing_library(own_mlflow: Path) -> None:

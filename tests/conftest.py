@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -19,9 +20,16 @@ from mlflow.tracking._tracking_service import utils as tracking_service
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Twice as many workers as cores for `-n logical`: tests wait for servers and for other processes."""
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported is no garbage, nor what a test looks for among the living: it is not searched again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

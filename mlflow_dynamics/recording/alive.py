@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def alive(kind: type[T]) -> list[T]:
-    """All instances of `kind` and its subclasses; looks through every live object: some hundredths of a second.
+    """All instances of `kind` and its subclasses; looks through every live object: tenths of a second.
 
     A list of all live objects must never outlast one call into C: while another thread builds `tuple(generator)`, a
     second reference to the unfinished tuple makes that thread fail with a SystemError. So the classes that have

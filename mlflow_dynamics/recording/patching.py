@@ -45,6 +45,7 @@ def places_of(*functions: Callable[..., Any]) -> list[tuple[ModuleType, str, Cal
     return [
         (module, name, value)
         for module in modules
+        if not wanted.isdisjoint(map(id, list(vars(module).values())))
         for name, value in list(vars(module).items())
         if id(value) in wanted
     ]

@@ -107,17 +107,21 @@ def read_schedule(schedulers: Sequence[object], *, epoch: int, steps: int) -> Sc
 class SchedulerWatch:
     """The schedulers there are: those alive when it is made, and each that is made from then on.
 
-    Looks through all live objects once, which takes a tenth of a second: before a training, not in one of its steps.
+    Looks through all live objects, which takes tenths of a second: before a training, not in one of its steps.
     timm's are known where timm was imported before.
+
+    Args:
+        boundary: of what happens in the training.
+        first: nothing of the training is there yet, so that there is nothing to look for.
     """
 
-    def __init__(self, boundary: Boundary) -> None:
+    def __init__(self, boundary: Boundary, *, first: bool = False) -> None:
         self._boundary = boundary
         self._known: WeakSet[Any] = WeakSet()
         kinds: tuple[type, ...] = (LRScheduler,)
         if _TIMM in sys.modules:
             kinds += (sys.modules[_TIMM].Scheduler,)
-        for kind in kinds:
+        for kind in () if first else kinds:
             self._known.update(alive(kind))
         self._patches = [Patch(kind, "__init__", self._around) for kind in (*kinds, *_WITHOUT_SUPER)]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Final
 
 import altair as alt
 import jinja2
 import vl_convert
 
+from mlflow_dynamics.report.bundle import vega_bundle
 from mlflow_dynamics.report.figures import Figure
 
 PICTURE_WIDTH: Final = 640
@@ -84,7 +84,7 @@ def page(
         f"{figure.name}-{i}": chart.to_dict() for figure in figures for i, chart in enumerate(figure.charts)
     }
     return _TEMPLATE.render(
-        title=title, lines=lines, figures=figures, tables=tables, specs=specs, bundle=_bundle()
+        title=title, lines=lines, figures=figures, tables=tables, specs=specs, bundle=vega_bundle()
     )
 
 
@@ -100,10 +100,3 @@ def picture(figure: Figure) -> bytes:
         else whole.to_json()
     )
     return png
-
-
-@cache
-def _bundle() -> str:
-    """Vega, Vega-Lite and vega-embed; a script must not hold its own end tag."""
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle.replace("</script", "<\\/script")

@@ -16,6 +16,7 @@ from mlflow_dynamics.autologging.cells import Cells
 from mlflow_dynamics.autologging.log_lines import LogLines
 from mlflow_dynamics.autologging.process_end import ProcessEnd
 from mlflow_dynamics.autologging.recorded_run import AutologConfig
+from mlflow_dynamics.autologging.runs import Runs
 from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.autologging.trainings import Trainings
 from mlflow_dynamics.recording.alive import alive
@@ -46,7 +47,9 @@ class Autologging:
         optimizers: list[Optimizer] = alive(Optimizer)
         schedulers = SchedulerWatch(self._boundary, first=not optimizers)
         script_metrics = ScriptMetrics(self._boundary)
-        self._trainings = Trainings(config, self._boundary, schedulers, script_metrics)
+        self._trainings = Trainings(
+            config.recording, self._boundary, Runs(config, schedulers, script_metrics)
+        )
         self._attached: list[Any] = [
             schedulers,
             script_metrics,
@@ -67,7 +70,7 @@ class Autologging:
         if self._trained and not self._trainings.told and self._boundary.failure is None:
             logger.info(_NOTHING)
         self._detach()
-        self._trainings.end_run(status)  # still open where recording failed earlier
+        self._trainings.runs.end(status)  # still open where recording failed earlier
         self._process.remove()
         self._logs.remove()
 

@@ -1,4 +1,4 @@
-"""Which of a script's trainings is recorded, and in which run: at most one at a time."""
+"""Which of a script's trainings is recorded: at most one at a time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import mlflow
-from mlflow.tracking.context.registry import resolve_tags
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
-from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
+from mlflow_dynamics.autologging.runs import Runs
+from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.discovery import SearchTime, in_place_of, is_recorded, models_of
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import Pass
-from mlflow_dynamics.recording.schedule import SchedulerWatch
-from mlflow_dynamics.tracking import run_to_join
 
 logger = logging.getLogger(__name__)
 
@@ -41,29 +38,19 @@ class Trainings:
 
     Attributes:
         told: something is recorded, or the user knows why not.
+        runs: in which they are recorded.
     """
 
-    def __init__(
-        self,
-        config: AutologConfig,
-        boundary: Boundary,
-        schedulers: SchedulerWatch,
-        script_metrics: ScriptMetrics,
-    ) -> None:
+    def __init__(self, recording: RecordingConfig, boundary: Boundary, runs: Runs) -> None:
         self.told = False
-        self._config = config
+        self.runs = runs
+        self._recording = recording
         self._boundary = boundary
-        self._schedulers = schedulers
-        self._script_metrics = script_metrics
-        self._tags = resolve_tags()  # asks git: nothing for a training step
         self._trainings: list[FollowedTraining] = []
         self._active: FollowedTraining | None = None
         self._thread: int | None = None
         self._rival_stepped = False
-        self._run: RecordedRun | None = None
-        self._bound_run: str | None = None
-        self._used_runs: set[str] = set()
-        self._parents: object = None
+        self._parents: list[FollowedTraining] = []
         self._search = SearchTime()
 
     def __iter__(self) -> Iterator[FollowedTraining]:
@@ -113,7 +100,7 @@ class Trainings:
 
     def step(self, optimizer: Optimizer, closure: bool) -> None:
         """An optimizer is about to make a step."""
-        self._activate_run()
+        self.runs.activate()
         counting = (t for t in self._trainings if t.recorder.counts(optimizer, forward_to_come=closure))
         training = next(counting, None)
         if training is None:
@@ -146,11 +133,9 @@ class Trainings:
         recorded in the new run, its epochs counted from 0.
         """
         training = self._active
-        if training is None or self._run is None or threading.get_ident() != self._thread:
+        if training is None or threading.get_ident() != self._thread:
             return
-        given = signature.bind(*args, **kwargs).arguments
-        ended = self._bound_run not in (None, given.get("run_id")) and mlflow.active_run() is None
-        if given.get("nested") or not (self._run.owned or ended):
+        if not self.runs.replaced_by(signature, args, kwargs):
             return
         self._finish("FINISHED")
         self._follow_model(training.model, *training.optimizers)
@@ -161,8 +146,7 @@ class Trainings:
         if training is not None and threading.get_ident() == self._thread and training.pause(status):
             training.losses.no_step()
             self._close_epoch(training, 0)
-        if training is not None and self._run is not None:
-            self._run.pause()
+        self.runs.pause()
 
     def finish(self, status: str) -> None:
         """The process is over, and with it the last training; others that made no way for one another were before."""
@@ -175,10 +159,11 @@ class Trainings:
         for training in self._trainings:
             training.remove()
         # Kept, as freeing what is on a GPU would call CUDA, which a forked process must not.
-        self._parents = self._trainings, self._run
+        self._parents = self._trainings
         self._trainings = []
-        self._active = self._run = self._bound_run = None
+        self._active = None
         self.told = False
+        self.runs.leave_to_the_parent()
 
     def let_go(self) -> None:
         """Detach from all models."""
@@ -186,15 +171,9 @@ class Trainings:
             training.remove()
         self._trainings = []
 
-    def end_run(self, status: str) -> None:
-        """Close what is recorded, if anything is; the run ends if it is ours."""
-        recorded, self._run = self._run, None
-        if recorded is not None:
-            recorded.close(status)
-
     def _follow_model(self, model: nn.Module, *optimizers: Optimizer) -> FollowedTraining | None:
         try:
-            training = FollowedTraining(model, self._config.recording, self._boundary)
+            training = FollowedTraining(model, self._recording, self._boundary)
         except RecordingError as error:
             self.told = True
             logger.info("Not recorded: %s", error)
@@ -241,10 +220,8 @@ class Trainings:
         """Whether this training is the one to record from now on."""
         if self._active is None:
             return self._begin(training)
-        run = mlflow.active_run()
-        elsewhere = run is not None and run.info.run_id not in self._used_runs
         over = not self._active.optimizers
-        if not (elsewhere or new_epoch or over or training.steps >= RIVAL_STEPS):
+        if not (self.runs.fresh or new_epoch or over or training.steps >= RIVAL_STEPS):
             self._rival_stepped = True
             return False
         if self._active.epochs == 0 and not self._active.finder.complete:
@@ -255,13 +232,9 @@ class Trainings:
         return self._begin(training)
 
     def _begin(self, training: FollowedTraining) -> bool:
-        run = mlflow.active_run()
-        self._bound_run = None if run is None else run.info.run_id
-        if run is not None and self._config.exclusive:
-            self._drop(training, "exclusive=True and a run of your own is active")
-            return False
-        if self._bound_run in self._used_runs:
-            self._drop(training, "the active run holds another model's dynamics; start a run for each")
+        refusal = self.runs.bind()
+        if refusal is not None:
+            self._drop(training, refusal)
             return False
         self.told = True
         self._active = training
@@ -277,16 +250,8 @@ class Trainings:
             self._drop(rival, f"it is trained in turn with {other}, whose dynamics are; {EXPLICIT}")
 
     def _close_epoch(self, training: FollowedTraining, late: int) -> None:
-        if training.steps == late:  # it was closed in a pause
-            return
-        if self._run is None:
-            joined = self._bound_run or run_to_join()
-            self._run = RecordedRun(
-                training, joined, self._tags, self._config, self._schedulers, self._script_metrics
-            )
-            if joined is not None:
-                self._used_runs.add(joined)
-        self._run.end_epoch(training, late)
+        if training.steps > late:  # else it was closed in a pause
+            self.runs.end_epoch(training, late)
 
     def _close_last_epoch(self, training: FollowedTraining) -> None:
         if training.steps == 0:
@@ -306,20 +271,15 @@ class Trainings:
         if training not in self._trainings:
             return
         training.forget()
-        if self._run is None or training is not self._active:
+        if training is not self._active or self.runs.owned is None:
             return
         again = "The weights of %s are again what they were before its first step: another training begins,"
-        if self._run.owned:
+        if self.runs.owned:
             logger.info(again + " with a run of its own.", training.name)
             self._finish("FINISHED")
             self._follow_model(training.model, *training.optimizers)
         elif mlflow.active_run() is not None:
             logger.info(again + " as epoch %d of the same run.", training.name, training.epochs)
-
-    def _activate_run(self) -> None:
-        created = None if self._run is None else self._run.activate()
-        if created is not None:
-            self._used_runs.add(created)
 
     def _finish(self, status: str) -> None:
         """The active training is over."""
@@ -334,7 +294,7 @@ class Trainings:
         whole = status == "FINISHED" or training.finder.whole
         if whole and training.recorder.failure is None:
             self._close_last_epoch(training)
-        self.end_run(status)
+        self.runs.end(status)
         training.remove()
         if training in self._trainings:
             self._trainings.remove(training)
@@ -358,4 +318,4 @@ class Trainings:
         self._trainings.remove(training)
         if training is self._active:
             self._active = None
-            self.end_run("FINISHED")
+            self.runs.end("FINISHED")

@@ -200,9 +200,8 @@ class LoaderWatch:
 
     def _source(self, loader: DataLoader[Any]) -> Source:
         self._sources = [source for source in self._sources if not source.gone()]
-        things = _drawn_by(loader)
+        things, manner = _drawn_by(loader)
         data = tuple(self._things.of(thing) for thing in things)
-        manner = (type(loader.sampler), loader.batch_size) if isinstance(loader, DataLoader) else ()
         for source in self._sources:
             if source.data == data and source.manner == manner and source.loader() is None:
                 source.loader = ref(loader)
@@ -227,18 +226,19 @@ def _nothing() -> None:
     return None
 
 
-def _drawn_by(loader: DataLoader[Any]) -> tuple[Any, ...]:
-    """The data set, or its tensors, with the sampler where that may leave some out."""
+def _drawn_by(loader: DataLoader[Any]) -> tuple[tuple[Any, ...], tuple[object, ...]]:
+    """The data set, or its tensors, with the sampler where that may leave some out; and the manner of drawing."""
     dataset: Any = loader.dataset
     if not isinstance(loader, DataLoader):
-        return (dataset,)
-    things = dataset.tensors if type(dataset) is TensorDataset else (dataset,)
+        return (dataset,), ()
+    things = tuple(dataset.tensors) if type(dataset) is TensorDataset else (dataset,)
+    manner = type(loader.sampler), loader.batch_size
     sampler: Any = loader.sampler
     if type(loader.batch_sampler) not in (BatchSampler, type(None)):
         sampler = loader.batch_sampler
     if loader._dataset_kind != _DatasetKind.Iterable and not _draws_all(sampler, dataset):
-        return (*things, sampler)
-    return tuple(things)
+        things += (sampler,)
+    return things, manner
 
 
 def _length(loader: DataLoader[Any]) -> int | None:

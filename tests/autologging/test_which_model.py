@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import multiprocessing
+import time
 import weakref
 
 import mlflow
@@ -16,6 +17,7 @@ from torch import nn
 
 import mlflow_dynamics
 from mlflow_dynamics.autologging import trainings
+from mlflow_dynamics.recording.discovery import SearchTime
 from mlflow_dynamics.recording.hooks import is_ours
 from mlflow_dynamics.tracking import load_activations, load_layers, names
 
@@ -47,6 +49,20 @@ def test_when_the_search_takes_too_long_it_is_given_up_and_said_once(
     assert [line.message.partition(",")[0] for line in caplog.records] == [
         "The script makes optimizers for new models all the time"
     ]
+
+
+def test_waiting_for_the_processor_is_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_dynamics.recording.discovery.SEARCH_S", 0.05)
+    monkeypatch.setattr("mlflow_dynamics.recording.discovery.SEARCH_SHARE", 0.0)
+    search = SearchTime()
+    with search:
+        time.sleep(0.2)
+    assert search.allowed()
+    with search:
+        until = time.thread_time() + 0.1
+        while time.thread_time() < until:
+            pass
+    assert not search.allowed()
 
 
 def test_models_that_are_trained_for_a_moment_are_not_kept_alive_and_their_copies_carry_nothing() -> None:

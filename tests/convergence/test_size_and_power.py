@@ -59,13 +59,13 @@ def test_fires_on_at_most_5_percent_of_null_series(null, epochs):
     assert falling >= 0.02
 
 
-@pytest.mark.parametrize("epochs", [45, 70, 120])
+@pytest.mark.parametrize("epochs", [45, 70, pytest.param(120, marks=pytest.mark.slow)])
 def test_holds_between_the_lengths_of_the_table(epochs):
     for null in (white, student):
         assert fraction_of(null, epochs)[0] <= 0.05
 
 
-@pytest.mark.parametrize("epochs", [30, 100])
+@pytest.mark.parametrize("epochs", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_holds_when_the_length_is_not_known(epochs):
     for null in NULLS:
         falling, rising = fraction_of(null, epochs, planned=None)

@@ -8,6 +8,7 @@ import logging
 from typing import Any, Final
 
 import mlflow
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -23,7 +24,7 @@ from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch
 from mlflow_dynamics.recording.followed import FollowedTraining
-from mlflow_dynamics.recording.loaders import LoaderWatch, Pass
+from mlflow_dynamics.recording.loaders import LoaderWatch
 from mlflow_dynamics.recording.patching import Patch, places_of
 from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.session import status_after
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _NOTHING: Final = (
     "Nothing was recorded: torch's hooks saw no forward pass, in training mode and with gradients, of a module whose "
-    "parameters an optimizer of torch.optim then stepped."
+    "parameters an optimizer of torch.optim then stepped (steps that torch.compile has compiled are not seen)."
 )
 
 
@@ -40,7 +41,6 @@ class Autologging:
     """Everything `autolog()` has switched on."""
 
     def __init__(self, config: AutologConfig) -> None:
-        self._drawn: Pass | None = None
         self._trained = False
         self._logs = LogLines(config.silent)
         self._boundary = Boundary(self._detach)
@@ -53,12 +53,13 @@ class Autologging:
         self._attached: list[Any] = [
             schedulers,
             script_metrics,
-            LoaderWatch(self._batch, self._boundary),
+            LoaderWatch(self._trainings.batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
             *(Patch(module, name, self._around_start_run) for module, name, _ in places_of(mlflow.start_run)),
+            *(Patch(module, name, self._around_end_run) for module, name, _ in places_of(mlflow.end_run)),
             register_optimizer_step_pre_hook(self._before_step),
-            Cells(self._cell_ended),
+            Cells(self._cell_begun, self._cell_ended),
         ]
         self._process = ProcessEnd(self.close, self._forked)
         for optimizer in optimizers:
@@ -82,14 +83,12 @@ class Autologging:
         return construct
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():  # a step inside a graph runs no Python
+            return
         self._process.not_yet()
         self._trained = True
         closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer
         self._boundary.run(self._trainings.step, optimizer, closure or kwargs.get("closure") is not None)
-
-    def _batch(self, drawn: Pass) -> None:
-        self._drawn = drawn
-        self._trainings.batch(drawn)
 
     def origin_of(self, values: Tensor) -> tuple[FollowedTraining, Tensor] | None:
         """The training whose model returned these values last, and the tensor that it returned."""
@@ -98,20 +97,22 @@ class Autologging:
     def evaluated(self, call: Call) -> None:
         """A criterion was evaluated without gradients."""
         if isinstance(call.owner, FollowedTraining):
-            call.owner.evaluated(call, self._drawn)
+            call.owner.evaluated(call)
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called."""
         self._trained = True
-        for training in self._trainings:
-            training.differentiated(call, self._drawn)
+        for training in self._trainings.here():
+            training.differentiated(call)
+
+    def _cell_begun(self) -> None:
+        self._boundary.run(self._trainings.resume)
 
     def _cell_ended(self, error: BaseException | None) -> None:
         self._process.not_yet()
         self._boundary.run(self._trainings.pause, status_after(error))
 
     def _forked(self) -> None:
-        self._drawn = None
         self._trained = False
         self._boundary.run(self._trainings.leave_to_the_parent)
 
@@ -122,6 +123,14 @@ class Autologging:
             return original(*args, **kwargs)
 
         return start
+
+    def _around_end_run(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def end(*args: Any, **kwargs: Any) -> Any:
+            self._boundary.run(self._trainings.run_ends, inspect.signature(original), args, kwargs)
+            return original(*args, **kwargs)
+
+        return end
 
     def _detach(self) -> None:
         for attached in self._attached:

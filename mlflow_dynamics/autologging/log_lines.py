@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from typing import TextIO
 
 from mlflow_dynamics.recording.distributed import first_process
 
@@ -17,7 +19,7 @@ class LogLines:
         if silent or not first_process():
             self._logger.setLevel(logging.ERROR)
         elif not self._logger.hasHandlers():
-            self._handler = logging.StreamHandler()
+            self._handler = _Stderr()
             self._handler.addFilter(_shown)
             self._handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
             self._logger.addHandler(self._handler)
@@ -28,6 +30,17 @@ class LogLines:
         if self._handler is not None:
             self._logger.removeHandler(self._handler)
         self._logger.setLevel(self._level)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr at the time: in a notebook's cell that may be another one for a while."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 def _shown(line: logging.LogRecord) -> bool:

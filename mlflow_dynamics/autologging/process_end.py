@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import functools
 import multiprocessing
+import signal
 import sys
+import threading
 from _sitebuiltins import Quitter
 from collections.abc import Callable
 from multiprocessing.util import Finalize, register_after_fork
@@ -30,7 +32,7 @@ class ProcessEnd:
         self._on_end = on_end
         self._on_fork = on_fork
         self._exit_status = "FINISHED"
-        self._earlier_error = _last_error()
+        self._earlier_error = last_error()
         self._patches = [
             Patch(sys, "exit", self._around_exit),
             Patch(Quitter, "__call__", self._around_quitter),
@@ -41,7 +43,7 @@ class ProcessEnd:
     def not_yet(self) -> None:
         """The script goes on: an exit or an exception that was seen before this was caught."""
         self._exit_status = "FINISHED"
-        self._earlier_error = _last_error()
+        self._earlier_error = last_error()
 
     def remove(self) -> None:
         """Watch no more."""
@@ -51,8 +53,11 @@ class ProcessEnd:
         self._cancel()
 
     def _ended(self) -> None:
+        if "ipykernel" in sys.modules and threading.current_thread() is threading.main_thread():
+            # Jupyter sends it to a kernel that is not gone 2.5 s after it was told to go, and waits as long again.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # In a child of `multiprocessing` the exception that ends it is still on its way.
-        error = sys.exception() or _last_error()
+        error = sys.exception() or last_error()
         self._on_end(self._exit_status if error is self._earlier_error else status_after(error))
 
     def _call_when_ended(self) -> Callable[[], object]:
@@ -82,7 +87,7 @@ class ProcessEnd:
         return leave
 
 
-def _last_error() -> BaseException | None:
+def last_error() -> BaseException | None:
     """The exception that Python printed last."""
     error: BaseException | None = vars(sys).get("last_value")
     return error

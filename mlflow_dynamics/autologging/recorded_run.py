@@ -90,6 +90,11 @@ class RecordedRun:
             schedulers=None if monitor is None else schedulers,
         )
 
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's run; None while it is not created, and where another process writes it."""
+        return None if self._writer is None else self._writer.run_id
+
     def activate(self) -> str | None:
         """Make a new run the thread's active one as soon as MLflow has created it; its id, that once."""
         run = self._writer.created if self._to_activate and self._writer is not None else None

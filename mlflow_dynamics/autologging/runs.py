@@ -12,7 +12,7 @@ from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
 from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.schedule import SchedulerWatch
-from mlflow_dynamics.tracking import run_to_join
+from mlflow_dynamics.tracking import active_runs, run_to_join
 
 
 class Runs:
@@ -62,8 +62,19 @@ class Runs:
         if self._open is None:
             return False
         given = signature.bind(*args, **kwargs).arguments
-        ended = self._bound not in (None, given.get("run_id")) and mlflow.active_run() is None
-        return not given.get("nested") and (self._open.owned or ended)
+        ended = self._bound not in (None, given.get("run_id"), *active_runs())
+        return ended or (self._open.owned and not given.get("nested"))
+
+    def ended_by(self, status: str) -> bool:
+        """Whether the script, which ends the active run with this status, ends what is recorded in it.
+
+        A run of its own it may open again, for the next epoch, unless it has failed.
+        """
+        run = mlflow.active_run()
+        if run is None:
+            return False
+        ours = self._open is not None and self._open.owned and run.info.run_id == self._open.run_id
+        return ours or (status != "FINISHED" and run.info.run_id == self._bound)
 
     def end_epoch(self, training: FollowedTraining, late: int) -> None:
         """Hand over the training's open epoch, over `late` steps ago; the first one opens the run."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Iterator
 from typing import Any, Final
+from weakref import WeakSet
 
 import mlflow
 from torch import Tensor, nn
@@ -47,14 +47,20 @@ class Trainings:
         self._recording = recording
         self._boundary = boundary
         self._trainings: list[FollowedTraining] = []
+        self._unrecorded: WeakSet[threading.Thread] = WeakSet()
         self._active: FollowedTraining | None = None
-        self._thread: int | None = None
         self._rival_stepped = False
         self._parents: list[FollowedTraining] = []
         self._search = SearchTime()
 
-    def __iter__(self) -> Iterator[FollowedTraining]:
-        return iter(self._trainings)
+    def here(self) -> list[FollowedTraining]:
+        """Those in this thread; in one that trains none, as it draws batches ahead or is about to, all.
+
+        Not in one whose training is not recorded: what it does is no other training's.
+        """
+        thread = threading.current_thread()
+        mine = [training for training in self._trainings if training.thread is thread]
+        return mine if mine or thread in self._unrecorded else self._trainings
 
     def origin_of(self, values: Tensor) -> tuple[FollowedTraining, Tensor] | None:
         """The training whose model returned these values last, and the tensor that it returned."""
@@ -91,11 +97,10 @@ class Trainings:
     def batch(self, drawn: Pass) -> None:
         """A batch was drawn from some loader."""
         # Not as soon as the weights are set back: that may be to evaluate them.
-        set_back = [training for training in self._trainings if training.set_back and training.training]
-        if threading.get_ident() == self._thread:
-            for training in set_back:
+        for training in [one for one in self.here() if one.set_back and one.training]:
+            if training.thread is threading.current_thread():
                 self._start_over(training)
-        for training in self._trainings:
+        for training in self.here():
             training.batch(drawn)
 
     def step(self, optimizer: Optimizer, closure: bool) -> None:
@@ -105,13 +110,14 @@ class Trainings:
         training = next(counting, None)
         if training is None:
             return
+        training.thread = threading.current_thread()
         if is_recorded(training.recorder.model, besides=training.recorder):
             self._drop(training, "it is recorded by an explicit tracker or a framework's callback")
             return
         if not (closure or training.recorder.called) and self._replace(training, optimizer):
             return
         over = training.finder.step()
-        if training is not self._active and not self._take_over(training, bool(over)):
+        if training is not self._active and not self._take_over(training, new_epoch=bool(over)):
             training.step(optimizer, closure=closure)
             return
         if self._rival_stepped:
@@ -133,20 +139,48 @@ class Trainings:
         recorded in the new run, its epochs counted from 0.
         """
         training = self._active
-        if training is None or threading.get_ident() != self._thread:
+        if training is None or training.thread is not threading.current_thread():
             return
         if not self.runs.replaced_by(signature, args, kwargs):
             return
         self._finish("FINISHED")
         self._follow_model(training.model, *training.optimizers)
 
+    def run_ends(self, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
+        """The script ends the active run: what is recorded in it ends with it."""
+        training = self._active
+        if training is None or training.thread is not threading.current_thread():
+            return
+        status = str(signature.bind(*args, **kwargs).arguments.get("status", "FINISHED"))
+        if self.runs.ended_by(status):
+            self._finish(status)
+            self._follow_model(training.model, *training.optimizers)
+
+    def resume(self) -> None:
+        """A notebook's cell begins: what it logs goes to the run of the training."""
+        if self._left_to_us():
+            self.runs.activate()
+
     def pause(self, status: str) -> None:
         """A notebook's cell is over, with this status: record a complete epoch now, not with the next one's begin."""
+        stepped = [training for training in self.here() if training.trained_in_cell]
+        if self._active is not None and stepped and self._active not in stepped:
+            self._take_over(stepped[-1], new_epoch=True)
         training = self._active
-        if training is not None and threading.get_ident() == self._thread and training.pause(status):
+        if training is None or not self._left_to_us():
+            return
+        if training.pause(status):
             training.losses.no_step()
             self._close_epoch(training, 0)
+        self.runs.activate()
         self.runs.pause()
+        if not stepped:
+            self._let_go_of_the_dead()
+
+    def _left_to_us(self) -> bool:
+        """Whether no other thread goes on with the active training."""
+        thread = None if self._active is None else self._active.thread
+        return thread is not None and (thread is threading.current_thread() or not thread.is_alive())
 
     def finish(self, status: str) -> None:
         """The process is over, and with it the last training; others that made no way for one another were before."""
@@ -180,6 +214,7 @@ class Trainings:
             return None
         training.optimizers.update(optimizers)
         self._trainings.append(training)
+        self._unrecorded.discard(training.thread)
         return training
 
     def _let_go_of_the_dead(self) -> None:
@@ -216,7 +251,7 @@ class Trainings:
             followed.losses.begin_late()
         return True
 
-    def _take_over(self, training: FollowedTraining, new_epoch: bool) -> bool:
+    def _take_over(self, training: FollowedTraining, *, new_epoch: bool) -> bool:
         """Whether this training is the one to record from now on."""
         if self._active is None:
             return self._begin(training)
@@ -238,7 +273,6 @@ class Trainings:
             return False
         self.told = True
         self._active = training
-        self._thread = threading.get_ident()  # MLflow's active run is one thread's
         self._rival_stepped = False
         return True
 
@@ -316,6 +350,7 @@ class Trainings:
         training.remove()
         training.steps = 0
         self._trainings.remove(training)
+        self._unrecorded.add(training.thread)
         if training is self._active:
             self._active = None
             self.runs.end("FINISHED")

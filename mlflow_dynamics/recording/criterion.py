@@ -35,6 +35,12 @@ SCALINGS: Final = (
 )
 """Autograd nodes through which a criterion's value, which has no dimension, is only multiplied by a number."""
 
+_OTHERWISE: Final = ("weight", "pos_weight", "size_average", "reduce")
+"""Arguments with which the value is another mean."""
+
+_IGNORED: Final = -100
+"""A class that torch's criteria leave out of their mean."""
+
 _MARK: Final = "mlflow_dynamics.criterion"
 
 
@@ -47,6 +53,7 @@ class Call:
         criterion: the function's name, and its reduction where that changes the mean over samples.
         total: the criterion's mean over samples, times their number.
         samples: how many.
+        ignored: how many of them the criterion left out; None where it cannot.
         correct: how many of them were right; None where that is not asked.
     """
 
@@ -54,6 +61,7 @@ class Call:
     criterion: str
     total: Tensor
     samples: int
+    ignored: Tensor | None
     correct: Tensor | None
     _output: weakref.ref[Tensor]
     _target: weakref.ref[Tensor]
@@ -135,8 +143,8 @@ class CriterionWatch:
         output, target = (*args, None, None)[:2] if len(args) > 1 else (args[0] if args else None, None)
         output, target = kwargs.get("input", output), kwargs.get("target", target)
         reduction = kwargs.get("reduction", "mean")
-        plain = len(args) <= 2 and not any(kwargs.get(key) is not None for key in ("weight", "pos_weight"))
-        plain = plain and kwargs.get("ignore_index", -100) == -100 and reduction in ("mean", "sum")
+        plain = len(args) <= 2 and not any(kwargs.get(key) is not None for key in _OTHERWISE)
+        plain = plain and kwargs.get("ignore_index", _IGNORED) == _IGNORED and reduction in ("mean", "sum")
         if not plain or value.dim() != 0 or not isinstance(output, Tensor) or not isinstance(target, Tensor):
             return
         # Dense predictions are left out: their mean may be over fewer pixels than there are.
@@ -150,13 +158,17 @@ class CriterionWatch:
         if reduction == "sum" and name in ELEMENTWISE and output.numel() != len(output):
             criterion = f"{name}(reduction='sum')"
         with torch.no_grad():
-            total = value.detach().float() * (1 if reduction == "sum" else len(output))
-            if not value.requires_grad and name in CLASSIFICATION and output.dim() == 2 and target.dim() == 1:
+            classes = name in CLASSIFICATION and target.dim() == 1
+            ignored = (target == _IGNORED).sum() if classes else None
+            counted = len(output) if ignored is None else len(output) - ignored
+            total = value.detach().float() * (1 if reduction == "sum" else counted)
+            if not value.requires_grad and classes and output.dim() == 2:
                 correct = (output.argmax(1) == target).sum()
         whole = target._base
         part = None if whole is None else (weakref.ref(whole), int(target.storage_offset()))
         call = Call(
-            owner, criterion, total, len(output), correct, weakref.ref(returned), weakref.ref(target), part
+            *(owner, criterion, total, len(output), ignored, correct),
+            *(weakref.ref(returned), weakref.ref(target), part),
         )
         if value.grad_fn is not None:
             _notes(value.grad_fn)[_MARK] = call  # lives as long as the graph, and holds none of it

@@ -25,21 +25,25 @@ class Mean:
         self._total: Tensor | None = None
         self._left_out: Tensor | None = None
 
-    def add(self, total: Tensor, samples: int, *, if_finite: bool = False) -> None:
-        """Add the sum over so many; on request not where it is infinite or NaN, without waiting to see."""
+    def add(self, total: Tensor, samples: int, *, ignored: Tensor | None, if_finite: bool = False) -> None:
+        """Add the sum over so many but those ignored; on request not where it is infinite or NaN.
+
+        Waits for nothing to see.
+        """
+        left_out = ignored
         if if_finite:
-            if self._left_out is None:
-                self._left_out = torch.zeros((), dtype=torch.int64, device=total.device)
             finite = total.nan_to_num(0.0, 0.0, 0.0)
-            self._left_out.add_(finite != total, alpha=samples)
+            left_out = torch.where(finite == total, 0 if ignored is None else ignored, samples)
             total = finite
+        if left_out is not None:
+            self._left_out = left_out if self._left_out is None else self._left_out + left_out
         self._total = total if self._total is None else self._total + total
         self.samples += samples
 
     def join(self, later: Mean) -> None:
         """Add all that another one has."""
         if later._total is not None:
-            self.add(later._total, later.samples)
+            self.add(later._total, later.samples, ignored=None)
         if later._left_out is not None:
             self._left_out = later._left_out if self._left_out is None else self._left_out + later._left_out
 
@@ -89,31 +93,50 @@ class Validation:
     """One pass over a loader without steps.
 
     Attributes:
-        serial: of the pass.
+        drawn: the pass.
+        after: so many steps of the training.
         several: a batch had more than one value.
         rated: accuracy is that of the model's only output, once for each batch.
     """
 
-    serial: int
+    drawn: Pass
+    after: int
     loss: Mean = field(default_factory=Mean)
     accuracy: Mean = field(default_factory=Mean)
     criteria: set[str] = field(default_factory=set)
     several: bool = False
     rated: bool = True
     _last: list[Timed] = field(default_factory=list)
+    _batches: int = 0
+
+    def _in_pieces(self, call: Call, moment: Moment) -> bool:
+        return any(call.beside(timed.call) for timed in self._last if timed.moment == moment)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no batch of the loader is left out."""
+        return self.drawn.exhausted or self.drawn.at_an_end
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether batches are left that may still come."""
+        return not (self.complete or self.drawn.over)
 
     def add(self, call: Call, moment: Moment) -> None:
         """Add a batch."""
+        if self.drawn.exhausted and self._batches >= self.drawn.drawn and not self._in_pieces(call, moment):
+            return  # of something else, evaluated after the pass
         if repeats(call, moment, self._last):
             self.several = True
             self.rated = self.rated and call.on_output_of(self._last[-1].call)
             return
+        self._batches += not self._in_pieces(call, moment)
         # Those of one batch that is taken in pieces; else the last alone.
         self._last = [*(timed for timed in self._last if timed.moment == moment), Timed(call, moment)]
         self.criteria.add(call.criterion)
-        self.loss.add(call.total, call.samples)
+        self.loss.add(call.total, call.samples, ignored=call.ignored)
         if call.correct is not None:
-            self.accuracy.add(call.correct, call.samples)
+            self.accuracy.add(call.correct, call.samples, ignored=call.ignored)
 
     def join(self, later: Validation) -> None:
         """Go on with what was added to another one of the same pass."""
@@ -123,6 +146,7 @@ class Validation:
         self.loss.join(later.loss)
         self.accuracy.join(later.accuracy)
         self._last = later._last
+        self._batches += later._batches
 
 
 @dataclass
@@ -133,30 +157,50 @@ class Epoch:
         unknown: why there is no training loss.
         late: not all of its batches are known.
         other_terms: something else than a criterion's value was differentiated.
+        other_weights: than those of a step were evaluated.
         criteria: those that were.
         trained: the data they were of.
-        validation: of each data set that was evaluated, its last pass.
+        validation: of each data set that was evaluated, its last complete pass and any after it.
     """
 
     train: Mean = field(default_factory=Mean)
     unknown: str | None = None
     late: bool = False
     other_terms: bool = False
+    other_weights: bool = False
     criteria: set[str] = field(default_factory=set)
     trained: set[tuple[int, ...]] = field(default_factory=set)
-    validation: dict[tuple[int, ...], Validation] = field(default_factory=dict)
+    validation: dict[tuple[int, ...], list[Validation]] = field(default_factory=dict)
+
+    def trained_on(self, data: tuple[int, ...]) -> bool:
+        """Whether this is what was trained on, or the whole of which that was a part, or a part of it."""
+        return any(set(data) <= set(trained) or set(data) >= set(trained) for trained in self.trained)
+
+    def evaluated_in(self, drawn: Pass, steps: int) -> Validation | None:
+        """What is known of this pass, perhaps a new one, after so many steps; None where it is not the script's first.
+
+        A look at some batches takes no complete pass's place, nor does another evaluation without a step in between:
+        the weights may have been changed by hand, or the data.
+        """
+        passes = self.validation.setdefault(drawn.data, [])
+        if not passes or passes[-1].drawn.serial != drawn.serial:
+            passes[:] = [one for one in passes if one.complete][-1:]
+            if passes and passes[0].after == steps:
+                return None
+            passes.append(Validation(drawn, steps))
+        return passes[-1]
 
     def join(self, later: Epoch) -> None:
         """Go on with what was taken for another epoch."""
         self.unknown = self.unknown or later.unknown
         self.late |= later.late
         self.other_terms |= later.other_terms
+        self.other_weights |= later.other_weights
         self.criteria |= later.criteria
         self.trained |= later.trained
         self.train.join(later.train)
-        for data, pass_ in later.validation.items():
-            earlier = self.validation.get(data)
-            if earlier is not None and earlier.serial == pass_.serial:
-                earlier.join(pass_)
-            else:
-                self.validation[data] = pass_
+        for data, passes in later.validation.items():
+            earlier = self.validation.setdefault(data, [])
+            if earlier and earlier[-1].drawn.serial == passes[0].drawn.serial:
+                earlier[-1].join(passes.pop(0))
+            earlier.extend(passes)

@@ -126,6 +126,10 @@ class EpochFinder:
         """The steps of which it is not known whether the open epoch was over before them."""
         return 0 if self._rivalry is None else self._rivalry.steps
 
+    def goes_on(self, drawn: Pass) -> bool:
+        """Whether this batch is one of the open epoch."""
+        return self.primary is not None and drawn is self._current and drawn.epoch_key == self._open
+
     @property
     def complete(self) -> bool:
         """Whether every batch of the open epoch has been drawn, as far as its length is known."""

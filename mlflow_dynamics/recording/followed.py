@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from typing import Any, Final, NamedTuple
 
@@ -68,6 +69,7 @@ class FollowedTraining:
         model: the model.
         recorder: attached to it.
         finder: where its epochs are.
+        thread: in which it is trained.
         losses: from its criterion calls.
         steps: training steps of the open epoch.
         epochs: closed so far.
@@ -75,6 +77,7 @@ class FollowedTraining:
         optimizers: those alive that were made for the model.
         in_place: of another model, which was not called.
         set_back: the weights are, after an epoch or more, what they were before the first step.
+        replaced: they were loaded after the last step.
         left: how the last notebook cell that trained it ended, as a run's status.
     """
 
@@ -84,14 +87,17 @@ class FollowedTraining:
         self.recorder = Recorder(model, config)
         self.finder = EpochFinder()
         self.losses = Losses()
+        self.thread = threading.current_thread()
         self.steps = 0
         self.epochs = 0
         self.learning_rate: float | None = None
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.in_place = False
         self.set_back = False
+        self.replaced = False
         self.left = "FINISHED"
         self._epochs_before_cell: int | None = None
+        self._drawn: Pass | None = None
         self._before: _Before | None = None
         self._untrained: Tensor | None = None
         self._boundary = boundary
@@ -115,6 +121,9 @@ class FollowedTraining:
 
     def batch(self, drawn: Pass) -> None:
         """A batch was drawn from some loader."""
+        if self.replaced and self.training and self.epochs == 0 and not self.finder.goes_on(drawn):
+            self._rehearsed()
+        self._drawn = drawn
         self.finder.batch(drawn, training=self.training)
 
     def returned(self, values: Tensor) -> Tensor | None:
@@ -122,17 +131,21 @@ class FollowedTraining:
         output = None if self._output.reference is None else self._output.reference()
         return output if output is not None and (values is output or _reshapes(values, output)) else None
 
-    def differentiated(self, call: Call | None, drawn: Pass | None) -> None:
+    def differentiated(self, call: Call | None) -> None:
         """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
         self.finder.backward()
         # Another model's calls are not kept: while this one makes no step they would add up.
-        self.losses.differentiated(call if call is not None and call.owner is self else None, drawn)
+        self.losses.differentiated(call if call is not None and call.owner is self else None, self._drawn)
 
-    def evaluated(self, call: Call, drawn: Pass | None) -> None:
-        """A criterion was evaluated without gradients, on a batch of this pass."""
-        if self.steps == 0 or drawn is None:  # before the first step; or of an epoch that is closed
+    def evaluated(self, call: Call) -> None:
+        """A criterion was evaluated without gradients, on the batch drawn last."""
+        drawn = self._drawn
+        # Not before the first step, of an epoch that is closed, or of other weights than the last step's.
+        if self.steps == 0 or drawn is None:
             return
-        if not self.recorder.model.training and drawn.loader != self.finder.primary:
+        if self.replaced:
+            self.losses.evaluated_others()
+        elif not self.recorder.model.training and drawn.loader != self.finder.primary:
             self.losses.evaluated(call, drawn, only_output=self._output.alone)
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
@@ -147,6 +160,7 @@ class FollowedTraining:
             self._untrained = fingerprint(self.recorder.model)
             self._output.evaluated = False  # a summary of the model, say
         self.steps += 1
+        self.replaced = False
         if self._epochs_before_cell is None:
             self._epochs_before_cell, self.left = self.epochs, "FINISHED"
         self.losses.step(optimizer, closure=closure)
@@ -156,16 +170,27 @@ class FollowedTraining:
     def pause(self, status: str) -> bool:
         """A notebook's cell is over, with this status; whether the open epoch is complete.
 
-        One that was not evaluated stays open for the next cell to do that, unless it is not the cell's first.
+        One that was not evaluated stays open for the next cell to do that, unless it is not the cell's first; so does
+        one of which an evaluation goes on or has failed. A first epoch that was left early may be a rehearsal.
         """
         before, self._epochs_before_cell = self._epochs_before_cell, None
         if before is not None:
             self.left = status
-        if self.steps == 0 or self.recorder.failure is not None:
+        if self.steps == 0 or self.recorder.failure is not None or not self.finder.ended:
             return False
         if before == self.epochs and not self._output.evaluated:
             return False
-        return self.finder.ended and (status == "FINISHED" or self.finder.whole)
+        if any(
+            one.unfinished or (status != "FINISHED" and not one.complete) for one in self.losses.evaluations
+        ):
+            return False
+        rehearsal = self.epochs == 0 and not self.finder.complete
+        return self.finder.whole or (status == self.left == "FINISHED" and not rehearsal)
+
+    @property
+    def trained_in_cell(self) -> bool:
+        """Whether a step was made since the last pause."""
+        return self._epochs_before_cell is not None
 
     def close_epoch(self, late: int) -> tuple[float | None, dict[str, tuple[float, int]]]:
         """Begin a new epoch; the last one's learning rate, and what is known with certainty of its losses.
@@ -192,7 +217,7 @@ class FollowedTraining:
         self.losses.forget()
         self._before = None
         self.steps = 0
-        self.set_back = False
+        self.set_back = self.replaced = False
 
     def remove(self) -> None:
         """Detach from the model."""
@@ -201,11 +226,10 @@ class FollowedTraining:
             handle.remove()
         self._handles = []
 
-    def restored(self) -> None:
-        """The model's weights were replaced: steps of a first epoch that never ended were a rehearsal."""
-        if self.steps == 0 and self.epochs == 0:
-            return
-        if self.epochs == 0 and not self.finder.complete:
+    def _rehearsed(self) -> None:
+        """The weights were replaced in a first epoch, and its pass was left: its steps were no part of a training."""
+        self.replaced = False
+        if not self.finder.complete:
             logger.info(
                 "The first %d training steps of %s are not recorded: its weights were restored after them, as a "
                 "learning-rate finder does.",
@@ -213,7 +237,13 @@ class FollowedTraining:
                 self.name,
             )
             self.forget()
-        elif self._untrained is not None:
+
+    def restored(self) -> None:
+        """The model's weights were replaced."""
+        self.replaced = self.steps > 0
+        if self.epochs == 0 and not self.finder.complete:
+            return
+        if self._untrained is not None:
             weights = fingerprint(self.recorder.model)
             self.set_back = weights is not None and torch.equal(weights, self._untrained)
 

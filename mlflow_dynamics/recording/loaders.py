@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
 from mlflow_dynamics.recording.boundary import Boundary
@@ -24,7 +24,8 @@ class Pass:
         loader: an identity of the loader, the same for all its passes, and for one that is made anew in its place.
         serial: of the pass, over all loaders.
         length: batches of one epoch, len(loader); None where it has none.
-        data: an identity of what is drawn, the same for all loaders that draw the whole of one data set.
+        data: an identity of what is drawn, the same for all loaders that draw the whole of one data set; of a part of
+            it, that of the whole and more.
         drawn: batches drawn so far.
         asked: how often a batch was asked for, also where there was none left.
         exhausted: there are no more.
@@ -56,6 +57,11 @@ class Pass:
     def over(self) -> bool:
         """Whether nothing more can be drawn: a loop that is left, also by a break, lets go of its iterator."""
         return self.exhausted or self.replaced or self.iterator() is None
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether the last batch drawn was the last of an epoch of the loader, where its length is known."""
+        return self.length is not None and self.drawn > 0 and self.drawn % self.length == 0
 
     @property
     def done(self) -> bool:
@@ -227,11 +233,15 @@ def _nothing() -> None:
 
 
 def _drawn_by(loader: DataLoader[Any]) -> tuple[tuple[Any, ...], tuple[object, ...]]:
-    """The data set, or its tensors, with the sampler where that may leave some out; and the manner of drawing."""
+    """The data set, or its tensors, with what may leave some of it out; and the manner of drawing."""
     dataset: Any = loader.dataset
     if not isinstance(loader, DataLoader):
         return (dataset,), ()
-    things = tuple(dataset.tensors) if type(dataset) is TensorDataset else (dataset,)
+    whole, parts = dataset, []
+    while isinstance(whole, Subset):
+        parts.append(whole)
+        whole = whole.dataset
+    things: tuple[Any, ...] = (*(whole.tensors if type(whole) is TensorDataset else (whole,)), *parts)
     manner = type(loader.sampler), loader.batch_size
     sampler: Any = loader.sampler
     if type(loader.batch_sampler) not in (BatchSampler, type(None)):

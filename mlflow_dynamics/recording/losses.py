@@ -30,7 +30,9 @@ _OTHER_TERMS: Final = (
     "the training loss is not a known criterion's value alone, nor may the validation loss be"
 )
 _UNSEEN: Final = "no known criterion is called on the model's output in evaluation"
+_LOADED: Final = "the weights evaluated were loaded after the last step"
 _SEVERAL: Final = "more than one criterion value is computed on a batch"
+_PART: Final = "the data evaluated is not drawn to its end"
 _TRAINED: Final = "the data evaluated is the data trained on"
 _ANEW: Final = (
     "the data set evaluated is not known to be that of the earlier epochs; keep one object for all epochs"
@@ -53,12 +55,18 @@ class Losses:
         self._backwards: list[Timed] = []
         self._again = False
         self._other = False
+        self._steps = 0
         self._latest: Key = _NEVER
         self._stepped: Key = _NEVER
         self._data: tuple[int, ...] | None = None
         self._validation: tuple[int, ...] | None = None
         self._ambiguous = False
         self._told: set[str] = set()
+
+    @property
+    def evaluations(self) -> list[Validation]:
+        """The last evaluation of each data set in the open epoch."""
+        return [passes[-1] for passes in self._open.validation.values()]
 
     def begin_late(self) -> None:
         """A step of the open epoch was made before, and its loss is not known."""
@@ -79,15 +87,19 @@ class Losses:
         self._backwards.append(Timed(call, moment))
 
     def evaluated(self, call: Call, drawn: Pass, *, only_output: bool) -> None:
-        """A criterion was evaluated without gradients, on a batch of this pass; a new pass replaces an earlier one."""
-        pass_ = self._open.validation.get(drawn.data)
-        if pass_ is None or pass_.serial != drawn.serial:
-            pass_ = self._open.validation[drawn.data] = Validation(drawn.serial)
-        pass_.add(call, Moment.of(drawn))
-        pass_.rated = pass_.rated and only_output
+        """A criterion was evaluated without gradients, on a batch of this pass."""
+        pass_ = self._open.evaluated_in(drawn, self._steps)
+        if pass_ is not None:
+            pass_.add(call, Moment.of(drawn))
+            pass_.rated = pass_.rated and only_output
+
+    def evaluated_others(self) -> None:
+        """A criterion was evaluated without gradients, with other weights than those of the last step."""
+        self._open.other_weights = True
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Take what was differentiated since the last step into the open epoch; a closure's is still to come."""
+        self._steps += 1
         if closure:
             self._open.unknown = self._open.unknown or _CLOSURE
         if self._other:
@@ -145,7 +157,7 @@ class Losses:
         else:
             self._tell("training", unknown or _TERMS)
         if evaluated and not epoch.validation:
-            self._tell("validation", _UNSEEN)
+            self._tell("validation", _LOADED if epoch.other_weights else _UNSEEN)
         validation = self._validation_of(epoch)
         if validation is not None:
             reason = _why_unknown(epoch, validation)
@@ -167,15 +179,17 @@ class Losses:
         for place, (call, _) in enumerate(self._backwards, 1):
             epoch.criteria.add(call.criterion)
             last = place == len(self._backwards)
-            epoch.train.add(call.total, call.samples, if_finite=all_finite or not last)
+            epoch.train.add(call.total, call.samples, ignored=call.ignored, if_finite=all_finite or not last)
         self._backwards.clear()
         self._again = False
 
     def _validation_of(self, epoch: Epoch) -> Validation | None:
         """The pass over the validation data: the only ones evaluated in the first epoch that evaluates any."""
-        evaluated = {data: found for data, found in epoch.validation.items() if data not in epoch.trained}
+        others = {data: passes for data, passes in epoch.validation.items() if not epoch.trained_on(data)}
+        whole = {data: [one for one in passes if one.complete] for data, passes in others.items()}
+        evaluated = {data: passes[-1] for data, passes in whole.items() if passes}
         if epoch.validation and not evaluated:
-            self._tell("validation", _TRAINED)
+            self._tell("validation", _PART if others else _TRAINED)
         if self._ambiguous or not evaluated:
             return None
         if self._validation is None:

@@ -206,7 +206,8 @@ class Recorder:
         return hook is self._forward
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._boundary.run(self._count_step, optimizer)
+        if not torch.compiler.is_compiling():  # a step inside a graph runs no Python
+            self._boundary.run(self._count_step, optimizer)
 
     def _count_step(self, optimizer: Optimizer) -> None:
         if not self.counts(optimizer):

@@ -12,6 +12,7 @@ from mlflow_dynamics.tracking.query import load_metrics, load_metrics_table, sea
 from mlflow_dynamics.tracking.runs import (
     OpenedRun,
     activate_run,
+    active_runs,
     end_run,
     new_run,
     open_run,
@@ -24,6 +25,7 @@ __all__ = [
     "OpenedRun",
     "RunWriter",
     "activate_run",
+    "active_runs",
     "end_run",
     "load_activations",
     "load_layers",

@@ -76,6 +76,11 @@ def run_to_join() -> str | None:
     return MLFLOW_RUN_ID.get() if active is None else active.info.run_id
 
 
+def active_runs() -> list[str]:
+    """The thread's active runs, each nested in the one before it."""
+    return [run.info.run_id for run in fluent._active_run_stack.get()]
+
+
 def start_run(
     *,
     experiment_name: str | None = None,

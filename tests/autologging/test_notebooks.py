@@ -51,6 +51,37 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 """
 
 
+EVALUATE_A_PART = """
+model.eval()
+with torch.no_grad():
+    for x, y in test_loader:
+        criterion(model(x), y)
+        raise KeyboardInterrupt
+"""
+
+IN_A_THREAD = """
+import threading, time
+seen = []
+
+def slowly():
+    model.eval()
+    with torch.no_grad():
+        total = 0
+        for x, y in test_loader:
+            total += criterion(model(x), y).item() * len(y)
+            time.sleep(0.05)
+    seen.append(total / 40)
+
+def work():
+    for _ in range(2):
+        train()
+        slowly()
+
+thread = threading.Thread(target=work)
+thread.start()
+"""
+
+
 class Notebook:
     """A kernel, and the store it records into."""
 
@@ -167,6 +198,60 @@ def test_a_cell_that_fails_ends_its_training_and_no_other(notebook: Notebook) ->
     notebook.run("mlflow_dynamics.autolog(disable=True)")
     assert [run.info.status for run in notebook.runs()] == ["FAILED", "FINISHED"]
     notebook.run("mlflow_dynamics.autolog()")
+
+
+def test_a_run_goes_on_until_it_is_ended_and_what_is_logged_meanwhile_is_its_own(notebook: Notebook) -> None:
+    notebook.begin("log")
+    notebook.run("train(); evaluate()")
+    notebook.has(1)
+    notebook.run("mlflow.log_metric('mine', 1.0)")
+    notebook.run("train(); evaluate()")
+    notebook.has(2)
+    assert notebook.runs()[0].data.metrics["mine"] == 1.0
+    notebook.run("mlflow.end_run()")
+    notebook.run("train(); evaluate()")
+    notebook.has(1, run=1)
+    assert [run.info.status for run in notebook.runs()] == ["FINISHED", "RUNNING"]
+    assert len(notebook.values("train/loss")) == 2
+
+
+def test_an_epoch_or_an_evaluation_that_is_not_whole_is_not_taken_for_one(notebook: Notebook) -> None:
+    notebook.begin("parts")
+    notebook.run(
+        "before = {key: value.clone() for key, value in model.state_dict().items()}\ntrain(batches=20)"
+    )
+    notebook.run("'a look at the learning rates'")
+    notebook.run("model.load_state_dict(before)")
+    notebook.run("train()")
+    assert notebook.run(EVALUATE_A_PART)["ename"] == "KeyboardInterrupt"
+    own = float(notebook.run("print(evaluate())")["printed"].splitlines()[-1])
+    assert notebook.has(1, "validation/loss") == pytest.approx([own], rel=1e-6)
+    assert notebook.run("train(batches=20)")["ename"] == "KeyboardInterrupt"
+    notebook.run("pass")
+    assert len(notebook.has(1)) == 1
+
+
+def test_magics_that_run_a_cell_or_a_script_are_understood(notebook: Notebook, tmp_path: Path) -> None:
+    notebook.begin("magics")
+    notebook.run("%%capture\ntrain()")
+    own = float(notebook.run("print(evaluate())")["printed"].splitlines()[-1])
+    assert notebook.has(1, "validation/loss") == pytest.approx([own], rel=1e-6)
+    script = tmp_path / "script.py"
+    script.write_text("train(); train(); 1 / 0")
+    notebook.run(f"%run -i {script}")
+    assert len(notebook.has(3)) == 3
+    notebook.run(f"{ANEW}train(); train()")
+    notebook.has(2, run=1)
+    assert [run.info.status for run in notebook.runs()] == ["FAILED", "RUNNING"]
+
+
+def test_what_another_thread_is_training_is_left_to_it(notebook: Notebook) -> None:
+    notebook.begin("thread")
+    notebook.run(IN_A_THREAD)
+    for _ in range(5):
+        notebook.run("import time; time.sleep(0.1)")
+    own = [float(line) for line in notebook.run("thread.join(); print(*seen, sep='\\n')")["printed"].split()]
+    assert notebook.has(2, "validation/loss") == pytest.approx(own, rel=1e-6)
 
 
 def test_the_kernels_end_is_that_of_the_run(empty_store: Path, own_mlflow: Path) -> None:

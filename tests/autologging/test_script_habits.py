@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import sys
@@ -221,3 +222,89 @@ def test_a_line_is_shown_once_where_the_script_sets_up_logging_later(
         root.handlers = captured
     shown = capfd.readouterr().err
     assert (shown.count("before"), shown.count("after")) == (1, 1)
+
+
+def test_a_compiled_optimizer_step_is_left_alone_and_said_to_be_unseen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def trained(*, recorded: bool) -> tuple[list[float], torch.Tensor]:
+        torch._dynamo.reset()
+        if recorded:
+            mlflow_dynamics.autolog()
+        model, batches = network(), loader()
+        optimizer = torch.optim.Adam(model.parameters())
+        compiled = torch.compile(lambda: optimizer.step(), backend="eager")
+        losses = []
+        for images, targets in [*batches, *batches]:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images), targets)
+            loss.backward()
+            compiled()
+            losses.append(loss.item())
+        mlflow_dynamics.autolog(disable=True)
+        return losses, torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    mlflow_dynamics.autolog(disable=True)
+    bare, weights = trained(recorded=False)
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"):
+        losses, others = trained(recorded=True)
+    torch._dynamo.reset()
+    assert losses == bare
+    assert torch.equal(weights, others)
+    assert runs() == {}
+    said = [line.message for line in caplog.records if line.name.startswith("mlflow_dynamics")][-1]
+    assert "steps that torch.compile has compiled are not seen" in said
+
+
+def test_a_run_of_ours_that_the_script_ends_is_over_and_what_follows_has_its_own() -> None:
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    train(model, optimizer, batches, 2)
+    deadline = time.monotonic() + 30
+    while mlflow.active_run() is None and time.monotonic() < deadline:
+        train(model, optimizer, batches, 1)
+        time.sleep(0.05)
+    ours = mlflow.active_run()
+    assert ours is not None
+    mlflow.end_run()
+    assert mlflow.active_run() is None
+    ended = mlflow.get_run(ours.info.run_id)
+    assert ended.info.status == "FINISHED"
+    train(model, optimizer, batches, 2)
+    mlflow_dynamics.autolog(disable=True)
+    again = mlflow.get_run(ours.info.run_id)
+    assert (again.info.end_time, epochs_of(again)) == (ended.info.end_time, epochs_of(ended))
+    (other,) = [
+        run
+        for run in mlflow.search_runs(search_all_experiments=True, output_format="list")
+        if run.info.run_id != ours.info.run_id
+    ]
+    assert epochs_of(other) == 2
+
+
+def test_nested_runs_of_one_model_hold_each_their_own_epochs() -> None:
+    model, batches = network(), loader()
+    with mlflow.start_run():
+        for name in ("first", "second"):
+            optimizer = sgd(model)
+            with mlflow.start_run(run_name=name, nested=True):
+                train(model, optimizer, batches, 2)
+    mlflow_dynamics.autolog(disable=True)
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert {run.info.run_name: epochs_of(run) for run in found if "mlflow.parentRunId" in run.data.tags} == {
+        "first": 2,
+        "second": 2,
+    }
+
+
+def test_a_run_that_fails_in_an_epoch_does_not_hold_a_part_of_it() -> None:
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    with contextlib.suppress(ValueError), mlflow.start_run(run_name="mine"):
+        train(model, optimizer, batches, 2)
+        for index, (images, targets) in enumerate(batches):
+            step(model, optimizer, images, targets)
+            if index == 2:
+                raise ValueError("in the middle")
+    mlflow_dynamics.autolog(disable=True)
+    assert epochs_of(runs()["mine"]) == 2

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 import torch
 from recorded import steps_of_epochs
-from small_training import STEPS, loader, network, sgd, train
+from small_training import STEPS, loader, network, sgd, step, train
 from torch import nn
 
 import mlflow_dynamics
@@ -114,3 +114,16 @@ def test_other_weights_begin_no_other_training() -> None:
     model.train().load_state_dict(now)
     train(model, optimizer, batches, 1)
     assert recorded() == [[STEPS] * 4]
+
+
+def test_weights_that_are_replaced_in_the_middle_of_a_first_pass_leave_it_whole() -> None:
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    for _ in range(2):
+        for index, (images, targets) in enumerate(batches):
+            step(model, optimizer, images, targets)
+            if index % 3 == 2:  # an average is swapped in to be evaluated
+                kept = copy.deepcopy(model.state_dict())
+                model.load_state_dict({key: value / 2 for key, value in kept.items()})
+                model.load_state_dict(kept)
+    assert recorded() == [[STEPS] * 2]

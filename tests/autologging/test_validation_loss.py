@@ -12,7 +12,14 @@ from loops import evaluate
 from recorded import Record, records
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from witness import BATCH, Witness, data, loader, net, sgd
 
 import mlflow_dynamics
@@ -335,3 +342,127 @@ def test_two_data_sets_from_the_first_epoch_on_leave_none(
     record = train(w, evaluation)
     assert record.metric("validation/loss") == record.metric("validation/accuracy") == {}
     assert len(not_logged(caplog)) == 1
+
+
+def look(w: Witness, batches: DataLoader[Any]) -> None:
+    """At one batch."""
+    x, y = next(iter(batches))
+    w.model.eval()
+    with torch.no_grad():
+        entropy(w.model(x), y)
+    w.model.train()
+
+
+def noise(w: Witness, batches: DataLoader[Any]) -> None:
+    """The weights are others for a while."""
+    kept = [parameter.detach().clone() for parameter in w.model.parameters()]
+    with torch.no_grad():
+        for parameter in w.model.parameters():
+            parameter.mul_(3)
+        evaluate(w, batches)
+        for parameter, value in zip(w.model.parameters(), kept, strict=True):
+            parameter.copy_(value)
+
+
+def reload(w: Witness, batches: DataLoader[Any]) -> None:
+    w.model.load_state_dict({key: 2 * value for key, value in w.model.state_dict().items()})
+    evaluate(w, batches)
+
+
+def no_loader(w: Witness, batches: DataLoader[Any]) -> None:
+    """Tensors, in pieces."""
+    x, y = data(12, seed=3).tensors
+    w.model.eval()
+    with torch.no_grad():
+        for piece in range(0, 12, 6):
+            entropy(w.model(x[piece : piece + 6]), y[piece : piece + 6])
+    w.model.train()
+
+
+@pytest.mark.parametrize("afterwards", [look, noise, reload, no_loader])
+def test_what_is_evaluated_after_the_validation_is_no_part_of_it(
+    w: Witness, afterwards: Callable[[Witness, DataLoader[Any]], None]
+) -> None:
+    validation = loader(10, seed=2)
+
+    def evaluation(epoch: int) -> None:
+        evaluate(w, validation, epoch)
+        afterwards(w, validation)
+
+    record = train(w, evaluation)
+    assert record.metric("validation/loss") == losses(w)
+    assert record.metric("validation/accuracy") == accuracies(w)
+
+
+@pytest.mark.parametrize(
+    ("only", "reason"),
+    [
+        (look, "the data evaluated is not drawn to its end"),
+        (reload, "the weights evaluated were loaded after the last step"),
+    ],
+)
+def test_what_is_not_the_whole_validation_leaves_none(
+    w: Witness,
+    only: Callable[[Witness, DataLoader[Any]], None],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    validation = loader(10, seed=2)
+    record = train(w, lambda _: only(w, validation))
+    assert record.metric("validation/loss") == record.metric("validation/accuracy") == {}
+    assert not_logged(caplog) == [f"The validation loss is not logged: {reason}."]
+
+
+@pytest.mark.parametrize(
+    "training_part",
+    [
+        lambda source: DataLoader(
+            source, batch_size=BATCH, sampler=WeightedRandomSampler([1.0] * len(source), 20)
+        ),
+        lambda source: DataLoader(Subset(source, range(12)), batch_size=BATCH),
+    ],
+    ids=["a part trained", "a subset trained"],
+)
+def test_training_data_in_another_order_are_no_validation(
+    w: Witness, training_part: Callable[[Any], DataLoader[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = data()
+    record = train(w, lambda _: evaluate(w, DataLoader(source, batch_size=8)), batches=training_part(source))
+    assert record.metric("validation/loss") == {}
+    assert not_logged(caplog) == [
+        "The validation loss is not logged: the data evaluated is the data trained on."
+    ]
+
+
+def test_targets_that_the_criterion_ignores_are_not_counted(w: Witness) -> None:
+    images, targets = data(20, seed=2).tensors
+    targets[::3] = -100
+    batches = DataLoader(TensorDataset(images, targets), batch_size=BATCH)
+    counted = int((targets != -100).sum())
+
+    def evaluation(epoch: int) -> None:
+        w.model.eval()
+        total = right = 0.0
+        with torch.no_grad():
+            for x, y in batches:
+                output = w.model(x)
+                total += entropy(output, y).item() * (y != -100).sum().item()
+                right += (output.argmax(1) == y).sum().item()
+        w.validation[epoch] = total / counted, right / counted
+        w.model.train()
+
+    record = train(
+        w, evaluation, batches=DataLoader(TensorDataset(images, targets.clone()), batch_size=BATCH)
+    )
+    assert record.metric("validation/loss") == losses(w)
+    assert record.metric("validation/accuracy") == accuracies(w)
+    assert set(record.metric("train/loss")) == {0, 1, 2}
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+def test_a_sum_by_the_deprecated_argument_is_no_mean(w: Witness) -> None:
+    def summed(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output, y, size_average=False)
+
+    record = train(w, evaluate_with(w, summed), summed)
+    assert record.metric("train/loss") == record.metric("validation/loss") == {}

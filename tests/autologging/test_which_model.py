@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import multiprocessing
+import threading
 import time
 import weakref
 
@@ -262,3 +263,52 @@ def test_a_model_inside_a_module_that_is_never_called_is_recorded_itself() -> No
     expected = {epoch: sum(losses[epoch * STEPS : (epoch + 1) * STEPS]) / STEPS for epoch in (1, 2)}
     assert {point.step: point.value for point in history} == pytest.approx(expected)
     assert names.VALIDATION_LOSS in run.data.metrics
+
+
+def test_trainings_in_two_threads_do_not_hear_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainings, "RIVAL_STEPS", 1000)
+    together = threading.Barrier(2, timeout=60)
+    losses: dict[int, list[float]] = {}
+
+    def training(seed: int) -> None:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        optimizer, batches = sgd(model), loader(seed)
+        losses[seed] = []
+        for _ in range(3):
+            total = 0.0
+            for images, targets in batches:
+                together.wait()
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(images), targets)
+                loss.backward()
+                optimizer.step()
+                total += loss.item() * len(targets)
+            losses[seed].append(total / (4 * STEPS))
+
+    threads = [threading.Thread(target=training, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    mlflow_dynamics.autolog(disable=True)
+    run = runs()["ours"]
+    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, names.TRAIN_LOSS)
+    logged = [point.value for point in sorted(points, key=lambda point: point.step)]
+    assert any(logged == pytest.approx(own, rel=1e-6) for own in losses.values())
+    assert load_activations(run.info.run_id).num_rows == 3 * STEPS * 2
+
+
+def test_a_training_may_go_from_thread_to_thread() -> None:
+    model, batches = network(), loader()
+    optimizer = sgd(model)
+    for _ in range(2):
+        thread = threading.Thread(target=train, args=(model, optimizer, batches, 1))
+        thread.start()
+        thread.join()
+        train(model, optimizer, batches, 1)
+    mlflow_dynamics.autolog(disable=True)
+    (run,) = runs().values()
+    found = load_activations(run.info.run_id).to_pandas()
+    assert found.groupby("epoch")["step"].nunique().tolist() == [STEPS] * 4
+    assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, names.TRAIN_LOSS)) == 4

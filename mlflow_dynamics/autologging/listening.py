@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _NOTHING: Final = (
     "Nothing was recorded: torch's hooks saw no forward pass, in training mode and with gradients, of a module whose "
-    "parameters an optimizer of torch.optim then stepped (steps that torch.compile has compiled are not seen)."
+    "parameters an optimizer of torch.optim then stepped."
 )
 
 
@@ -58,7 +58,7 @@ class Autologging:
             Patch(Optimizer, "__init__", self._around_optimizer),
             *(Patch(module, name, self._around_start_run) for module, name, _ in places_of(mlflow.start_run)),
             *(Patch(module, name, self._around_end_run) for module, name, _ in places_of(mlflow.end_run)),
-            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_pre_hook(torch.compiler.disable(self._before_step)),
             Cells(self._cell_begun, self._cell_ended),
         ]
         self._process = ProcessEnd(self.close, self._forked)
@@ -83,8 +83,6 @@ class Autologging:
         return construct
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():  # a step inside a graph runs no Python
-            return
         self._process.not_yet()
         self._trained = True
         closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer

@@ -101,7 +101,8 @@ class Recorder:
                 for (_, module), hook in zip(self._chosen, self._hooks, strict=True)
             ),
             self.model.register_forward_hook(ForwardPassEnd(self._forward)),
-            register_optimizer_step_post_hook(self._after_step),
+            # Traced with a step that is compiled it would have it compiled anew each time.
+            register_optimizer_step_post_hook(torch.compiler.disable(self._after_step)),
             Scriptable(),
         ]
         _forget_compiled_graphs()
@@ -206,8 +207,7 @@ class Recorder:
         return hook is self._forward
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling():  # a step inside a graph runs no Python
-            self._boundary.run(self._count_step, optimizer)
+        self._boundary.run(self._count_step, optimizer)
 
     def _count_step(self, optimizer: Optimizer) -> None:
         if not self.counts(optimizer):

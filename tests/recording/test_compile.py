@@ -194,16 +194,23 @@ def test_fullgraph_is_kept() -> None:
         assert recorder.end_epoch(0).result().step.tolist() == [0, 1]
 
 
-def test_a_compiled_optimizer_step_is_counted_or_the_record_says_so() -> None:
-    model = small_cnn()
-    optimizer = sgd(model)
-    step = torch.compile(optimizer.step, backend="eager")
-    with Recorder(model, RecordingConfig()) as recorder:
-        for images, targets in batches(3):
+def test_a_compiled_optimizer_step_is_counted_and_not_compiled_anew() -> None:
+    graphs = []
+    for recorded in (False, True):
+        forget_compiled()
+        model = small_cnn()
+        optimizer = sgd(model)
+        step = torch.compile(optimizer.step, backend="eager")
+        recorder = Recorder(model, RecordingConfig()) if recorded else None
+        for images, targets in batches(12):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), targets).backward()
             step()
-        assert recorder.end_epoch(0).result().step.tolist() == [0, 1, 2]
+        graphs.append(counters["stats"]["unique_graphs"])
+        if recorder is not None:
+            assert recorder.end_epoch(0).result().step.tolist() == list(range(12))
+            recorder.remove()
+    assert graphs[0] == graphs[1] > 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import mlflow
@@ -50,14 +51,20 @@ class Autologging:
         self._trainings = Trainings(
             config.recording, self._boundary, Runs(config, schedulers, script_metrics)
         )
+        notices: dict[Callable[..., Any], Callable[[Mapping[str, Any]], None]] = {
+            mlflow.start_run: self._trainings.run_begins,
+            mlflow.end_run: self._trainings.run_ends,
+        }
         self._attached: list[Any] = [
             schedulers,
             script_metrics,
             LoaderWatch(self._trainings.batch, self._boundary),
             CriterionWatch(self, self._boundary),
             Patch(Optimizer, "__init__", self._around_optimizer),
-            *(Patch(module, name, self._around_start_run) for module, name, _ in places_of(mlflow.start_run)),
-            *(Patch(module, name, self._around_end_run) for module, name, _ in places_of(mlflow.end_run)),
+            *(
+                Patch(module, name, functools.partial(self._around_run, notices[function]))
+                for module, name, function in places_of(*notices)
+            ),
             register_optimizer_step_pre_hook(torch.compiler.disable(self._before_step)),
             Cells(self._cell_begun, self._cell_ended),
         ]
@@ -114,21 +121,18 @@ class Autologging:
         self._trained = False
         self._boundary.run(self._trainings.leave_to_the_parent)
 
-    def _around_start_run(self, original: Any) -> Any:
+    def _around_run(self, notice: Callable[[Mapping[str, Any]], None], original: Any) -> Any:
+        """`notice` hears of each call of MLflow's function before it, with the arguments that are given."""
+
+        def hear(args: Any, kwargs: Any) -> None:
+            notice(inspect.signature(original).bind(*args, **kwargs).arguments)
+
         @functools.wraps(original)
-        def start(*args: Any, **kwargs: Any) -> Any:
-            self._boundary.run(self._trainings.make_way, inspect.signature(original), args, kwargs)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._boundary.run(hear, args, kwargs)
             return original(*args, **kwargs)
 
-        return start
-
-    def _around_end_run(self, original: Any) -> Any:
-        @functools.wraps(original)
-        def end(*args: Any, **kwargs: Any) -> Any:
-            self._boundary.run(self._trainings.run_ends, inspect.signature(original), args, kwargs)
-            return original(*args, **kwargs)
-
-        return end
+        return call
 
     def _detach(self) -> None:
         for attached in self._attached:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import mlflow
@@ -57,11 +57,10 @@ class Runs:
             return "the active run holds another model's dynamics; start a run for each"
         return None
 
-    def replaced_by(self, signature: inspect.Signature, args: Any, kwargs: Any) -> bool:
+    def replaced_by(self, given: Mapping[str, Any]) -> bool:
         """Whether the run that the script is about to start, with these arguments, is to take the open one's place."""
         if self._open is None:
             return False
-        given = signature.bind(*args, **kwargs).arguments
         ended = self._bound not in (None, given.get("run_id"), *active_runs())
         return ended or (self._open.owned and not given.get("nested"))
 

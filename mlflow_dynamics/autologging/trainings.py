@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
+from collections.abc import Mapping
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -97,9 +97,9 @@ class Trainings:
     def batch(self, drawn: Pass) -> None:
         """A batch was drawn from some loader."""
         # Not as soon as the weights are set back: that may be to evaluate them.
-        for training in [one for one in self.here() if one.set_back and one.training]:
-            if training.thread is threading.current_thread():
-                self._start_over(training)
+        thread = threading.current_thread()
+        for training in [t for t in self._trainings if t.set_back and t.training and t.thread is thread]:
+            self._start_over(training)
         for training in self.here():
             training.batch(drawn)
 
@@ -132,29 +132,19 @@ class Trainings:
         if doubt is not None:
             self._decline(training, doubt)
 
-    def make_way(self, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
+    def run_begins(self, given: Mapping[str, Any]) -> None:
         """The script starts a run: ours, which it does not know of, ends first, or MLflow would refuse.
 
-        So does the recording in an earlier run of the script, which the script has ended. A training that goes on is
-        recorded in the new run, its epochs counted from 0.
+        So does the recording in an earlier run of the script, which the script has ended.
         """
-        training = self._active
-        if training is None or training.thread is not threading.current_thread():
-            return
-        if not self.runs.replaced_by(signature, args, kwargs):
-            return
-        self._finish("FINISHED")
-        self._follow_model(training.model, *training.optimizers)
+        if self.runs.replaced_by(given):
+            self._go_on_in_another_run("FINISHED")
 
-    def run_ends(self, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
+    def run_ends(self, given: Mapping[str, Any]) -> None:
         """The script ends the active run: what is recorded in it ends with it."""
-        training = self._active
-        if training is None or training.thread is not threading.current_thread():
-            return
-        status = str(signature.bind(*args, **kwargs).arguments.get("status", "FINISHED"))
+        status = str(given.get("status", "FINISHED"))
         if self.runs.ended_by(status):
-            self._finish(status)
-            self._follow_model(training.model, *training.optimizers)
+            self._go_on_in_another_run(status)
 
     def resume(self) -> None:
         """A notebook's cell begins: what it logs goes to the run of the training."""
@@ -310,10 +300,17 @@ class Trainings:
         again = "The weights of %s are again what they were before its first step: another training begins,"
         if self.runs.owned:
             logger.info(again + " with a run of its own.", training.name)
-            self._finish("FINISHED")
-            self._follow_model(training.model, *training.optimizers)
+            self._go_on_in_another_run("FINISHED")
         elif mlflow.active_run() is not None:
             logger.info(again + " as epoch %d of the same run.", training.name, training.epochs)
+
+    def _go_on_in_another_run(self, status: str) -> None:
+        """What is recorded of the active training is over; if it goes on, then as another, its epochs from 0."""
+        training = self._active
+        if training is None or training.thread is not threading.current_thread():  # whose runs are others
+            return
+        self._finish(status)
+        self._follow_model(training.model, *training.optimizers)
 
     def _finish(self, status: str) -> None:
         """The active training is over."""

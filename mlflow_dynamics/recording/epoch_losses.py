@@ -109,9 +109,6 @@ class Validation:
     _last: list[Timed] = field(default_factory=list)
     _batches: int = 0
 
-    def _in_pieces(self, call: Call, moment: Moment) -> bool:
-        return any(call.beside(timed.call) for timed in self._last if timed.moment == moment)
-
     @property
     def complete(self) -> bool:
         """Whether no batch of the loader is left out."""
@@ -124,15 +121,17 @@ class Validation:
 
     def add(self, call: Call, moment: Moment) -> None:
         """Add a batch."""
-        if self.drawn.exhausted and self._batches >= self.drawn.drawn and not self._in_pieces(call, moment):
+        same_batch = [timed for timed in self._last if timed.moment == moment]
+        another_piece = any(call.beside(timed.call) for timed in same_batch)
+        if self.drawn.exhausted and self._batches >= self.drawn.drawn and not another_piece:
             return  # of something else, evaluated after the pass
         if repeats(call, moment, self._last):
             self.several = True
             self.rated = self.rated and call.on_output_of(self._last[-1].call)
             return
-        self._batches += not self._in_pieces(call, moment)
+        self._batches += not another_piece
         # Those of one batch that is taken in pieces; else the last alone.
-        self._last = [*(timed for timed in self._last if timed.moment == moment), Timed(call, moment)]
+        self._last = [*same_batch, Timed(call, moment)]
         self.criteria.add(call.criterion)
         self.loss.add(call.total, call.samples, ignored=call.ignored)
         if call.correct is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 import platformdirs
 import vl_convert
+
+from mlflow_dynamics.tracking.parquet import write_file
 
 
 @cache
@@ -21,17 +21,7 @@ def vega_bundle() -> str:
     except (OSError, UnicodeDecodeError):
         bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
         bundle = bundle.replace("</script", "<\\/script")
-        with contextlib.suppress(
-            OSError
-        ):  # a disk that is full or not ours to write on: put together next time too
-            _write_whole(kept, bundle)
+        # A disk that is full or not ours to write on: it is put together next time too.
+        with contextlib.suppress(OSError):
+            write_file(kept, bundle.encode())
         return bundle
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write the file so that no other process ever reads a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)

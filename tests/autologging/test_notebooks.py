@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from waiting import wait_until
 
 from mlflow_dynamics.tracking import names
 
@@ -130,18 +131,11 @@ class Notebook:
 
     def has(self, epochs: int, key: str = "train/loss", *, run: int = 0) -> list[float]:
         """The metric's values once there are so many, a moment after the cell."""
-        wait_until(lambda: len(self.runs()) > run and len(self.values(key, run=run)) >= epochs)
+        wait_until(lambda: len(self.runs()) > run and len(self.values(key, run=run)) >= epochs, timeout_s=30)
         time.sleep(0.5)
         values = self.values(key, run=run)
         assert len(values) == epochs
         return values
-
-
-def wait_until(there: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +256,6 @@ def test_the_kernels_end_is_that_of_the_run(empty_store: Path, own_mlflow: Path)
     notebook.has(2)
     notebook.run("1 / 0")
     (run,) = notebook.runs()
-    wait_until(lambda: names.REPORT in notebook.files(run))
+    wait_until(lambda: names.REPORT in notebook.files(run), timeout_s=30)
     notebook.close(now=False)
     assert [run.info.status for run in notebook.runs()] == ["FINISHED"]

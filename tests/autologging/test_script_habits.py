@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_training import STEPS, epochs_of, loader, network, runs, sgd, step, train
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mlflow_dynamics
 from mlflow_dynamics.tracking import load_activations, names
@@ -22,16 +23,26 @@ from mlflow_dynamics.tracking import load_activations, names
 pytestmark = pytest.mark.usefixtures("autologged")
 
 
+def train_until_the_run_is_active(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: DataLoader
+) -> mlflow.ActiveRun:
+    """MLflow creates a run in the background, and a step makes it the active one."""
+    deadline = time.monotonic() + 30
+    while mlflow.active_run() is None and time.monotonic() < deadline:
+        train(model, optimizer, batches, 1)
+        time.sleep(0.05)
+    run = mlflow.active_run()
+    assert run is not None
+    return run
+
+
 @pytest.mark.parametrize("active", [False, True], ids=["created soon", "active meanwhile"])
 def test_a_run_that_the_script_starts_after_its_training_is_its_own(active: bool) -> None:
     model, batches = network(), loader()
     optimizer = sgd(model)
     train(model, optimizer, batches, 2)
-    deadline = time.monotonic() + 30
-    while active and mlflow.active_run() is None and time.monotonic() < deadline:
-        train(model, optimizer, batches, 1)
-        time.sleep(0.05)
-    assert mlflow.active_run() is not None or not active
+    if active:
+        train_until_the_run_is_active(model, optimizer, batches)
     with mlflow.start_run(run_name="mine"):
         mlflow.log_metric("final", 1.0)
     found = runs()
@@ -258,12 +269,7 @@ def test_a_run_of_ours_that_the_script_ends_is_over_and_what_follows_has_its_own
     model, batches = network(), loader()
     optimizer = sgd(model)
     train(model, optimizer, batches, 2)
-    deadline = time.monotonic() + 30
-    while mlflow.active_run() is None and time.monotonic() < deadline:
-        train(model, optimizer, batches, 1)
-        time.sleep(0.05)
-    ours = mlflow.active_run()
-    assert ours is not None
+    ours = train_until_the_run_is_active(model, optimizer, batches)
     mlflow.end_run()
     assert mlflow.active_run() is None
     ended = mlflow.get_run(ours.info.run_id)

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from tracking_records import wait_until
+from waiting import wait_until
 
 import mlflow_dynamics
 from mlflow_dynamics.recording.boundary import Boundary

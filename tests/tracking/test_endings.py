@@ -123,7 +123,7 @@ def test_a_run_of_the_last_moment_is_complete(
     """
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE), str(HERE.parent)]),
     }
     script = subprocess.run(
         [sys.executable, str(HERE / "last_moment_training.py"), moment],

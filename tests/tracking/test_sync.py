@@ -15,8 +15,9 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from tracking_records import assert_complete, layers, wait_until, write_epoch
+from tracking_records import assert_complete, layers, write_epoch
 from tracking_server import FaultyProxy, MlflowServer
+from waiting import wait_until
 
 from mlflow_dynamics.tracking import RunWriter, names, open_run, spool
 from mlflow_dynamics.tracking.entry import Batch

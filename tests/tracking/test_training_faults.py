@@ -28,8 +28,8 @@ from faulty_training import (
     warnings_of,
 )
 from mlflow import MlflowClient
-from tracking_records import wait_until
 from tracking_server import FaultyProxy, MlflowServer
+from waiting import wait_until
 
 import mlflow_dynamics
 from mlflow_dynamics.session import Tracker

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_training import warnings_of
 from mlflow import MlflowClient
-from tracking_records import activations, assert_complete, layers, measures, wait_until, write_epoch
+from tracking_records import activations, assert_complete, layers, measures, write_epoch
 from tracking_server import FaultyProxy, MlflowServer
+from waiting import wait_until
 
 from mlflow_dynamics.errors import ConfigError, DataError, TrackingError
 from mlflow_dynamics.tracking import RunWriter, end_run, names, open_run, spool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 from mlflow import MlflowClient
@@ -66,10 +65,3 @@ def assert_complete(uri: str, run_id: str, epochs: int) -> None:
     for root in (names.ACTIVATIONS, names.LAYER_MEASURES):
         found = sorted(file.path for file in client.list_artifacts(run_id, root))
         assert found == [f"{root}/epoch={epoch:05d}" for epoch in range(epochs)]
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import time
@@ -94,14 +95,17 @@ class Notebook:
         self.experiment = ""
 
     def run(self, cell: str) -> dict[str, Any]:
-        """Run a cell; the kernel's reply, with what it printed."""
-        printed: list[str] = []
+        """Run a cell; the kernel's reply."""
+        reply: dict[str, Any] = self.client.execute_interactive(cell, timeout=120, output_hook=lambda _: None)
+        return reply["content"]
 
-        def keep(message: dict[str, Any]) -> None:
-            printed.append(message["content"].get("text", ""))
-
-        reply = self.client.execute_interactive(cell, timeout=120, output_hook=keep)["content"]
-        return {**reply, "printed": "".join(printed)}
+    def value(self, cell: str) -> Any:
+        """What the cell leaves in `own`: as part of a reply, as our log's lines are among what is printed."""
+        assert self.run(cell)["status"] == "ok"
+        reply = self.client.execute_interactive(
+            "", timeout=120, output_hook=lambda _: None, user_expressions={"own": "own"}
+        )
+        return ast.literal_eval(reply["content"]["user_expressions"]["own"]["data"]["text/plain"])
 
     def close(self, *, now: bool) -> None:
         """Shut the kernel down, as Jupyter does, or kill it now."""
@@ -150,8 +154,7 @@ def notebook(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def test_all_epochs_are_there_after_the_cell_that_trained_them(notebook: Notebook) -> None:
     notebook.begin("loop")
-    reply = notebook.run("for epoch in range(3):\n    train()\n    print('own', evaluate())")
-    own = [float(line.split()[1]) for line in reply["printed"].splitlines() if line.startswith("own")]
+    own = notebook.value("own = []\nfor epoch in range(3):\n    train()\n    own.append(evaluate())")
     assert notebook.has(3, "validation/loss") == pytest.approx(own, rel=1e-6)
     assert len(notebook.values("dynamics/stability")) == 3
     notebook.run("mlflow.log_metric('mine', 1.0)")
@@ -169,7 +172,7 @@ def test_an_epoch_for_each_cell_and_its_evaluation_in_the_next(notebook: Noteboo
         if epoch == 1:
             time.sleep(0.5)
             assert len(notebook.values("train/loss")) == 1  # the second may still be evaluated
-        own.append(float(notebook.run("print(evaluate())")["printed"].splitlines()[-1]))
+        own.append(notebook.value("own = evaluate()"))
         assert notebook.has(epoch + 1, "validation/loss") == pytest.approx(own, rel=1e-6)
     notebook.run("train()")
     notebook.run("pass")
@@ -218,7 +221,7 @@ def test_an_epoch_or_an_evaluation_that_is_not_whole_is_not_taken_for_one(notebo
     notebook.run("model.load_state_dict(before)")
     notebook.run("train()")
     assert notebook.run(EVALUATE_A_PART)["ename"] == "KeyboardInterrupt"
-    own = float(notebook.run("print(evaluate())")["printed"].splitlines()[-1])
+    own = notebook.value("own = evaluate()")
     assert notebook.has(1, "validation/loss") == pytest.approx([own], rel=1e-6)
     assert notebook.run("train(batches=20)")["ename"] == "KeyboardInterrupt"
     notebook.run("pass")
@@ -228,7 +231,7 @@ def test_an_epoch_or_an_evaluation_that_is_not_whole_is_not_taken_for_one(notebo
 def test_magics_that_run_a_cell_or_a_script_are_understood(notebook: Notebook, tmp_path: Path) -> None:
     notebook.begin("magics")
     notebook.run("%%capture\ntrain()")
-    own = float(notebook.run("print(evaluate())")["printed"].splitlines()[-1])
+    own = notebook.value("own = evaluate()")
     assert notebook.has(1, "validation/loss") == pytest.approx([own], rel=1e-6)
     script = tmp_path / "script.py"
     script.write_text("train(); train(); 1 / 0")
@@ -244,7 +247,7 @@ def test_what_another_thread_is_training_is_left_to_it(notebook: Notebook) -> No
     notebook.run(IN_A_THREAD)
     for _ in range(5):
         notebook.run("import time; time.sleep(0.1)")
-    own = [float(line) for line in notebook.run("thread.join(); print(*seen, sep='\\n')")["printed"].split()]
+    own = notebook.value("thread.join()\nown = seen")
     assert notebook.has(2, "validation/loss") == pytest.approx(own, rel=1e-6)
 
 

@@ -58,6 +58,8 @@ def track(
 ) -> Tracker:
     """Record the dynamics of a training of `model` in an MLflow run: the active one, else one of its own.
 
+    The active one is not joined while it is that of another tracker, which was not closed.
+
     Where several processes train the model, call it on every rank: the first of them writes the run, the others hand
     it their parts and have no run.
 

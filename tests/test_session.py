@@ -111,6 +111,40 @@ def test_an_active_run_is_used_and_left_open() -> None:
     assert run().info.status == "FINISHED"
 
 
+def test_a_tracker_that_was_not_closed_keeps_its_run_to_itself(caplog: pytest.LogCaptureFixture) -> None:
+    trackers = []
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"):
+        for number in range(3):  # as a notebook's cell that is run again does
+            model = network()
+            tracker = mlflow_dynamics.track(model)
+            assert mlflow.active_run().info.run_id == tracker.run_id
+            for _ in range(2 + number):
+                epoch(model, torch.optim.SGD(model.parameters(), lr=0.1))
+                tracker.end_epoch(**{"train/loss": float(number)})
+            trackers.append(tracker)
+    told = [record.message for record in caplog.records if "still open" in record.message]
+    assert [trackers[n].run_id in line for n, line in enumerate(told)] == [True, True]
+
+    first, second, third = trackers
+    second.close()
+    assert mlflow.active_run().info.run_id == third.run_id
+    third.close()
+    assert mlflow.active_run().info.run_id == first.run_id
+    first.close("FAILED")
+    assert mlflow.active_run() is None
+
+    client = mlflow.MlflowClient()
+    histories = [client.get_metric_history(tracker.run_id, "train/loss") for tracker in trackers]
+    assert [[(point.step, point.value) for point in history] for history in histories] == [
+        [(epoch, number) for epoch in range(2 + number)] for number in range(3)
+    ]
+    assert [client.get_run(tracker.run_id).info.status for tracker in trackers] == [
+        "FAILED",
+        "FINISHED",
+        "FINISHED",
+    ]
+
+
 def test_an_epoch_left_by_an_exception_is_not_recorded() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

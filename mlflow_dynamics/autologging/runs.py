@@ -12,7 +12,7 @@ from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
 from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.schedule import SchedulerWatch
-from mlflow_dynamics.tracking import active_runs, run_to_join
+from mlflow_dynamics.tracking import active_runs, run_to_join, script_run
 
 
 class Runs:
@@ -44,12 +44,12 @@ class Runs:
     @property
     def fresh(self) -> bool:
         """Whether the script has a run active in which no training was recorded."""
-        run = mlflow.active_run()
+        run = script_run()
         return run is not None and run.info.run_id not in self._used
 
     def bind(self) -> str | None:
         """Take the active run, if there is one, for a training that begins; why that cannot be, or None."""
-        run = mlflow.active_run()
+        run = script_run()
         self._bound = None if run is None else run.info.run_id
         if run is not None and self._config.exclusive:
             return "exclusive=True and a run of your own is active"

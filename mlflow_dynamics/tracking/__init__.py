@@ -17,6 +17,7 @@ from mlflow_dynamics.tracking.runs import (
     new_run,
     open_run,
     run_to_join,
+    script_run,
     start_run,
 )
 from mlflow_dynamics.tracking.writer import RunWriter
@@ -36,6 +37,7 @@ __all__ = [
     "open_run",
     "run_to_join",
     "scan_activations",
+    "script_run",
     "search_runs",
     "start_run",
 ]

@@ -41,6 +41,10 @@ _MODEL_TRAINING: Final = {"workflowType": "machine_learning"}
 _logger = logging.getLogger(__name__)
 
 
+class OwnRun(ActiveRun):
+    """On MLflow's stack of active runs: one that was started here, for a recording that ends it."""
+
+
 class OpenedRun(NamedTuple):
     """A run to record into; `owned` where it was opened here and is to be ended here."""
 
@@ -58,7 +62,8 @@ def open_run(
     """The run to record into, for the calling thread.
 
     The active MLflow run where there is one; else the one that `mlflow run` prepared (MLFLOW_RUN_ID); else a
-    new one in `experiment_name` (default: MLflow's active experiment), as `start_run` makes it.
+    new one in `experiment_name` (default: MLflow's active experiment), as `start_run` makes it. So it is where the
+    active one is that of another recording, whose epochs are not these.
 
     Raises:
         TrackingError: the experiment is deleted, or neither the server nor the spool's disk can take a run.
@@ -66,14 +71,26 @@ def open_run(
     joined = run_to_join()
     if joined is not None:
         return OpenedRun(joined, owned=False)
+    other = mlflow.active_run()
+    if other is not None:
+        _logger.info("Recorded in a run of its own: another recording is still open, in run %s; close() a tracker, or "
+                     "use it in a `with` block, to end its run.", other.info.run_id)  # fmt: skip
     run_id = start_run(experiment_name=experiment_name, run_name=run_name, tags=tags, spool_dir=spool_dir)
     return OpenedRun(run_id, owned=True)
 
 
-def run_to_join() -> str | None:
-    """The run that is not ours to end: the thread's active one, else the one that `mlflow run` prepared, else None."""
+def script_run() -> Run | None:
+    """The thread's active run, if it is the script's: not one that a recording has started."""
     active = mlflow.active_run()
-    return MLFLOW_RUN_ID.get() if active is None else active.info.run_id
+    return None if isinstance(active, OwnRun) else active
+
+
+def run_to_join() -> str | None:
+    """The run that is not ours to end: the script's active one, else the one that `mlflow run` prepared, else None."""
+    script = script_run()
+    if script is not None:
+        return str(script.info.run_id)
+    return MLFLOW_RUN_ID.get() if mlflow.active_run() is None else None
 
 
 def active_runs() -> list[str]:
@@ -146,7 +163,7 @@ def activate_run(run: Run, *, system_metrics: bool | None = None) -> None:
     """Make a run the calling thread's active and last one, as `mlflow.start_run` does, and say which it is."""
     run_id = str(run.info.run_id)
     _logger.info("The run is %s", named(run))
-    fluent._active_run_stack.get().append(ActiveRun(run))
+    fluent._active_run_stack.get().append(OwnRun(run))
     fluent._last_active_run_id.set(run_id)
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get() if system_metrics is None else system_metrics:
         monitor = SystemMetricsMonitor(run_id)
@@ -181,21 +198,24 @@ def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0
     writer.end_run(status)
     unsent = writer.close(timeout_s)
     run_id = writer.run_id
-    active = mlflow.active_run()
-    if active is None and run_id is not None:  # it was never made active: created after the last step
-        fluent._last_active_run_id.set(run_id)
-        if writer.created is not None and unsent == 0:
-            _logger.info("Ended: run %s", named(writer.created))
-    elif active is not None and active.info.run_id == run_id:
-        if unsent == 0:
-            mlflow.end_run(status)
-            _logger.info("Ended: run %s", named(active))
-        else:
-            # MLflow's own end_run, and its monitor's end, would wait minutes for the server that just failed.
-            fluent._active_run_stack.get().pop()
-            monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
-            if monitor is not None:
-                monitor._shutdown_event.set()
+    stack = fluent._active_run_stack.get()
+    active = next((run for run in stack if run.info.run_id == run_id), None)
+    if active is None:
+        if not stack and run_id is not None:  # it was never made active: created after the last step
+            fluent._last_active_run_id.set(run_id)
+            if writer.created is not None and unsent == 0:
+                _logger.info("Ended: run %s", named(writer.created))
+        return unsent
+    if unsent == 0 and active is stack[-1]:
+        mlflow.end_run(status)
+    else:
+        # MLflow's own end_run ends the last one, and waits minutes for a server that just failed, as its monitor does.
+        stack[:] = [run for run in stack if run is not active]
+        monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
+        if monitor is not None:
+            monitor._shutdown_event.set()
+    if unsent == 0:
+        _logger.info("Ended: run %s", named(active))
     return unsent
 
 

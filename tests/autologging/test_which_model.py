@@ -52,6 +52,17 @@ def test_when_the_search_takes_too_long_it_is_given_up_and_said_once(
     ]
 
 
+def test_the_run_of_an_open_tracker_is_not_joined() -> None:
+    tracker = mlflow_dynamics.track(network())
+    model = network()
+    train(model, sgd(model), loader(), epochs=2)
+    mlflow_dynamics.autolog(disable=True)
+    assert mlflow.active_run().info.run_id == tracker.run_id
+    tracker.close()
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert {run.info.run_id == tracker.run_id: epochs_of(run) for run in found} == {True: 0, False: 2}
+
+
 def test_waiting_for_the_processor_is_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_dynamics.recording.discovery.SEARCH_S", 0.05)
     monkeypatch.setattr("mlflow_dynamics.recording.discovery.SEARCH_SHARE", 0.0)

@@ -158,7 +158,7 @@ class EpochFinder:
             return TANGLED
         if self.primary is not None and not self._trained:
             limit = FEW_STEPS
-        elif self.length is None:
+        elif self.length is None or not self._found:  # many steps may be made on each batch
             limit = STEPS_WITHOUT_BATCHES
         else:
             limit = max(2 * self.length, FEW_STEPS, 2 * self._gap)

@@ -198,6 +198,15 @@ def three_steps_on_each_batch(loop: Loop) -> None:
         loop.evaluate(test)
 
 
+@gives([300, 300, 300])
+def more_steps_on_each_batch_than_there_are_batches(loop: Loop) -> None:
+    batches = loop.loader(6)
+    for _ in range(3):
+        for _ in batches:
+            for _ in range(50):
+                loop.step()
+
+
 @gives([1, 1, 1])
 def one_batch_is_the_epoch(loop: Loop) -> None:
     batches, test = loop.loader(1), loop.loader(1)

@@ -23,7 +23,7 @@ from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.autologging.trainings import Trainings
 from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.recording.criterion import Call, CriterionWatch
+from mlflow_dynamics.recording.criterion import Call, CriterionWatch, Origin
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch
 from mlflow_dynamics.recording.patching import Patch, places_of
@@ -95,12 +95,12 @@ class Autologging:
         closure = len(args) > 1 and args[1] is not None  # the first argument is the optimizer
         self._boundary.run(self._trainings.step, optimizer, closure or kwargs.get("closure") is not None)
 
-    def origin_of(self, values: Tensor) -> tuple[FollowedTraining, Tensor] | None:
-        """The training whose model returned these values last, and the tensor that it returned."""
+    def origin_of(self, values: Tensor) -> Origin | None:
+        """The training whose model returned these values last."""
         return self._trainings.origin_of(values)
 
     def evaluated(self, call: Call) -> None:
-        """A criterion was evaluated without gradients."""
+        """A criterion was evaluated."""
         if isinstance(call.owner, FollowedTraining):
             call.owner.evaluated(call)
 

@@ -16,6 +16,7 @@ from mlflow_dynamics.autologging.runs import Runs
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.criterion import Origin
 from mlflow_dynamics.recording.discovery import SearchTime, in_place_of, is_recorded, models_of
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import Pass
@@ -62,13 +63,10 @@ class Trainings:
         mine = [training for training in self._trainings if training.thread is thread]
         return mine if mine or thread in self._unrecorded else self._trainings
 
-    def origin_of(self, values: Tensor) -> tuple[FollowedTraining, Tensor] | None:
-        """The training whose model returned these values last, and the tensor that it returned."""
-        for training in self._trainings:
-            returned = training.returned(values)
-            if returned is not None:
-                return training, returned
-        return None
+    def origin_of(self, values: Tensor) -> Origin | None:
+        """The training whose model returned these values last."""
+        origins = (training.origin_of(values) for training in self._trainings)
+        return next((origin for origin in origins if origin is not None), None)
 
     def follow(self, optimizer: Optimizer) -> None:
         """An optimizer was made: follow the training of what it owns."""

@@ -8,10 +8,11 @@ GradScaler): where a script adds other terms, its training loss is something els
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +23,14 @@ from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.patching import Patch, places_of
 
 CLASSIFICATION: Final = ("cross_entropy", "nll_loss")
-ELEMENTWISE: Final = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss")
+ELEMENTWISE: Final = (
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+)
 """Criteria whose mean is over all elements, where that of the others is over samples."""
 CRITERIA: Final = CLASSIFICATION + ELEMENTWISE
 SCALINGS: Final = (
@@ -35,13 +43,29 @@ SCALINGS: Final = (
 )
 """Autograd nodes through which a criterion's value, which has no dimension, is only multiplied by a number."""
 
-_OTHERWISE: Final = ("weight", "pos_weight", "size_average", "reduce")
-"""Arguments with which the value is another mean."""
+_OTHERWISE: Final = ("size_average", "reduce")
+"""Arguments with which the value is another mean, in a way that torch has given up."""
+
+_WEIGHTS: Final = ("weight", "pos_weight")
 
 _IGNORED: Final = -100
-"""A class that torch's criteria leave out of their mean."""
+"""The class that torch's criteria leave out of their mean if no other is named."""
 
 _MARK: Final = "mlflow_dynamics.criterion"
+
+
+class Origin(NamedTuple):
+    """Where values come from.
+
+    Attributes:
+        owner: whose model returned them last.
+        returned: as which tensor.
+        evaluating: in evaluation mode.
+    """
+
+    owner: object
+    returned: Tensor
+    evaluating: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +74,13 @@ class Call:
 
     Attributes:
         owner: whose output it is.
-        criterion: the function's name, and its reduction where that changes the mean over samples.
+        criterion: the function's name, with its weights, and its reduction where that changes the mean over samples.
         total: the criterion's mean over samples, times their number.
         samples: how many.
-        ignored: how many of them the criterion left out; None where it cannot.
+        ignored: how many of them, or how much in parts, the criterion left out; None where it cannot.
         correct: how many of them were right; None where that is not asked.
+        with_gradients: backward may still be called on the value.
+        evaluating: the model was in evaluation mode.
     """
 
     owner: object
@@ -63,6 +89,8 @@ class Call:
     samples: int
     ignored: Tensor | None
     correct: Tensor | None
+    with_gradients: bool
+    evaluating: bool
     _output: weakref.ref[Tensor]
     _target: weakref.ref[Tensor]
     _part: tuple[weakref.ref[Tensor], int] | None
@@ -88,11 +116,11 @@ class Call:
 class Listener(Protocol):
     """Who wants to know of criterion calls."""
 
-    def origin_of(self, values: Tensor) -> tuple[object, Tensor] | None:
-        """Whose model returned these values last, and as which tensor."""
+    def origin_of(self, values: Tensor) -> Origin | None:
+        """The model that returned these values last; None if it is not known."""
 
     def evaluated(self, call: Call) -> None:
-        """A criterion was evaluated without gradients."""
+        """A criterion was evaluated: without gradients, or by a model in evaluation mode."""
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called on a multiple of this call's value, or on something else."""
@@ -120,11 +148,14 @@ class CriterionWatch:
 
     def _around_criterion(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def around(original: Callable[..., Any]) -> Callable[..., Any]:
+            parameters = tuple(inspect.signature(original).parameters)
+
             def call(*args: Any, **kwargs: Any) -> Any:
                 value = original(*args, **kwargs)
                 # Where a subclass of Tensor or a default device takes the call, it comes back as another one.
                 if not (torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values()))):
-                    self._boundary.run(self._called, name, value, args, kwargs)
+                    given = dict(zip(parameters, args, strict=False)) | kwargs
+                    self._boundary.run(self._called, name, value, given)
                 return value
 
             return call
@@ -139,40 +170,42 @@ class CriterionWatch:
 
         return call
 
-    def _called(self, name: str, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        output, target = (*args, None, None)[:2] if len(args) > 1 else (args[0] if args else None, None)
-        output, target = kwargs.get("input", output), kwargs.get("target", target)
-        reduction = kwargs.get("reduction", "mean")
-        plain = len(args) <= 2 and not any(kwargs.get(key) is not None for key in _OTHERWISE)
-        plain = plain and kwargs.get("ignore_index", _IGNORED) == _IGNORED and reduction in ("mean", "sum")
+    def _called(self, name: str, value: Tensor, given: dict[str, Any]) -> None:
+        output, target = given.get("input"), given.get("target")
+        reduction = given.get("reduction", "mean")
+        plain = reduction in ("mean", "sum") and not any(given.get(key) is not None for key in _OTHERWISE)
         if not plain or value.dim() != 0 or not isinstance(output, Tensor) or not isinstance(target, Tensor):
             return
-        # Dense predictions are left out: their mean may be over fewer pixels than there are.
-        of_samples = target.dim() == 1 or target.shape == output.shape
+        # One class for each sample, or for each of its pixels.
+        classes = name in CLASSIFICATION and target.shape == output.shape[:1] + output.shape[2:]
+        of_samples = classes or target.dim() == 1 or target.shape == output.shape
         origin = self._listener.origin_of(output)
         if origin is None or not of_samples or output.dim() == 0 or len(output) == 0:
             return
-        owner, returned = origin
-        correct = None
-        criterion = name
-        if reduction == "sum" and name in ELEMENTWISE and output.numel() != len(output):
-            criterion = f"{name}(reduction='sum')"
+        several = output.dim() > 2 if name in CLASSIFICATION else output.numel() != len(output)
+        arguments = [key for key in _WEIGHTS if given.get(key) is not None]
+        if reduction == "sum" and several:
+            arguments.append("reduction='sum'")
+        criterion = f"{name}({', '.join(arguments)})" if arguments else name
+        correct = ignored = None
         with torch.no_grad():
-            classes = name in CLASSIFICATION and target.dim() == 1
-            ignored = (target == _IGNORED).sum() if classes else None
+            if classes and not (reduction == "sum" and several):
+                each = target.numel() // len(target)
+                ignored = (target == given.get("ignore_index", _IGNORED)).sum() / each
             counted = len(output) if ignored is None else len(output) - ignored
             total = value.detach().float() * (1 if reduction == "sum" else counted)
-            if not value.requires_grad and classes and output.dim() == 2:
+            if (origin.evaluating or not value.requires_grad) and classes and output.dim() == 2:
                 correct = (output.argmax(1) == target).sum()
         whole = target._base
         part = None if whole is None else (weakref.ref(whole), int(target.storage_offset()))
         call = Call(
-            *(owner, criterion, total, len(output), ignored, correct),
-            *(weakref.ref(returned), weakref.ref(target), part),
+            *(origin.owner, criterion, total, len(output), ignored, correct, value.grad_fn is not None),
+            origin.evaluating,
+            *(weakref.ref(origin.returned), weakref.ref(target), part),
         )
         if value.grad_fn is not None:
             _notes(value.grad_fn)[_MARK] = call  # lives as long as the graph, and holds none of it
-        elif not torch.is_grad_enabled():
+        if origin.evaluating or not torch.is_grad_enabled():
             self._listener.evaluated(call)
 
     def _backward(self, tensors: Any) -> None:

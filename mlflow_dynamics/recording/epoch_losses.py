@@ -47,9 +47,9 @@ class Mean:
         if later._left_out is not None:
             self._left_out = later._left_out if self._left_out is None else self._left_out + later._left_out
 
-    def result(self) -> tuple[float, int] | None:
+    def result(self) -> tuple[float, float] | None:
         """Sum and samples, None of none; waits for the device."""
-        samples = self.samples - (0 if self._left_out is None else int(self._left_out))
+        samples = self.samples - (0 if self._left_out is None else float(self._left_out))
         return None if self._total is None or samples == 0 else (float(self._total), samples)
 
 
@@ -95,12 +95,16 @@ class Validation:
     Attributes:
         drawn: the pass.
         after: so many steps of the training.
+        with_gradients: as where a script does without `torch.no_grad`.
+        attacked: backward was called on a value of it: it is no evaluation alone.
         several: a batch had more than one value.
         rated: accuracy is that of the model's only output, once for each batch.
     """
 
     drawn: Pass
     after: int
+    with_gradients: bool
+    attacked: bool = False
     loss: Mean = field(default_factory=Mean)
     accuracy: Mean = field(default_factory=Mean)
     criteria: set[str] = field(default_factory=set)
@@ -112,12 +116,12 @@ class Validation:
     @property
     def complete(self) -> bool:
         """Whether no batch of the loader is left out."""
-        return self.drawn.exhausted or self.drawn.at_an_end
+        return not self.attacked and (self.drawn.exhausted or self.drawn.at_an_end)
 
     @property
     def unfinished(self) -> bool:
         """Whether batches are left that may still come."""
-        return not (self.complete or self.drawn.over)
+        return not (self.complete or self.attacked or self.drawn.over)
 
     def add(self, call: Call, moment: Moment) -> None:
         """Add a batch."""
@@ -139,6 +143,7 @@ class Validation:
 
     def join(self, later: Validation) -> None:
         """Go on with what was added to another one of the same pass."""
+        self.attacked |= later.attacked
         self.several |= later.several
         self.rated &= later.rated
         self.criteria |= later.criteria
@@ -156,7 +161,7 @@ class Epoch:
         unknown: why there is no training loss.
         late: not all of its batches are known.
         other_terms: something else than a criterion's value was differentiated.
-        other_weights: than those of a step were evaluated.
+        in_vain: why a value that was evaluated is none of the validation's.
         criteria: those that were.
         trained: the data they were of.
         validation: of each data set that was evaluated, its last complete pass and any after it.
@@ -166,7 +171,7 @@ class Epoch:
     unknown: str | None = None
     late: bool = False
     other_terms: bool = False
-    other_weights: bool = False
+    in_vain: str | None = None
     criteria: set[str] = field(default_factory=set)
     trained: set[tuple[int, ...]] = field(default_factory=set)
     validation: dict[tuple[int, ...], list[Validation]] = field(default_factory=dict)
@@ -175,18 +180,27 @@ class Epoch:
         """Whether this is what was trained on, or the whole of which that was a part, or a part of it."""
         return any(set(data) <= set(trained) or set(data) >= set(trained) for trained in self.trained)
 
-    def evaluated_in(self, drawn: Pass, steps: int) -> Validation | None:
+    def attacked(self) -> None:
+        """Backward was called on a value that was evaluated."""
+        for passes in self.validation.values():
+            passes[-1].attacked |= passes[-1].with_gradients
+
+    def evaluated_in(self, drawn: Pass, steps: int, *, with_gradients: bool) -> Validation | None:
         """What is known of this pass, perhaps a new one, after so many steps; None where it is not the script's first.
 
         A look at some batches takes no complete pass's place, nor does another evaluation without a step in between:
-        the weights may have been changed by hand, or the data.
+        the weights may have been changed by hand, or the data. Values with gradients count in a pass without others.
         """
         passes = self.validation.setdefault(drawn.data, [])
         if not passes or passes[-1].drawn.serial != drawn.serial:
             passes[:] = [one for one in passes if one.complete][-1:]
             if passes and passes[0].after == steps:
                 return None
-            passes.append(Validation(drawn, steps))
+            passes.append(Validation(drawn, steps, with_gradients))
+        elif with_gradients and not passes[-1].with_gradients:
+            return None
+        elif passes[-1].with_gradients and not with_gradients:
+            passes[-1] = Validation(drawn, steps, with_gradients)
         return passes[-1]
 
     def join(self, later: Epoch) -> None:
@@ -194,7 +208,7 @@ class Epoch:
         self.unknown = self.unknown or later.unknown
         self.late |= later.late
         self.other_terms |= later.other_terms
-        self.other_weights |= later.other_weights
+        self.in_vain = later.in_vain or self.in_vain
         self.criteria |= later.criteria
         self.trained |= later.trained
         self.train.join(later.train)

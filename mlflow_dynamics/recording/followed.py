@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.recording.criterion import Call
+from mlflow_dynamics.recording.criterion import Call, Origin
 from mlflow_dynamics.recording.epochs import EpochFinder
 from mlflow_dynamics.recording.hooks import Traceless, first_tensor, never_compile_alone, not_computing
 from mlflow_dynamics.recording.loaders import Pass
-from mlflow_dynamics.recording.losses import Losses
+from mlflow_dynamics.recording.losses import IN_TRAINING_MODE, LOADED, UNDRAWN, Losses
 from mlflow_dynamics.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,15 @@ class LastOutput(Traceless):
     Attributes:
         reference: to the tensor.
         alone: it was all that the model returned.
-        evaluated: the model was called in evaluation mode, without gradients.
+        evaluating: the model was in evaluation mode.
+        evaluated: it was so once, since this was set to False.
     """
 
     def __init__(self, boundary: Boundary) -> None:
         self.boundary = boundary
         self.reference: weakref.ref[Tensor] | None = None
         self.alone = False
+        self.evaluating = False
         self.evaluated = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -46,7 +48,8 @@ class LastOutput(Traceless):
             self.boundary.run(self._remember, module, output)
 
     def _remember(self, module: nn.Module, output: Any) -> None:
-        self.evaluated |= not (module.training or torch.is_grad_enabled())
+        self.evaluating = not module.training
+        self.evaluated |= self.evaluating
         tensor = first_tensor(output)
         self.alone = tensor is output
         self.reference = None if tensor is None else weakref.ref(tensor)
@@ -126,10 +129,12 @@ class FollowedTraining:
         self._drawn = drawn
         self.finder.batch(drawn, training=self.training)
 
-    def returned(self, values: Tensor) -> Tensor | None:
-        """What the model returned last, if these are its values, perhaps in another shape, sample by sample."""
+    def origin_of(self, values: Tensor) -> Origin | None:
+        """The model, if these are the values that it returned last, perhaps in another shape, sample by sample."""
         output = None if self._output.reference is None else self._output.reference()
-        return output if output is not None and (values is output or _reshapes(values, output)) else None
+        if output is None or not (values is output or _reshapes(values, output)):
+            return None
+        return Origin(self, output, self._output.evaluating)
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
@@ -138,14 +143,18 @@ class FollowedTraining:
         self.losses.differentiated(call if call is not None and call.owner is self else None, self._drawn)
 
     def evaluated(self, call: Call) -> None:
-        """A criterion was evaluated without gradients, on the batch drawn last."""
+        """A criterion was evaluated, on the batch drawn last."""
         drawn = self._drawn
         # Not before the first step, of an epoch that is closed, or of other weights than the last step's.
         if self.steps == 0 or drawn is None:
             return
         if self.replaced:
-            self.losses.evaluated_others()
-        elif not self.recorder.model.training and drawn.loader != self.finder.primary:
+            self.losses.evaluated_in_vain(LOADED)
+        elif not call.evaluating:
+            self.losses.evaluated_in_vain(IN_TRAINING_MODE)
+        elif drawn.loader == self.finder.primary:
+            self.losses.evaluated_in_vain(UNDRAWN)
+        else:
             self.losses.evaluated(call, drawn, only_output=self._output.alone)
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
@@ -192,7 +201,7 @@ class FollowedTraining:
         """Whether a step was made since the last pause."""
         return self._epochs_before_cell is not None
 
-    def close_epoch(self, late: int) -> tuple[float | None, dict[str, tuple[float, int]]]:
+    def close_epoch(self, late: int) -> tuple[float | None, dict[str, tuple[float, float]]]:
         """Begin a new epoch; the last one's learning rate, and what is known with certainty of its losses.
 
         These are (sum, samples) each. Waits for the device once.

@@ -16,6 +16,10 @@ from mlflow_dynamics.recording.loaders import Pass
 
 logger = logging.getLogger(__name__)
 
+LOADED: Final = "the weights evaluated were loaded after the last step"
+IN_TRAINING_MODE: Final = "the model is evaluated in training mode"
+UNDRAWN: Final = "what is evaluated is not drawn from a DataLoader of its own"
+
 _TERMS: Final = (
     "backward is not called on the value of one criterion on the model's output alone, of those that are known ("
     + ", ".join(CRITERIA)
@@ -30,10 +34,10 @@ _OTHER_TERMS: Final = (
     "the training loss is not a known criterion's value alone, nor may the validation loss be"
 )
 _UNSEEN: Final = "no known criterion is called on the model's output in evaluation"
-_LOADED: Final = "the weights evaluated were loaded after the last step"
 _SEVERAL: Final = "more than one criterion value is computed on a batch"
 _PART: Final = "the data evaluated is not drawn to its end"
 _TRAINED: Final = "the data evaluated is the data trained on"
+_ATTACKED: Final = "backward is called on what is evaluated"
 _ANEW: Final = (
     "the data set evaluated is not known to be that of the earlier epochs; keep one object for all epochs"
 )
@@ -80,6 +84,8 @@ class Losses:
             self._other = False
         self._latest = moment.epoch
         self._data = None if drawn is None else drawn.data
+        if call is not None and call.evaluating:
+            self._open.attacked()
         if call is None:
             self._other = True
             return
@@ -87,15 +93,15 @@ class Losses:
         self._backwards.append(Timed(call, moment))
 
     def evaluated(self, call: Call, drawn: Pass, *, only_output: bool) -> None:
-        """A criterion was evaluated without gradients, on a batch of this pass."""
-        pass_ = self._open.evaluated_in(drawn, self._steps)
+        """A criterion was evaluated in evaluation mode, on a batch of this pass."""
+        pass_ = self._open.evaluated_in(drawn, self._steps, with_gradients=call.with_gradients)
         if pass_ is not None:
             pass_.add(call, Moment.of(drawn))
             pass_.rated = pass_.rated and only_output
 
-    def evaluated_others(self) -> None:
-        """A criterion was evaluated without gradients, with other weights than those of the last step."""
-        self._open.other_weights = True
+    def evaluated_in_vain(self, reason: str) -> None:
+        """A criterion was evaluated, but not as a validation loss is."""
+        self._open.in_vain = reason
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Take what was differentiated since the last step into the open epoch; a closure's is still to come."""
@@ -136,7 +142,7 @@ class Losses:
             self._before.join(self._open)
             self._open, self._before = self._before, None
 
-    def close(self, *, before_part: bool, evaluated: bool) -> dict[str, tuple[float, int]]:
+    def close(self, *, before_part: bool, evaluated: bool) -> dict[str, tuple[float, float]]:
         """Begin a new epoch; what is known with certainty of the last one, as (sum, samples) each.
 
         Waits for the device once.
@@ -150,14 +156,14 @@ class Losses:
         else:
             self.rejoin()
             epoch, self._open = self._open, Epoch()
-        found: dict[str, tuple[float, int] | None] = {}
+        found: dict[str, tuple[float, float] | None] = {}
         unknown = epoch.unknown or (_MIXED if len(epoch.criteria) > 1 else None)
         if unknown is None and epoch.criteria:
             found["train_loss"] = None if epoch.late else epoch.train.result()
         else:
             self._tell("training", unknown or _TERMS)
-        if evaluated and not epoch.validation:
-            self._tell("validation", _LOADED if epoch.other_weights else _UNSEEN)
+        if not epoch.validation and (evaluated or epoch.in_vain is not None):
+            self._tell("validation", epoch.in_vain or _UNSEEN)
         validation = self._validation_of(epoch)
         if validation is not None:
             reason = _why_unknown(epoch, validation)
@@ -189,7 +195,8 @@ class Losses:
         whole = {data: [one for one in passes if one.complete] for data, passes in others.items()}
         evaluated = {data: passes[-1] for data, passes in whole.items() if passes}
         if epoch.validation and not evaluated:
-            self._tell("validation", _PART if others else _TRAINED)
+            attacked = any(one.attacked for passes in others.values() for one in passes)
+            self._tell("validation", _ATTACKED if attacked else _PART if others else _TRAINED)
         if self._ambiguous or not evaluated:
             return None
         if self._validation is None:

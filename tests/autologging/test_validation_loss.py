@@ -394,10 +394,67 @@ def test_what_is_evaluated_after_the_validation_is_no_part_of_it(
     assert record.metric("validation/accuracy") == accuracies(w)
 
 
+def evaluate_with_gradients(w: Witness, batches: DataLoader[Any], epoch: int | None = None) -> None:
+    """As where `torch.no_grad` was forgotten."""
+    w.model.eval()
+    total = right = 0
+    for x, y in batches:
+        output = w.model(x)
+        total += entropy(output, y) * len(x)
+        right += (output.argmax(1) == y).sum().item()
+    if epoch is not None:
+        w.validation[epoch] = total.item() / 10, right / 10
+    w.model.train()
+
+
+def test_gradients_may_be_on_in_an_evaluation(w: Witness) -> None:
+    validation = loader(10, seed=2)
+    record = train(w, lambda epoch: evaluate_with_gradients(w, validation, epoch))
+    assert record.metric("validation/loss") == losses(w)
+    assert record.metric("validation/accuracy") == accuracies(w)
+
+
+def attack(w: Witness, batches: DataLoader[Any], epoch: int | None = None, *, backward: bool = True) -> None:
+    """Evaluate on inputs that are changed along their gradients (FGSM)."""
+    w.model.eval()
+    total = right = 0
+    for x, y in batches:
+        x.requires_grad_()
+        loss = entropy(w.model(x), y)
+        if backward:
+            loss.backward()
+        gradient = x.grad if backward else torch.autograd.grad(loss, x)[0]
+        with torch.no_grad():
+            output = w.model(x + 0.1 * gradient.sign())
+            if epoch is not None:
+                total += entropy(output, y).item() * len(x)
+                right += (output.argmax(1) == y).sum().item()
+    w.model.zero_grad()
+    w.validation[epoch or 0] = total / 10, right / 10
+    w.model.train()
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_of_an_attack_the_values_without_gradients_count(w: Witness, backward: bool) -> None:
+    validation = loader(10, seed=2)
+    record = train(w, lambda epoch: attack(w, validation, epoch, backward=backward))
+    assert record.metric("validation/loss") == losses(w)
+    assert record.metric("validation/accuracy") == accuracies(w)
+
+
+def in_training_mode(w: Witness, batches: DataLoader[Any]) -> None:
+    with torch.no_grad():
+        for x, y in batches:
+            entropy(w.model(x), y)
+
+
 @pytest.mark.parametrize(
     ("only", "reason"),
     [
         (look, "the data evaluated is not drawn to its end"),
+        (attack, "backward is called on what is evaluated"),
+        (no_loader, "what is evaluated is not drawn from a DataLoader of its own"),
+        (in_training_mode, "the model is evaluated in training mode"),
         (reload, "the weights evaluated were loaded after the last step"),
     ],
 )

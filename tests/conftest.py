@@ -15,6 +15,7 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient, fluent
 from mlflow.tracking._tracking_service import utils as tracking_service
+from tracking_server import FaultyProxy, MlflowServer
 
 # One thread each, here and in the processes that tests start: as many tests run at once as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,6 +41,22 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(path.parent)
         MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One server for the session, on SQLite, bound to the loopback address."""
+    running = MlflowServer(tmp_path_factory.mktemp("server"), empty_store).start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
+    """A way to the server that can be made faulty."""
+    running = FaultyProxy(server.port)
+    yield running
+    running.refuse()
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -24,10 +26,18 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """`mlflow server` on the loopback address; `kill` is kill -9 of the whole process group."""
+    """`mlflow server` on the loopback address; `kill` is kill -9 of the whole process group.
 
-    def __init__(self, folder: Path, backend: str | None = None) -> None:
+    Without another `backend` on a copy of an empty SQLite store, or the store that is in the folder already.
+    """
+
+    def __init__(self, folder: Path, empty_store: Path | None = None, *, backend: str | None = None) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if empty_store is not None:
+            shutil.copy(empty_store, folder / "mlflow.db")
+            with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+                database.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0'")
         self.backend = backend or f"sqlite:///{folder}/mlflow.db"
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
@@ -39,7 +49,6 @@ class MlflowServer:
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environment.pop("MLFLOW_TRACKING_URI", None)
-        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, cwd=self.folder, start_new_session=True

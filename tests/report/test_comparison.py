@@ -148,6 +148,7 @@ def test_the_project_compares_by_ids_with_commas_between(tmp_path: Path) -> None
         main(["report", "none", "--experiment", "none"])
 
 
+@pytest.mark.slow
 def test_mlflow_run_has_the_comparison_as_an_entry_point(tmp_path: Path) -> None:
     for value in (1.2, 1.3):
         make_run(value)

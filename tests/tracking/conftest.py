@@ -1,4 +1,4 @@
-"""Fixtures of the tracking tests: a real MLflow server, a faulty way to it, and records to write."""
+"""Fixtures of the tracking tests: a folder and an active run for each, and the losses of their training."""
 
 from __future__ import annotations
 
@@ -8,23 +8,6 @@ from pathlib import Path
 import mlflow
 import pytest
 from faulty_training import EPOCHS, loader, network, train
-from tracking_server import FaultyProxy, MlflowServer
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """One server for the session, on SQLite, bound to the loopback address."""
-    running = MlflowServer(tmp_path_factory.mktemp("mlflow_server")).start()
-    yield running
-    running.kill()
-
-
-@pytest.fixture
-def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
-    """A way to the server that can be made faulty."""
-    running = FaultyProxy(server.port)
-    yield running
-    running.refuse()
 
 
 @pytest.fixture(scope="session")

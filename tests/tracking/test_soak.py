@@ -79,7 +79,7 @@ def loaded_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ml
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
         pytest.skip("PostgreSQL is not installed")
     with tempfile.TemporaryDirectory() as folder, _postgresql(Path(folder)) as uri:
-        server = MlflowServer(tmp_path / "server", uri)
+        server = MlflowServer(tmp_path / "server", backend=uri)
         try:
             yield server.start()
         finally:

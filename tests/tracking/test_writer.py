@@ -169,8 +169,8 @@ def test_a_file_that_is_too_large_for_the_server_waits_and_holds_nothing_back(
     assert Path(client.download_artifacts(run_id, names.REPORT)).read_text() == "version 3"
 
 
-def test_a_server_killed_mid_run_and_restarted_has_everything(tmp_path: Path) -> None:
-    server = MlflowServer(tmp_path / "server").start()
+def test_a_server_killed_mid_run_and_restarted_has_everything(empty_store: Path, tmp_path: Path) -> None:
+    server = MlflowServer(tmp_path / "server", empty_store).start()
     try:
         run_id = new_run(server.uri)
         writer = RunWriter(run_id, tracking_uri=server.uri)

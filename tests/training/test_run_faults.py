@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -24,20 +23,6 @@ COMMAND = (sys.executable, "-m", "mlflow_dynamics.cli", "train", "--epochs", "5"
 QUICK = ("--limit-train", "640", "--limit-test", "64", "--image-size", "8")
 OVERHEAD_S = 100
 """What imports and waiting for a dead server may add to a training of some seconds, on a loaded machine."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    running = MlflowServer(tmp_path_factory.mktemp("server")).start()
-    yield running
-    running.kill()
-
-
-@pytest.fixture
-def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
-    one = FaultyProxy(server.port)
-    yield one
-    one.refuse()
 
 
 def start(proxy: FaultyProxy, folder: Path, **variables: str) -> subprocess.Popen[str]:
@@ -82,6 +67,7 @@ def assert_whole(run_id: str, losses: list[float]) -> None:
     assert model.predict(np.zeros((3, 1, side, side), np.float32)).shape == (3, 10)
 
 
+@pytest.mark.slow
 def test_a_server_that_was_never_there_costs_nothing(
     proxy: FaultyProxy, tmp_path: Path, losses: list[float]
 ) -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as ModelStore
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as TrackingStore
 from mlflow.tracking import MlflowClient, fluent
+from mlflow.tracking._model_registry import utils as model_service
 from mlflow.tracking._tracking_service import utils as tracking_service
 from tracking_server import FaultyProxy, MlflowServer
 
@@ -29,6 +32,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_collection_finish() -> None:
     """What has been imported is no garbage, nor what a test looks for among the living: it is not searched again."""
+    import torch._dynamo  # noqa: F401 - the first optimizer would; not above, where torch would not know its threads
+
     gc.collect()
     gc.freeze()
 
@@ -82,3 +87,13 @@ def own_mlflow(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     os.environ.update(environment)
     tracking_service._tracking_uri, fluent._active_experiment_id = state
     ours.setLevel(level)
+    forget_stores()
+
+
+def forget_stores() -> None:
+    """Let MLflow's own caches go of the stores that a test used: each keeps thousands of objects to look through."""
+    for kind in (TrackingStore, ModelStore):
+        while kind._engine_map:
+            kind._engine_map.popitem()[1].dispose()
+    for registry in (tracking_service._tracking_store_registry, model_service._get_store_registry()):
+        registry._get_store_with_resolved_uri.cache_clear()

@@ -26,6 +26,7 @@ from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch, Origin
 from mlflow_dynamics.recording.followed import FollowedTraining
 from mlflow_dynamics.recording.loaders import LoaderWatch
+from mlflow_dynamics.recording.losses import FOREIGN
 from mlflow_dynamics.recording.patching import Patch, places_of
 from mlflow_dynamics.recording.schedule import SchedulerWatch
 from mlflow_dynamics.session import status_after
@@ -96,13 +97,21 @@ class Autologging:
         self._boundary.run(self._trainings.step, optimizer, closure or kwargs.get("closure") is not None)
 
     def origin_of(self, values: Tensor) -> Origin | None:
-        """The training whose model returned these values last."""
+        """The training whose model returned these values lately."""
         return self._trainings.origin_of(values)
 
-    def evaluated(self, call: Call) -> None:
+    def evaluated(self, call: Call | None) -> None:
         """A criterion was evaluated."""
-        if isinstance(call.owner, FollowedTraining):
+        if call is None:
+            for training in self._trainings.here():
+                training.losses.evaluated_in_vain(FOREIGN)
+        elif isinstance(call.owner, FollowedTraining):
             call.owner.evaluated(call)
+
+    def attacked(self, call: Call) -> None:
+        """Gradients of a criterion's value were asked for."""
+        if isinstance(call.owner, FollowedTraining):
+            call.owner.attacked(call)
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called."""

@@ -64,7 +64,7 @@ class Trainings:
         return mine if mine or thread in self._unrecorded else self._trainings
 
     def origin_of(self, values: Tensor) -> Origin | None:
-        """The training whose model returned these values last."""
+        """The training whose model returned these values lately."""
         origins = (training.origin_of(values) for training in self._trainings)
         return next((origin for origin in origins if origin is not None), None)
 
@@ -230,7 +230,7 @@ class Trainings:
         if other is None:
             return False
         name, module = other
-        logger.info("%s is not called in training: %s is followed in its place, from the second step on.",
+        logger.info("%s is not called in training mode: %s is followed in its place, from the second step on.",
                     training.name, name)  # fmt: skip
         self._abandon(training)
         followed = self._follow_model(module, *training.optimizers)

@@ -8,6 +8,7 @@ GradScaler): where a script adds other terms, its training loss is something els
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from torch.overrides import has_torch_function
 
@@ -43,6 +45,9 @@ SCALINGS: Final = (
 )
 """Autograd nodes through which a criterion's value, which has no dimension, is only multiplied by a number."""
 
+_DIVISION: Final = "DivBackward0"
+_BY_NUMBERS: Final = ("MulBackward0", _DIVISION)
+
 _OTHERWISE: Final = ("size_average", "reduce")
 """Arguments with which the value is another mean, in a way that torch has given up."""
 
@@ -51,20 +56,25 @@ _WEIGHTS: Final = ("weight", "pos_weight")
 _IGNORED: Final = -100
 """The class that torch's criteria leave out of their mean if no other is named."""
 
+_SUM: Final = "reduction='sum'"
+
 _MARK: Final = "mlflow_dynamics.criterion"
+_SCALED: Final = "mlflow_dynamics.scaled"
 
 
 class Origin(NamedTuple):
     """Where values come from.
 
     Attributes:
-        owner: whose model returned them last.
+        owner: whose model returned them.
         returned: as which tensor.
-        evaluating: in evaluation mode.
+        alone: it was all that the model returned.
+        evaluating: the model was in evaluation mode.
     """
 
     owner: object
     returned: Tensor
+    alone: bool
     evaluating: bool
 
 
@@ -79,7 +89,7 @@ class Call:
         samples: how many.
         ignored: how many of them, or how much in parts, the criterion left out; None where it cannot.
         correct: how many of them were right; None where that is not asked.
-        with_gradients: backward may still be called on the value.
+        alone: the output was all that the model returned.
         evaluating: the model was in evaluation mode.
     """
 
@@ -89,7 +99,7 @@ class Call:
     samples: int
     ignored: Tensor | None
     correct: Tensor | None
-    with_gradients: bool
+    alone: bool
     evaluating: bool
     _output: weakref.ref[Tensor]
     _target: weakref.ref[Tensor]
@@ -117,13 +127,17 @@ class Listener(Protocol):
     """Who wants to know of criterion calls."""
 
     def origin_of(self, values: Tensor) -> Origin | None:
-        """The model that returned these values last; None if it is not known."""
+        """The model that returned these values lately; None if none is known to have."""
 
-    def evaluated(self, call: Call) -> None:
-        """A criterion was evaluated: without gradients, or by a model in evaluation mode."""
+    def evaluated(self, call: Call | None) -> None:
+        """A criterion was evaluated: on an output of a model in evaluation mode, or (None) without gradients on other
+        values."""
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called on a multiple of this call's value, or on something else."""
+
+    def attacked(self, call: Call) -> None:
+        """Gradients of this call's value were asked for, as an attack on the inputs does."""
 
 
 class CriterionWatch:
@@ -139,6 +153,8 @@ class CriterionWatch:
                 for module, place, function in places_of(*criteria)
             ),
             Patch(torch.autograd, "backward", self._around_backward),
+            Patch(torch.autograd, "grad", self._around_grad),
+            Patch(GradScaler, "scale", _around_scale),
         ]
 
     def remove(self) -> None:
@@ -180,27 +196,34 @@ class CriterionWatch:
         classes = name in CLASSIFICATION and target.shape == output.shape[:1] + output.shape[2:]
         of_samples = classes or target.dim() == 1 or target.shape == output.shape
         origin = self._listener.origin_of(output)
-        if origin is None or not of_samples or output.dim() == 0 or len(output) == 0:
+        if origin is None:
+            if not torch.is_grad_enabled():
+                self._listener.evaluated(None)
+            return
+        if not of_samples or output.dim() == 0 or len(output) == 0:
             return
         several = output.dim() > 2 if name in CLASSIFICATION else output.numel() != len(output)
         arguments = [key for key in _WEIGHTS if given.get(key) is not None]
         if reduction == "sum" and several:
-            arguments.append("reduction='sum'")
+            arguments.append(_SUM)
         criterion = f"{name}({', '.join(arguments)})" if arguments else name
         correct = ignored = None
+        total = value.detach().float()
         with torch.no_grad():
             if classes and not (reduction == "sum" and several):
-                each = target.numel() // len(target)
-                ignored = (target == given.get("ignore_index", _IGNORED)).sum() / each
-            counted = len(output) if ignored is None else len(output) - ignored
-            total = value.detach().float() * (1 if reduction == "sum" else counted)
-            if (origin.evaluating or not value.requires_grad) and classes and output.dim() == 2:
-                correct = (output.argmax(1) == target).sum()
+                left_out = target == given.get("ignore_index", _IGNORED)
+                ignored = left_out.sum() / (target.numel() // len(target))
+                if reduction == "mean":  # of nothing it is no number
+                    total = torch.where(ignored == len(output), 0, total * (len(output) - ignored))
+                if (origin.evaluating or not value.requires_grad) and output.dim() == 2:
+                    correct = ((output.argmax(1) == target) & ~left_out).sum()
+            elif reduction == "mean":
+                total = total * len(output)
         whole = target._base
-        part = None if whole is None else (weakref.ref(whole), int(target.storage_offset()))
+        rows = whole is not None and whole.shape[1:] == target.shape[1:] and whole.stride() == target.stride()
+        part = (weakref.ref(whole), int(target.storage_offset())) if whole is not None and rows else None
         call = Call(
-            *(origin.owner, criterion, total, len(output), ignored, correct, value.grad_fn is not None),
-            origin.evaluating,
+            *(origin.owner, criterion, total, len(output), ignored, correct, origin.alone, origin.evaluating),
             *(weakref.ref(origin.returned), weakref.ref(target), part),
         )
         if value.grad_fn is not None:
@@ -208,17 +231,82 @@ class CriterionWatch:
         if origin.evaluating or not torch.is_grad_enabled():
             self._listener.evaluated(call)
 
+    def _around_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                self._boundary.run(self._grad, outputs)
+            return original(outputs, *args, **kwargs)
+
+        return call
+
     def _backward(self, tensors: Any) -> None:
-        roots = [tensors] if isinstance(tensors, Tensor) else tensors
-        # Of several only their sum would be the training loss; an iterator must be left to torch.
-        node = roots[0].grad_fn if isinstance(roots, Sequence) and len(roots) == 1 else None
-        while node is not None and _MARK not in _notes(node):
-            inputs = [entry for entry, _ in node.next_functions if entry is not None]
-            node = inputs[0] if node.name() in SCALINGS and len(inputs) == 1 else None
-        self._listener.differentiated(None if node is None else _notes(node)[_MARK])
+        self._listener.differentiated(_call_of(tensors))
+
+    def _grad(self, tensors: Any) -> None:
+        call = _call_of(tensors)
+        if call is not None:
+            self._listener.attacked(call)
 
 
-def _notes(node: Any) -> dict[str, Call]:
+def _call_of(tensors: Any) -> Call | None:
+    """The call on whose value, or a multiple of it, gradients are asked for."""
+    roots = [tensors] if isinstance(tensors, Tensor) else tensors
+    # Of several only their sum would be the training loss; an iterator must be left to torch.
+    node = roots[0].grad_fn if isinstance(roots, Sequence) and len(roots) == 1 else None
+    divisor = 1.0
+    while node is not None and _MARK not in _notes(node):
+        inputs = [entry for entry, _ in node.next_functions if entry is not None]
+        if node.name() not in SCALINGS or len(inputs) != 1:
+            return None
+        if node.name() in _BY_NUMBERS and _SCALED not in _notes(node):
+            number = _number_of(node)
+            if number is None:
+                return None
+            divisor *= number if node.name() == _DIVISION else 1
+        node = inputs[0]
+    if node is None:
+        return None
+    call: Call = _notes(node)[_MARK]
+    # A sum of several values a sample may be divided by the samples, but not by the pixels, say: then it is a mean.
+    if call.criterion.endswith(f"{_SUM})") and divisor not in (1, call.samples):
+        return None
+    return call
+
+
+def _number_of(node: Any) -> float | None:
+    """The Python number by which this multiplies or divides; None for a tensor, which may depend on the batch.
+
+    Autograd keeps a number as a tensor of the widest type in host memory.
+    """
+    if node.next_functions[0][0] is None:
+        return None  # something divided by the loss: torch puts a number second in a product
+    try:
+        factor = node._saved_other
+    except RuntimeError:  # the graph was freed, which torch is about to say
+        return None
+    if factor is None:
+        return None
+    is_number = (
+        factor.dim() == 0 and factor.dtype in (torch.float64, torch.int64) and factor.device.type == "cpu"
+    )
+    return factor.item() if is_number else None
+
+
+def _around_scale(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Note on what a gradient scaler scales that it did."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        scaled = original(*args, **kwargs)
+        if isinstance(scaled, Tensor) and scaled.grad_fn is not None:
+            _notes(scaled.grad_fn)[_SCALED] = True
+        return scaled
+
+    return call
+
+
+def _notes(node: Any) -> dict[str, Any]:
     """What can be noted on a node of the autograd graph."""
-    notes: dict[str, Call] = node.metadata
+    notes: dict[str, Any] = node.metadata
     return notes

@@ -95,15 +95,13 @@ class Validation:
     Attributes:
         drawn: the pass.
         after: so many steps of the training.
-        with_gradients: as where a script does without `torch.no_grad`.
-        attacked: backward was called on a value of it: it is no evaluation alone.
+        attacked: gradients of a value were asked for: it is no evaluation alone.
         several: a batch had more than one value.
         rated: accuracy is that of the model's only output, once for each batch.
     """
 
     drawn: Pass
     after: int
-    with_gradients: bool
     attacked: bool = False
     loss: Mean = field(default_factory=Mean)
     accuracy: Mean = field(default_factory=Mean)
@@ -117,6 +115,12 @@ class Validation:
     def complete(self) -> bool:
         """Whether no batch of the loader is left out."""
         return not self.attacked and (self.drawn.exhausted or self.drawn.at_an_end)
+
+    @property
+    def gaps(self) -> bool:
+        """Whether of some batches no value is known."""
+        drawn = self.drawn
+        return self._batches != (drawn.drawn if drawn.length is None or drawn.exhausted else drawn.length)
 
     @property
     def unfinished(self) -> bool:
@@ -133,6 +137,7 @@ class Validation:
             self.several = True
             self.rated = self.rated and call.on_output_of(self._last[-1].call)
             return
+        self.rated = self.rated and call.alone
         self._batches += not another_piece
         # Those of one batch that is taken in pieces; else the last alone.
         self._last = [*same_batch, Timed(call, moment)]
@@ -180,27 +185,18 @@ class Epoch:
         """Whether this is what was trained on, or the whole of which that was a part, or a part of it."""
         return any(set(data) <= set(trained) or set(data) >= set(trained) for trained in self.trained)
 
-    def attacked(self) -> None:
-        """Backward was called on a value that was evaluated."""
-        for passes in self.validation.values():
-            passes[-1].attacked |= passes[-1].with_gradients
-
-    def evaluated_in(self, drawn: Pass, steps: int, *, with_gradients: bool) -> Validation | None:
+    def evaluated_in(self, drawn: Pass, steps: int) -> Validation | None:
         """What is known of this pass, perhaps a new one, after so many steps; None where it is not the script's first.
 
         A look at some batches takes no complete pass's place, nor does another evaluation without a step in between:
-        the weights may have been changed by hand, or the data. Values with gradients count in a pass without others.
+        the weights may have been changed by hand, or the data.
         """
         passes = self.validation.setdefault(drawn.data, [])
         if not passes or passes[-1].drawn.serial != drawn.serial:
             passes[:] = [one for one in passes if one.complete][-1:]
             if passes and passes[0].after == steps:
                 return None
-            passes.append(Validation(drawn, steps, with_gradients))
-        elif with_gradients and not passes[-1].with_gradients:
-            return None
-        elif passes[-1].with_gradients and not with_gradients:
-            passes[-1] = Validation(drawn, steps, with_gradients)
+            passes.append(Validation(drawn, steps))
         return passes[-1]
 
     def join(self, later: Epoch) -> None:

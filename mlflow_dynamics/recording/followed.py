@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections import deque
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -23,24 +24,31 @@ from mlflow_dynamics.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
+_OUTPUTS: Final = 8
+"""So many outputs of a model are remembered: of several views of a batch, say."""
+
 _FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-class LastOutput(Traceless):
-    """A forward hook that knows the tensor which the model returned last.
+class _Output(NamedTuple):
+    """What a model returned: a tensor, whether that was all, and whether in evaluation mode."""
+
+    tensor: weakref.ref[Tensor]
+    alone: bool
+    evaluating: bool
+
+
+class LastOutputs(Traceless):
+    """A forward hook that knows the tensors which the model returned lately.
 
     Attributes:
-        reference: to the tensor.
-        alone: it was all that the model returned.
-        evaluating: the model was in evaluation mode.
-        evaluated: it was so once, since this was set to False.
+        outputs: the last ones, the very last first.
+        evaluated: the model was in evaluation mode once, since this was set to False.
     """
 
     def __init__(self, boundary: Boundary) -> None:
         self.boundary = boundary
-        self.reference: weakref.ref[Tensor] | None = None
-        self.alone = False
-        self.evaluating = False
+        self.outputs: deque[_Output] = deque(maxlen=_OUTPUTS)
         self.evaluated = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -48,14 +56,13 @@ class LastOutput(Traceless):
             self.boundary.run(self._remember, module, output)
 
     def _remember(self, module: nn.Module, output: Any) -> None:
-        self.evaluating = not module.training
-        self.evaluated |= self.evaluating
+        self.evaluated |= not module.training
         tensor = first_tensor(output)
-        self.alone = tensor is output
-        self.reference = None if tensor is None else weakref.ref(tensor)
+        if tensor is not None:
+            self.outputs.appendleft(_Output(weakref.ref(tensor), tensor is output, not module.training))
 
 
-never_compile_alone(LastOutput)
+never_compile_alone(LastOutputs)
 
 
 class _Before(NamedTuple):
@@ -104,9 +111,9 @@ class FollowedTraining:
         self._before: _Before | None = None
         self._untrained: Tensor | None = None
         self._boundary = boundary
-        self._output = LastOutput(boundary)
+        self._outputs = LastOutputs(boundary)
         self._handles = [
-            self.recorder.model.register_forward_hook(self._output),
+            self.recorder.model.register_forward_hook(self._outputs),
             self.recorder.model.register_load_state_dict_post_hook(_Loaded(self)),
         ]
 
@@ -130,11 +137,12 @@ class FollowedTraining:
         self.finder.batch(drawn, training=self.training)
 
     def origin_of(self, values: Tensor) -> Origin | None:
-        """The model, if these are the values that it returned last, perhaps in another shape, sample by sample."""
-        output = None if self._output.reference is None else self._output.reference()
-        if output is None or not (values is output or _reshapes(values, output)):
-            return None
-        return Origin(self, output, self._output.evaluating)
+        """The model, if it returned these values lately, perhaps in another shape, sample by sample."""
+        for reference, alone, evaluating in self._outputs.outputs:
+            output = reference()
+            if output is not None and (values is output or _reshapes(values, output)):
+                return Origin(self, output, alone, evaluating)
+        return None
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called on a criterion's value, or on something that is not known to be one of ours."""
@@ -155,7 +163,12 @@ class FollowedTraining:
         elif drawn.loader == self.finder.primary:
             self.losses.evaluated_in_vain(UNDRAWN)
         else:
-            self.losses.evaluated(call, drawn, only_output=self._output.alone)
+            self.losses.evaluated(call, drawn)
+
+    def attacked(self, call: Call) -> None:
+        """Gradients of a criterion's value were asked for by hand."""
+        if call.evaluating and self._drawn is not None:
+            self.losses.attacked(self._drawn)
 
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Take a step into the open epoch, with the losses behind it; those of a closure are still to come."""
@@ -167,7 +180,7 @@ class FollowedTraining:
             self.losses.rejoin()
         if self.steps == 0 and self.epochs == 0:
             self._untrained = fingerprint(self.recorder.model)
-            self._output.evaluated = False  # a summary of the model, say
+            self._outputs.evaluated = False  # a summary of the model, say
         self.steps += 1
         self.replaced = False
         if self._epochs_before_cell is None:
@@ -187,7 +200,7 @@ class FollowedTraining:
             self.left = status
         if self.steps == 0 or self.recorder.failure is not None or not self.finder.ended:
             return False
-        if before == self.epochs and not self._output.evaluated:
+        if before == self.epochs and not self._outputs.evaluated:
             return False
         if any(
             one.unfinished or (status != "FINISHED" and not one.complete) for one in self.losses.evaluations
@@ -216,7 +229,7 @@ class FollowedTraining:
         self._before = None
         self.steps = late
         self.epochs += 1
-        evaluated, self._output.evaluated = self._output.evaluated, False
+        evaluated, self._outputs.evaluated = self._outputs.evaluated, False
         return rate, self.losses.close(before_part=before is not None, evaluated=evaluated)
 
     def forget(self) -> None:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 LOADED: Final = "the weights evaluated were loaded after the last step"
 IN_TRAINING_MODE: Final = "the model is evaluated in training mode"
 UNDRAWN: Final = "what is evaluated is not drawn from a DataLoader of its own"
+FOREIGN: Final = "a criterion is evaluated on what another model returned, or on what is made of the output"
 
 _TERMS: Final = (
     "backward is not called on the value of one criterion on the model's output alone, of those that are known ("
@@ -37,7 +38,8 @@ _UNSEEN: Final = "no known criterion is called on the model's output in evaluati
 _SEVERAL: Final = "more than one criterion value is computed on a batch"
 _PART: Final = "the data evaluated is not drawn to its end"
 _TRAINED: Final = "the data evaluated is the data trained on"
-_ATTACKED: Final = "backward is called on what is evaluated"
+_ATTACKED: Final = "gradients of what is evaluated are asked for"
+_GAPS: Final = "not on every batch evaluated a known criterion is called, on what the model returned"
 _ANEW: Final = (
     "the data set evaluated is not known to be that of the earlier epochs; keep one object for all epochs"
 )
@@ -84,20 +86,24 @@ class Losses:
             self._other = False
         self._latest = moment.epoch
         self._data = None if drawn is None else drawn.data
-        if call is not None and call.evaluating:
-            self._open.attacked()
+        if call is not None and call.evaluating and drawn is not None:
+            self.attacked(drawn)
         if call is None:
             self._other = True
             return
         self._again = self._again or repeats(call, moment, self._backwards)
         self._backwards.append(Timed(call, moment))
 
-    def evaluated(self, call: Call, drawn: Pass, *, only_output: bool) -> None:
+    def evaluated(self, call: Call, drawn: Pass) -> None:
         """A criterion was evaluated in evaluation mode, on a batch of this pass."""
-        pass_ = self._open.evaluated_in(drawn, self._steps, with_gradients=call.with_gradients)
+        pass_ = self._open.evaluated_in(drawn, self._steps)
         if pass_ is not None:
             pass_.add(call, Moment.of(drawn))
-            pass_.rated = pass_.rated and only_output
+
+    def attacked(self, drawn: Pass) -> None:
+        """Gradients of a value were asked for that was evaluated on a batch of this pass."""
+        for evaluated in self.evaluations:
+            evaluated.attacked |= evaluated.drawn is drawn
 
     def evaluated_in_vain(self, reason: str) -> None:
         """A criterion was evaluated, but not as a validation loss is."""
@@ -212,7 +218,11 @@ class Losses:
         if self._validation not in evaluated:
             self._tell("validation", _ANEW)
             return None
-        return evaluated[self._validation]
+        validation = evaluated[self._validation]
+        if validation.gaps:
+            self._tell("validation", _GAPS)
+            return None
+        return validation
 
     def _tell(self, which: str, reason: str) -> None:
         if which not in self._told:

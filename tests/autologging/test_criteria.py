@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from recorded import Record, records
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import mlflow_dynamics
@@ -28,45 +30,62 @@ def flat() -> nn.Module:
     return nn.Sequential(dense(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def batches(seed: int, *, shape: tuple[int, ...], void: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+def batches(
+    seed: int, *, shape: tuple[int, ...], void: bool = False, lost: bool = False
+) -> DataLoader[tuple[Tensor, ...]]:
     """Of four images, and a last one of two."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(22, 2, 6, 6, generator=generator)
     targets = torch.randint(0, 3, (22, *shape), generator=generator)
     if void:
         targets[torch.rand(targets.shape, generator=generator) < 0.3] = VOID
+    if lost:
+        targets[4:8] = 0
     return DataLoader(TensorDataset(images, targets), batch_size=4)
 
 
-def train(model: nn.Module, criterion: Criterion, judge: Criterion, **data: bool | tuple[int, ...]) -> Record:
-    """Train and validate; each mean is also taken by hand, over the targets that are counted."""
+def train(
+    model: nn.Module, criterion: Criterion, judge: Criterion, *, ignored: int = VOID, **data: Any
+) -> tuple[Record, dict[str, dict[int, float]]]:
+    """Train and validate; what is logged, and each mean taken by hand, over the targets that are not ignored."""
     mlflow_dynamics.autolog()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     training, validation = batches(1, **data), batches(2, **data)
-    own: dict[str, dict[int, float]] = {"train/loss": {}, "validation/loss": {}}
+    own: dict[str, dict[int, float]] = {"train/loss": {}, "validation/loss": {}, "validation/accuracy": {}}
     for epoch in range(EPOCHS):
-        sums = torch.zeros(2, dtype=torch.float64)
+        total = counted = right = 0.0
         for x, y in training:
             optimizer.zero_grad()
             loss = criterion(model(x), y)
-            loss.backward()
-            optimizer.step()
-            counted = (y != VOID).sum()
-            sums += torch.stack([loss.detach() * counted, counted])
-        own["train/loss"][epoch] = float(sums[0] / sums[1])
+            seen = int((y != ignored).sum())
+            if seen:
+                loss.backward()
+                optimizer.step()
+                total += loss.item() * seen
+                counted += seen
+        own["train/loss"][epoch] = total / counted
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
+        total = counted = 0.0
         with torch.no_grad():
             for x, y in validation:
-                counted = (y != VOID).sum()
-                sums += torch.stack([judge(model(x), y) * counted, counted])
-        own["validation/loss"][epoch] = float(sums[0] / sums[1])
+                output = model(x)
+                value, seen = judge(output, y), int((y != ignored).sum())
+                total += value.item() * seen if seen else 0.0
+                counted += seen
+                right += int(((output.argmax(1) == y) & (y != ignored)).sum())
+        own["validation/loss"][epoch] = total / counted
+        own["validation/accuracy"][epoch] = right / counted
         model.train()
     mlflow_dynamics.autolog(disable=True)
     (record,) = records()
-    assert record.metric("train/loss") == pytest.approx(own["train/loss"], rel=1e-5)
-    if judge is criterion:
-        assert record.metric("validation/loss") == pytest.approx(own["validation/loss"], rel=1e-5)
+    return record, own
+
+
+def check(model: nn.Module, criterion: Criterion, **data: Any) -> Record:
+    """Both losses are those taken by hand."""
+    record, own = train(model, criterion, criterion, **data)
+    for key in ("train/loss", "validation/loss"):
+        assert record.metric(key) == pytest.approx(own[key], rel=1e-5)
     return record
 
 
@@ -79,12 +98,12 @@ def on_numbers(criterion: nn.Module) -> Criterion:
     "criterion", [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0]))]
 )
 def test_a_class_for_each_pixel(criterion: Criterion) -> None:
-    assert train(dense(), criterion, criterion, shape=(6, 6)).metric("validation/accuracy") == {}
+    assert check(dense(), criterion, shape=(6, 6)).metric("validation/accuracy") == {}
 
 
 def test_pixels_that_are_ignored_are_not_counted() -> None:
     criterion = nn.CrossEntropyLoss(ignore_index=VOID)
-    train(dense(), criterion, criterion, shape=(6, 6), void=True)
+    check(dense(), criterion, shape=(6, 6), void=True)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +114,7 @@ def test_pixels_that_are_ignored_are_not_counted() -> None:
     ],
 )
 def test_classes_have_weights(criterion: Criterion) -> None:
-    train(flat(), criterion, criterion, shape=())
+    check(flat(), criterion, shape=())
 
 
 @pytest.mark.parametrize(
@@ -103,12 +122,12 @@ def test_classes_have_weights(criterion: Criterion) -> None:
 )
 def test_numbers_are_predicted(module: type[nn.Module]) -> None:
     criterion = on_numbers(module())
-    train(flat(), criterion, criterion, shape=())
+    check(flat(), criterion, shape=())
 
 
 def test_weights_in_training_alone_make_another_criterion(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mlflow_dynamics")
-    record = train(
+    record, _ = train(
         flat(), nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0])), nn.CrossEntropyLoss(), shape=()
     )
     assert record.metric("validation/loss") == {}
@@ -117,3 +136,44 @@ def test_weights_in_training_alone_make_another_criterion(caplog: pytest.LogCapt
         "The validation loss is not logged: cross_entropy is evaluated, cross_entropy(weight) trained."
         in caplog.messages
     )
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        lambda output, y: F.cross_entropy(output, y, reduction="sum") / y.numel(),
+        lambda output, y: F.cross_entropy(output, y, reduction="sum") / (y < 2).sum(),
+        lambda output, y: F.cross_entropy(output, y) * (output.detach().argmax(1) != y).float().mean(),
+    ],
+    ids=["by the pixels", "by some pixels", "by the share of wrong ones"],
+)
+def test_a_value_that_is_scaled_by_something_of_the_batch_is_another_loss(criterion: Criterion) -> None:
+    record, _ = train(dense(), criterion, criterion, shape=(6, 6))
+    assert record.metric("train/loss") == record.metric("validation/loss") == {}
+
+
+def test_several_labels_are_no_pieces_of_a_batch() -> None:
+    model, data = flat(), batches(1, shape=(2,))
+    mlflow_dynamics.autolog()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(EPOCHS):
+        for x, y in data:
+            optimizer.zero_grad()
+            for label in range(2):
+                F.cross_entropy(model(x), y[:, label]).backward()
+            optimizer.step()
+    mlflow_dynamics.autolog(disable=True)
+    (record,) = records()
+    assert record.metric("train/loss") == {}
+
+
+def test_a_class_that_is_ignored_is_never_right_and_a_batch_of_it_counts_nothing() -> None:
+    model = flat()
+    with torch.no_grad():
+        model[0][2].bias += torch.tensor([3.0, 0.0, 0.0])  # it is predicted for all
+    record, own = train(
+        model, nn.CrossEntropyLoss(ignore_index=0), nn.CrossEntropyLoss(ignore_index=0),
+        ignored=0, shape=(), lost=True,
+    )  # fmt: skip
+    for key, values in own.items():
+        assert record.metric(key) == pytest.approx(values, rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -414,32 +415,72 @@ def test_gradients_may_be_on_in_an_evaluation(w: Witness) -> None:
     assert record.metric("validation/accuracy") == accuracies(w)
 
 
-def attack(w: Witness, batches: DataLoader[Any], epoch: int | None = None, *, backward: bool = True) -> None:
-    """Evaluate on inputs that are changed along their gradients (FGSM)."""
+def attack(w: Witness, batches: DataLoader[Any], *, backward: bool = True, robust: bool = True) -> None:
+    """Evaluate inputs that are changed along their gradients (FGSM): which value is the loss, nobody knows."""
     w.model.eval()
-    total = right = 0
     for x, y in batches:
         x.requires_grad_()
         loss = entropy(w.model(x), y)
         if backward:
             loss.backward()
         gradient = x.grad if backward else torch.autograd.grad(loss, x)[0]
-        with torch.no_grad():
-            output = w.model(x + 0.1 * gradient.sign())
-            if epoch is not None:
-                total += entropy(output, y).item() * len(x)
-                right += (output.argmax(1) == y).sum().item()
+        if robust:
+            with torch.no_grad():
+                entropy(w.model(x + 0.1 * gradient.sign()), y)
     w.model.zero_grad()
-    w.validation[epoch or 0] = total / 10, right / 10
     w.model.train()
 
 
-@pytest.mark.parametrize("backward", [True, False])
-def test_of_an_attack_the_values_without_gradients_count(w: Witness, backward: bool) -> None:
-    validation = loader(10, seed=2)
-    record = train(w, lambda epoch: attack(w, validation, epoch, backward=backward))
-    assert record.metric("validation/loss") == losses(w)
-    assert record.metric("validation/accuracy") == accuracies(w)
+def attack_by_hand(w: Witness, batches: DataLoader[Any]) -> None:
+    attack(w, batches, backward=False)
+
+
+def attack_alone(w: Witness, batches: DataLoader[Any]) -> None:
+    attack(w, batches, backward=False, robust=False)
+
+
+@torch.no_grad()
+def in_evaluation(w: Witness, batches: DataLoader[Any], judge: Callable[[Tensor, Tensor], object]) -> None:
+    w.model.eval()
+    for x, y in batches:
+        judge(x, y)
+    w.model.train()
+
+
+def two_views(w: Witness, batches: DataLoader[Any]) -> None:
+    def judge(x: Tensor, y: Tensor) -> None:
+        one, other = w.model(x), w.model(x.flip(-1))
+        (entropy(one, y) + entropy(other, y)) / 2
+
+    in_evaluation(w, batches, judge)
+
+
+def without_the_last(w: Witness, batches: DataLoader[Any]) -> None:
+    """The last batch is padded, and its output cut."""
+    full = torch.zeros(BATCH, 3, 8, 8)
+
+    def judge(x: Tensor, y: Tensor) -> None:
+        full[: len(x)] = x
+        output = w.model(full)
+        entropy(output if len(x) == BATCH else output[: len(x)], y)
+
+    in_evaluation(w, batches, judge)
+
+
+def an_extra_value(w: Witness, batches: DataLoader[Any]) -> None:
+    """One batch is evaluated twice."""
+    w.model.eval()
+    for number, (x, y) in enumerate(batches):
+        entropy(w.model(x), y)
+        if number == 0:
+            with torch.no_grad():
+                entropy(w.model(x + 1), y)
+    w.model.train()
+
+
+def an_average(w: Witness, batches: DataLoader[Any]) -> None:
+    average = copy.deepcopy(w.model).eval()
+    in_evaluation(w, batches, lambda x, y: entropy(average(x), y))
 
 
 def in_training_mode(w: Witness, batches: DataLoader[Any]) -> None:
@@ -452,7 +493,19 @@ def in_training_mode(w: Witness, batches: DataLoader[Any]) -> None:
     ("only", "reason"),
     [
         (look, "the data evaluated is not drawn to its end"),
-        (attack, "backward is called on what is evaluated"),
+        (attack, "gradients of what is evaluated are asked for"),
+        (attack_by_hand, "gradients of what is evaluated are asked for"),
+        (attack_alone, "gradients of what is evaluated are asked for"),
+        (two_views, "more than one criterion value is computed on a batch"),
+        (an_extra_value, "more than one criterion value is computed on a batch"),
+        (
+            without_the_last,
+            "not on every batch evaluated a known criterion is called, on what the model returned",
+        ),
+        (
+            an_average,
+            "a criterion is evaluated on what another model returned, or on what is made of the output",
+        ),
         (no_loader, "what is evaluated is not drawn from a DataLoader of its own"),
         (in_training_mode, "the model is evaluated in training mode"),
         (reload, "the weights evaluated were loaded after the last step"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,15 +116,18 @@ def track(
         log_every_n_epoch=log_every_n_epoch,
     )
     close = closing(writer, owned=run.owned)
-    if monitor is None or monitor.schedule_given:
-        return Tracker(recorder, measuring, close=close)
-    schedulers = SchedulerWatch(Boundary(recorder.remove))
+    schedulers = (
+        None if monitor is None or monitor.schedule_given else SchedulerWatch(Boundary(recorder.remove))
+    )
 
     def close_all(status: str) -> None:
-        schedulers.remove()
+        if schedulers is not None:
+            schedulers.remove()
         close(status)
 
-    return Tracker(recorder, measuring, close=close_all, schedulers=schedulers)
+    tracker = Tracker(recorder, measuring, close=close_all, schedulers=schedulers)
+    tracker.close_at_exit()
+    return tracker
 
 
 def closing(writer: RunWriter, *, owned: bool) -> Callable[[str], object]:
@@ -138,8 +144,14 @@ def status_after(error: BaseException | None) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
+def last_error() -> BaseException | None:
+    """The exception that Python printed last."""
+    error: BaseException | None = vars(sys).get("last_value")
+    return error
+
+
 class Tracker:
-    """Follows one training. Made by `track`; ended by `close()` or by leaving its `with` block.
+    """Follows one training. Made by `track`; ended by `close()`, by leaving its `with` block, or with the process.
 
     Args:
         recorder: of the model.
@@ -168,9 +180,24 @@ class Tracker:
         self._measured = threading.Condition()
         self._summary: EpochSummary | None = None
         self._overflowed = False
+        self._at_exit: Callable[[], None] | None = None
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(MAX_PENDING_EPOCHS)
         self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
         started(self._worker)
+
+    def close_at_exit(self) -> None:
+        """Let Python close it where the script does not: the last epochs may not be measured or sent by then."""
+        process, earlier = os.getpid(), last_error()
+
+        def close() -> None:
+            if os.getpid() != process:  # a fork of it, without the threads
+                return
+            error = last_error()
+            typed = hasattr(sys, "ps1")  # at a prompt an error ends nothing
+            self.close(status_after(None if typed or error is earlier else error))
+
+        atexit.register(close)
+        self._at_exit = close
 
     def start_at(self, epoch: int, *, step: int) -> None:
         """Count on from `epoch` and from training step `step`: the training has been resumed from a checkpoint."""
@@ -262,6 +289,8 @@ class Tracker:
 
     def close(self, status: str = "FINISHED") -> None:
         """Measure and send what is left, detach from the model, and end the run if it is ours."""
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
         self._recorder.remove()
         if self._worker.ident is None:  # it could not be started
             self._waiting.put(None)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -142,6 +146,39 @@ def test_a_tracker_that_was_not_closed_keeps_its_run_to_itself(caplog: pytest.Lo
         "FAILED",
         "FINISHED",
         "FINISHED",
+    ]
+
+
+def test_trackers_that_were_not_closed_end_with_the_process() -> None:
+    script = """
+import test_session
+import torch
+import mlflow_dynamics
+
+for number in range(2):
+    model = test_session.network()
+    tracker = mlflow_dynamics.track(model)
+    for _ in range(2 + number):
+        test_session.epoch(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        tracker.end_epoch(**{"train/loss": float(number)})
+raise ValueError("the user's own")
+"""
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    client = mlflow.MlflowClient()
+    runs = mlflow.search_runs(
+        search_all_experiments=True, output_format="list", order_by=["attributes.start_time ASC"]
+    )
+    assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
+    histories = [client.get_metric_history(run.info.run_id, "train/loss") for run in runs]
+    assert [[(point.step, point.value) for point in history] for history in histories] == [
+        [(epoch, number) for epoch in range(2 + number)] for number in range(2)
     ]
 
 

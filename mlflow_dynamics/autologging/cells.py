@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mlflow_dynamics.autologging.process_end import last_error
+from mlflow_dynamics.session import last_error
 
 
 class Cells:

@@ -108,11 +108,6 @@ class Autologging:
         elif isinstance(call.owner, FollowedTraining):
             call.owner.evaluated(call)
 
-    def attacked(self, call: Call) -> None:
-        """Gradients of a criterion's value were asked for."""
-        if isinstance(call.owner, FollowedTraining):
-            call.owner.attacked(call)
-
     def differentiated(self, call: Call | None) -> None:
         """Backward was called."""
         self._trained = True

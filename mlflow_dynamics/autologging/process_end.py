@@ -14,7 +14,7 @@ from multiprocessing.util import Finalize, register_after_fork
 from typing import Any
 
 from mlflow_dynamics.recording.patching import Patch
-from mlflow_dynamics.session import status_after
+from mlflow_dynamics.session import last_error, status_after
 
 
 class ProcessEnd:
@@ -85,9 +85,3 @@ class ProcessEnd:
             original(quitter, code)
 
         return leave
-
-
-def last_error() -> BaseException | None:
-    """The exception that Python printed last."""
-    error: BaseException | None = vars(sys).get("last_value")
-    return error

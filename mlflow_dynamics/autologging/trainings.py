@@ -107,6 +107,8 @@ class Trainings:
         counting = (t for t in self._trainings if t.recorder.counts(optimizer, forward_to_come=closure))
         training = next(counting, None)
         if training is None:
+            for other in self._trainings:
+                other.step_not_counted(optimizer)
             return
         training.thread = threading.current_thread()
         if is_recorded(training.recorder.model, besides=training.recorder):

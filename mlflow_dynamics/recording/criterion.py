@@ -136,9 +136,6 @@ class Listener(Protocol):
     def differentiated(self, call: Call | None) -> None:
         """Backward was called on a multiple of this call's value, or on something else."""
 
-    def attacked(self, call: Call) -> None:
-        """Gradients of this call's value were asked for, as an attack on the inputs does."""
-
 
 class CriterionWatch:
     """Watches torch's criteria and `backward`."""
@@ -153,7 +150,6 @@ class CriterionWatch:
                 for module, place, function in places_of(*criteria)
             ),
             Patch(torch.autograd, "backward", self._around_backward),
-            Patch(torch.autograd, "grad", self._around_grad),
             Patch(GradScaler, "scale", _around_scale),
         ]
 
@@ -231,22 +227,8 @@ class CriterionWatch:
         if origin.evaluating or not torch.is_grad_enabled():
             self._listener.evaluated(call)
 
-    def _around_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def call(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if not torch.compiler.is_compiling():
-                self._boundary.run(self._grad, outputs)
-            return original(outputs, *args, **kwargs)
-
-        return call
-
     def _backward(self, tensors: Any) -> None:
         self._listener.differentiated(_call_of(tensors))
-
-    def _grad(self, tensors: Any) -> None:
-        call = _call_of(tensors)
-        if call is not None:
-            self._listener.attacked(call)
 
 
 def _call_of(tensors: Any) -> Call | None:
@@ -299,7 +281,7 @@ def _around_scale(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         scaled = original(*args, **kwargs)
-        if isinstance(scaled, Tensor) and scaled.grad_fn is not None:
+        if not torch.compiler.is_compiling() and isinstance(scaled, Tensor) and scaled.grad_fn is not None:
             _notes(scaled.grad_fn)[_SCALED] = True
         return scaled
 

@@ -95,7 +95,7 @@ class Validation:
     Attributes:
         drawn: the pass.
         after: so many steps of the training.
-        attacked: gradients of a value were asked for: it is no evaluation alone.
+        attacked: backward was called on a value: it is no evaluation alone.
         several: a batch had more than one value.
         rated: accuracy is that of the model's only output, once for each batch.
     """

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 _OUTPUTS: Final = 8
 """So many outputs of a model are remembered: of several views of a batch, say."""
 
+_FEW_STEPS: Final = 3
+"""So many in evaluation mode are no accident."""
+
 _FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -106,6 +109,7 @@ class FollowedTraining:
         self.set_back = False
         self.replaced = False
         self.left = "FINISHED"
+        self._in_evaluation_mode = 0
         self._epochs_before_cell: int | None = None
         self._drawn: Pass | None = None
         self._before: _Before | None = None
@@ -165,11 +169,6 @@ class FollowedTraining:
         else:
             self.losses.evaluated(call, drawn)
 
-    def attacked(self, call: Call) -> None:
-        """Gradients of a criterion's value were asked for by hand."""
-        if call.evaluating and self._drawn is not None:
-            self.losses.attacked(self._drawn)
-
     def step(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Take a step into the open epoch, with the losses behind it; those of a closure are still to come."""
         if self.finder.undecided == 1:
@@ -188,6 +187,18 @@ class FollowedTraining:
         self.losses.step(optimizer, closure=closure)
         rate = optimizer.param_groups[0].get("lr")
         self.learning_rate = rate if isinstance(rate, float | int) else None
+
+    def step_not_counted(self, optimizer: Optimizer) -> None:
+        """An optimizer makes a step that is none of this training, or is made in evaluation mode."""
+        outputs = self._outputs.outputs
+        if optimizer not in self.optimizers or not outputs or not outputs[0].evaluating:
+            return
+        self._in_evaluation_mode += 1
+        if self._in_evaluation_mode == _FEW_STEPS:
+            logger.warning(
+                "Steps of %s are made in evaluation mode and are not recorded: call model.train() before each epoch.",
+                self.name,
+            )
 
     def pause(self, status: str) -> bool:
         """A notebook's cell is over, with this status; whether the open epoch is complete.

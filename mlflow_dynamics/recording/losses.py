@@ -38,7 +38,7 @@ _UNSEEN: Final = "no known criterion is called on the model's output in evaluati
 _SEVERAL: Final = "more than one criterion value is computed on a batch"
 _PART: Final = "the data evaluated is not drawn to its end"
 _TRAINED: Final = "the data evaluated is the data trained on"
-_ATTACKED: Final = "gradients of what is evaluated are asked for"
+_ATTACKED: Final = "backward is called on what is evaluated"
 _GAPS: Final = "not on every batch evaluated a known criterion is called, on what the model returned"
 _ANEW: Final = (
     "the data set evaluated is not known to be that of the earlier epochs; keep one object for all epochs"
@@ -86,8 +86,9 @@ class Losses:
             self._other = False
         self._latest = moment.epoch
         self._data = None if drawn is None else drawn.data
-        if call is not None and call.evaluating and drawn is not None:
-            self.attacked(drawn)
+        if call is not None and call.evaluating:
+            for evaluated in self.evaluations:
+                evaluated.attacked |= evaluated.drawn is drawn
         if call is None:
             self._other = True
             return
@@ -99,11 +100,6 @@ class Losses:
         pass_ = self._open.evaluated_in(drawn, self._steps)
         if pass_ is not None:
             pass_.add(call, Moment.of(drawn))
-
-    def attacked(self, drawn: Pass) -> None:
-        """Gradients of a value were asked for that was evaluated on a batch of this pass."""
-        for evaluated in self.evaluations:
-            evaluated.attacked |= evaluated.drawn is drawn
 
     def evaluated_in_vain(self, reason: str) -> None:
         """A criterion was evaluated, but not as a validation loss is."""

@@ -235,6 +235,20 @@ def test_a_line_is_shown_once_where_the_script_sets_up_logging_later(
     assert (shown.count("before"), shown.count("after")) == (1, 1)
 
 
+def test_steps_in_evaluation_mode_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mlflow_dynamics")
+    model = network()
+    optimizer = sgd(model)
+    train(model, optimizer, loader(), epochs=1)
+    model.eval()
+    train(model, optimizer, loader(), epochs=2)
+    mlflow_dynamics.autolog(disable=True)
+    assert epochs_of(runs()["ours"]) == 1
+    assert [line for line in caplog.messages if "evaluation mode" in line] == [
+        "Steps of Sequential are made in evaluation mode and are not recorded: call model.train() before each epoch."
+    ]
+
+
 def test_a_compiled_optimizer_step_is_recorded_and_its_training_the_same() -> None:
     def trained(*, recorded: bool) -> tuple[list[float], torch.Tensor, int]:
         torch._dynamo.reset()

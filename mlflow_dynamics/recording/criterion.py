@@ -130,8 +130,7 @@ class Listener(Protocol):
         """The model that returned these values lately; None if none is known to have."""
 
     def evaluated(self, call: Call | None) -> None:
-        """A criterion was evaluated: on an output of a model in evaluation mode, or (None) without gradients on other
-        values."""
+        """A criterion was evaluated on a model's output, or (None) on other values, without gradients."""
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called on a multiple of this call's value, or on something else."""

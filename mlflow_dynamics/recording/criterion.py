@@ -56,8 +56,6 @@ _WEIGHTS: Final = ("weight", "pos_weight")
 _IGNORED: Final = -100
 """The class that torch's criteria leave out of their mean if no other is named."""
 
-_SUM: Final = "reduction='sum'"
-
 _MARK: Final = "mlflow_dynamics.criterion"
 _SCALED: Final = "mlflow_dynamics.scaled"
 
@@ -89,6 +87,7 @@ class Call:
         samples: how many.
         ignored: how many of them, or how much in parts, the criterion left out; None where it cannot.
         correct: how many of them were right; None where that is not asked.
+        summed: the value is a sum, of several values a sample.
         alone: the output was all that the model returned.
         evaluating: the model was in evaluation mode.
     """
@@ -99,6 +98,7 @@ class Call:
     samples: int
     ignored: Tensor | None
     correct: Tensor | None
+    summed: bool
     alone: bool
     evaluating: bool
     _output: weakref.ref[Tensor]
@@ -198,14 +198,15 @@ class CriterionWatch:
         if not of_samples or output.dim() == 0 or len(output) == 0:
             return
         several = output.dim() > 2 if name in CLASSIFICATION else output.numel() != len(output)
+        summed = reduction == "sum" and several
         arguments = [key for key in _WEIGHTS if given.get(key) is not None]
-        if reduction == "sum" and several:
-            arguments.append(_SUM)
+        if summed:
+            arguments.append("reduction='sum'")
         criterion = f"{name}({', '.join(arguments)})" if arguments else name
         correct = ignored = None
         total = value.detach().float()
         with torch.no_grad():
-            if classes and not (reduction == "sum" and several):
+            if classes and not summed:
                 left_out = target == given.get("ignore_index", _IGNORED)
                 ignored = left_out.sum() / (target.numel() // len(target))
                 if reduction == "mean":  # of nothing it is no number
@@ -215,10 +216,12 @@ class CriterionWatch:
             elif reduction == "mean":
                 total = total * len(output)
         whole = target._base
-        rows = whole is not None and whole.shape[1:] == target.shape[1:] and whole.stride() == target.stride()
-        part = (weakref.ref(whole), int(target.storage_offset())) if whole is not None and rows else None
+        part = None
+        if whole is not None and whole.shape[1:] == target.shape[1:] and whole.stride() == target.stride():
+            part = weakref.ref(whole), int(target.storage_offset())  # some of its rows
         call = Call(
-            *(origin.owner, criterion, total, len(output), ignored, correct, origin.alone, origin.evaluating),
+            *(origin.owner, criterion, total, len(output), ignored, correct),
+            *(summed, origin.alone, origin.evaluating),
             *(weakref.ref(origin.returned), weakref.ref(target), part),
         )
         if value.grad_fn is not None:
@@ -249,10 +252,8 @@ def _call_of(tensors: Any) -> Call | None:
     if node is None:
         return None
     call: Call = _notes(node)[_MARK]
-    # A sum of several values a sample may be divided by the samples, but not by the pixels, say: then it is a mean.
-    if call.criterion.endswith(f"{_SUM})") and divisor not in (1, call.samples):
-        return None
-    return call
+    # Such a sum may be divided by the samples, but not by the pixels, say: then it is a mean.
+    return None if call.summed and divisor not in (1, call.samples) else call
 
 
 def _number_of(node: Any) -> float | None:

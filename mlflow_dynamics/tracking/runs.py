@@ -87,10 +87,10 @@ def script_run() -> Run | None:
 
 def run_to_join() -> str | None:
     """The run that is not ours to end: the script's active one, else the one that `mlflow run` prepared, else None."""
+    if mlflow.active_run() is None:
+        return MLFLOW_RUN_ID.get()
     script = script_run()
-    if script is not None:
-        return str(script.info.run_id)
-    return MLFLOW_RUN_ID.get() if mlflow.active_run() is None else None
+    return None if script is None else str(script.info.run_id)
 
 
 def active_runs() -> list[str]:

@@ -51,9 +51,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """One server for the session, on SQLite, bound to the loopback address."""
-    running = MlflowServer(tmp_path_factory.mktemp("server"), empty_store).start()
-    yield running
-    running.kill()
+    with MlflowServer(tmp_path_factory.mktemp("server"), empty_store) as running:
+        yield running
 
 
 @pytest.fixture

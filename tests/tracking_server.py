@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """`mlflow server` on the loopback address; `kill` is kill -9 of the whole process group.
+    """`mlflow server` on the loopback address, in a `with` block; `kill` is kill -9 of the whole process group.
 
     Without another `backend` on a copy of an empty SQLite store, or the store that is in the folder already.
     """
@@ -43,7 +43,18 @@ class MlflowServer:
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> MlflowServer:
+    def __enter__(self) -> MlflowServer:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", self.backend, "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -54,7 +65,6 @@ class MlflowServer:
                 command, env=environment, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
             )
         self._wait_until_healthy()
-        return self
 
     def kill(self) -> None:
         if self._process is not None:

@@ -48,9 +48,8 @@ def train(epochs: int = 4, steps: int = 70) -> None:
 @pytest.fixture(scope="module")
 def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """Which has no runs but those to be seen."""
-    running = MlflowServer(tmp_path_factory.mktemp("browsed"), empty_store).start()
-    yield running
-    running.kill()
+    with MlflowServer(tmp_path_factory.mktemp("browsed"), empty_store) as running:
+        yield running
 
 
 @pytest.fixture

@@ -74,9 +74,8 @@ def postgresql() -> Iterator[str]:
 
 @pytest.fixture
 def server(postgresql: str, tmp_path: Path) -> Iterator[MlflowServer]:
-    running = MlflowServer(tmp_path / "server", backend=postgresql).start()
-    yield running
-    running.kill()
+    with MlflowServer(tmp_path / "server", backend=postgresql) as running:
+        yield running
 
 
 @pytest.mark.slow

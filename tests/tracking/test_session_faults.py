@@ -205,8 +205,7 @@ def test_what_the_script_logs_itself_lands_in_the_run_that_autolog_made() -> Non
 def test_a_server_killed_in_the_middle_and_restarted(
     tmp_path: Path, untracked: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = MlflowServer(tmp_path / "server").start()
-    try:
+    with MlflowServer(tmp_path / "server") as own:
         mlflow.set_tracking_uri(own.uri)
 
         def kill(epoch: int, tracker: Tracker) -> None:
@@ -222,8 +221,6 @@ def test_a_server_killed_in_the_middle_and_restarted(
         assert longest <= LONGEST_WAIT_S
         assert tracker.run_id is not None
         assert_every_epoch_once(own.uri, tracker.run_id, losses)
-    finally:
-        own.kill()
     first, second = warnings_of(caplog)
     assert "there is no connection" in first
     assert "takes records again" in second

@@ -78,12 +78,12 @@ def loaded_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ml
     pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
         pytest.skip("PostgreSQL is not installed")
-    with tempfile.TemporaryDirectory() as folder, _postgresql(Path(folder)) as uri:
-        server = MlflowServer(tmp_path / "server", backend=uri)
-        try:
-            yield server.start()
-        finally:
-            server.kill()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _postgresql(Path(folder)) as uri,
+        MlflowServer(tmp_path / "server", backend=uri) as server,
+    ):
+        yield server
 
 
 @contextmanager

@@ -170,8 +170,7 @@ def test_a_file_that_is_too_large_for_the_server_waits_and_holds_nothing_back(
 
 
 def test_a_server_killed_mid_run_and_restarted_has_everything(empty_store: Path, tmp_path: Path) -> None:
-    server = MlflowServer(tmp_path / "server", empty_store).start()
-    try:
+    with MlflowServer(tmp_path / "server", empty_store) as server:
         run_id = new_run(server.uri)
         writer = RunWriter(run_id, tracking_uri=server.uri)
         for epoch in range(30):
@@ -183,8 +182,6 @@ def test_a_server_killed_mid_run_and_restarted_has_everything(empty_store: Path,
         server.start()
         assert writer.close(60) == 0
         assert_complete(server.uri, run_id, 30)
-    finally:
-        server.kill()
 
 
 def test_a_run_deleted_while_it_trains_keeps_its_records_until_it_is_restored(

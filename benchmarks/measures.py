@@ -1,6 +1,10 @@
-"""Times the measures: plain DFA beside other packages on equal boxes, and all measures of one window.
+"""Times `integration` as it is by default beside other packages' plain DFA, and all measures of one window.
 
-    python benchmarks/measures.py
+    python benchmarks/measures.py [--layers-of parquet:PATH]
+
+Three kinds of signals: white noise, random walks, and the layers of a ResNet-20 in training, recorded here (of
+scikit-learn's digits, which takes two minutes, or of the images given). Ours takes overlapping boxes up to T/4,
+corrected and weighted; the others take boxes side by side, of the sizes that antropy takes.
 
 One process on one core; processor time is measured, repetitions of all candidates are interleaved and medians are
 compared, so that other load on the machine hits all alike. Packages that are not installed are left out (antropy,
@@ -20,15 +24,18 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
+import torch
+from layer_signals import layer_signals
 
-from mlflow_dynamics.measures import fluctuations, measure, surrogate_tests
-from mlflow_dynamics.measures.fractal import slope_weights
+from mlflow_dynamics.measures import fluctuations, integration, measure, surrogate_tests
 
 LAYERS = 64
 STEPS = (64, 512, 4096)
+OURS = "mlflow_dynamics, `integration`"
 TURN_S = 0.005  # what a turn of a fast candidate lasts
 
 
@@ -45,15 +52,14 @@ def antropy_boxes(steps: int) -> np.ndarray:
 
 
 def candidates(signals: np.ndarray, sizes: np.ndarray) -> dict[str, Callable[[], object]]:
-    """Name -> plain DFA of all signals: no overlap, order 1, given boxes."""
+    """Name -> integration by ours, plain DFA of all signals by others: no overlap, order 1, given boxes."""
     boxes = tuple(sizes.tolist())
-
-    def ours() -> np.ndarray:
-        # What `dfa` does, which refuses a slope through antropy's two boxes at 64 steps.
-        f = fluctuations(signals, box_sizes=boxes, overlap=False, corrected=False)[1]
-        return np.log(f) @ slope_weights(boxes, False)
-
-    found: dict[str, Callable[[], object]] = {"mlflow_dynamics": ours}
+    found: dict[str, Callable[[], object]] = {
+        OURS: lambda: integration(signals),
+        "mlflow_dynamics, plain F": lambda: fluctuations(
+            signals, box_sizes=boxes, overlap=False, corrected=False
+        ),
+    }
     if find_spec("antropy"):
         from antropy import detrended_fluctuation
 
@@ -117,34 +123,43 @@ def timed(call: Callable[[], object], repetitions: int) -> float:
 
 
 def main() -> None:
-    """Print both tables as Markdown."""
+    """Print all tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="of measurement for each table column")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--layers-of", default="digits", help="the data set on which a network is trained")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")  # other packages' on short signals
-    rng = np.random.default_rng(0)
-    columns = {}
-    for steps in STEPS:
-        signals = rng.normal(size=(LAYERS, steps))
-        columns[steps] = medians(candidates(signals, antropy_boxes(steps)), seconds)
-    print("| plain DFA, equal boxes | " + " | ".join(f"{LAYERS} x {steps}" for steps in STEPS) + " |")
-    print("| --- |" + " --- |" * len(STEPS))
-    for name in columns[STEPS[0]]:
-        cells = []
-        for steps in STEPS:
-            ours, theirs = columns[steps]["mlflow_dynamics"], columns[steps][name]
-            cells.append(f"{theirs * 1e3:.2f} ms ({theirs / ours:.1f} x)")
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    white = rng.normal(size=(128, 512))
-    walks = white.cumsum(axis=1)
-    calls: dict[str, Callable[[], object]] = {
-        "measure, white noise": lambda: measure(white),
-        "measure, random walks": lambda: measure(walks),
-        'measure, estimator="hk"': lambda: measure(white, estimator="hk"),
-        "surrogate_tests, 99 of each kind": lambda: surrogate_tests(walks),
+    torch.set_num_threads(1)
+    noise = np.random.default_rng(0).normal(size=(2 * LAYERS, max(STEPS)))
+    kinds = {
+        "white noise": noise,
+        "walks": noise.cumsum(axis=1),
+        "real layers": layer_signals(options.layers_of, count=2 * LAYERS, steps=max(STEPS)),
     }
-    print("\n| one window of 128 x 512 | median |\n| --- | --- |")
-    for name, median in medians(calls, seconds).items():
+    for steps in STEPS:
+        columns = {
+            kind: medians(candidates(signals[:LAYERS, :steps].copy(), antropy_boxes(steps)), options.seconds)
+            for kind, signals in kinds.items()
+        }
+        print(f"| {LAYERS} x {steps} | " + " | ".join(kinds) + " |")
+        print("| --- |" + " --- |" * len(kinds))
+        for name in columns["walks"]:
+            cells = [
+                f"{found[name] * 1e3:.2f} ms ({found[name] / found[OURS]:.1f} x)"
+                for found in columns.values()
+            ]
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        print()
+    calls: dict[str, Callable[[], object]] = {
+        f"measure, {kind}": partial(measure, signals[:, :512].copy()) for kind, signals in kinds.items()
+    }
+    walks = kinds["walks"][:, :512].copy()
+    calls |= {
+        'measure, estimator="hk", walks': lambda: measure(walks, estimator="hk"),
+        "surrogate_tests, 99 of each kind, walks": lambda: surrogate_tests(walks),
+    }
+    print(f"| one window of {2 * LAYERS} x 512 | median |\n| --- | --- |")
+    for name, median in medians(calls, options.seconds).items():
         print(f"| {name} | {median * 1e3:.1f} ms |")
 
 

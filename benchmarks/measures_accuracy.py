@@ -24,6 +24,8 @@ from mlflow_dynamics.measures.hurst_kolmogorov import fgn_autocovariance
 from mlflow_dynamics.measures.signals import Array, standardise
 
 HURST = (0.3, 0.5, 0.7, 0.9)
+LENGTHS = (32, 48, 64, 128, 256, 512)
+LAYERS = 12
 
 
 def fractional_noise(rng: np.random.Generator, exponent: float, steps: int, count: int) -> Array:
@@ -52,7 +54,7 @@ def accuracy(rng: np.random.Generator, draws: int) -> None:
         count = draws if steps < 4096 else max(draws // 5, 20)
         signals = {h: fractional_noise(rng, h, steps, count) for h in HURST}
         for method in ("dfa", "hk"):
-            found = {h: hurst(signals[h], method=method) for h in HURST}
+            found = {h: hurst(signals[h], estimator=method) for h in HURST}
             error = np.sqrt(np.mean([np.mean((found[h] - h) ** 2) for h in HURST]))
             cells = " | ".join(f"{found[h].mean():.2f} ± {found[h].std():.2f}" for h in HURST)
             print(f"| {method} | {steps} | {cells} | {error:.3f} |")
@@ -86,6 +88,54 @@ def robustness(rng: np.random.Generator, draws: int) -> None:
         print(f"| {name} | {cells} | {likely.at_edge.mean():.0%} |")
 
 
+def lengths(rng: np.random.Generator, draws: int) -> None:
+    """Print what every measure says of windows of each length of the same layers."""
+    longest = LENGTHS[-1]
+    noise = rng.normal(size=(draws * LAYERS, longest))
+    common = np.repeat(autoregression(rng.normal(size=(draws, longest)), 0.8), LAYERS, axis=0)
+    cases = {
+        "white noise": noise,
+        "AR(1) 0.9": autoregression(noise, 0.9),
+        "random walk": noise.cumsum(axis=1),
+        "AR(1) 0.8, common factor": 0.5**0.5 * (autoregression(noise, 0.8) + common),
+    }
+    measures = (
+        "integration",
+        "global_integration",
+        "synchrony",
+        "metastability",
+        "metastability_ratio",
+        "metastability_unbiased",
+        "stability",
+    )
+    print(f"\n| {LAYERS} layers | steps | " + " | ".join(measures) + " |")
+    print("| --- " * (len(measures) + 2) + "|")
+    for name, signals in cases.items():
+        windows = signals.reshape(draws, LAYERS, longest)
+        for steps in LENGTHS:
+            found = measure(windows[..., :steps])
+            values = [getattr(found, one) for one in measures]
+            cells = " | ".join(f"{one.mean():.2f} ± {one.std():.2f}" for one in values)
+            print(f"| {name} | {steps} | {cells} |")
+
+
+def bridging(rng: np.random.Generator, draws: int) -> None:
+    """Print the most by which lost steps that are bridged move each measure."""
+    measures = ("integration", "synchrony", "metastability")
+    print(f"\n| {LAYERS} layers | lost in all | " + " | ".join(measures) + " |")
+    print("| --- " * (len(measures) + 2) + "|")
+    for steps, lost in ((512, 1), (512, 25), (48, 1)):
+        noise = rng.normal(size=(draws, LAYERS, steps))
+        common = 0.3**0.5 * noise + 0.7**0.5 * rng.normal(size=(draws, 1, steps))
+        for name, whole in {"white noise": noise, "white noise, common factor": common}.items():
+            holed = whole.copy()
+            for one, start in zip(holed, rng.integers(1, steps - lost, size=draws), strict=True):
+                one[:, start : start + lost] = np.nan
+            before, after = measure(whole), measure(holed)
+            moved = [np.abs(getattr(after, one) - getattr(before, one)).max() for one in measures]
+            print(f"| {name} | {lost} of {steps} | " + " | ".join(f"{one:.3f}" for one in moved) + " |")
+
+
 def figures(folder: Path, rng: np.random.Generator) -> None:
     """Draw each measure on signals whose answer is known."""
     import matplotlib as mpl
@@ -107,7 +157,7 @@ def figures(folder: Path, rng: np.random.Generator) -> None:
     axes[0].set(xlabel="box size n (steps)", ylabel="F(n) / F(4)", title="integration: DFA")
     axes[0].legend()
     for method in ("dfa", "hk"):
-        found = [hurst(fractional_noise(rng, h, 64, 200), method=method) for h in HURST]
+        found = [hurst(fractional_noise(rng, h, 64, 200), estimator=method) for h in HURST]
         means, spread = [one.mean() for one in found], [one.std() for one in found]
         axes[1].errorbar(HURST, means, spread, fmt="o", capsize=3, label=method)
     axes[1].plot([0.3, 0.9], [0.3, 0.9], "k:", lw=1)
@@ -156,6 +206,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     accuracy(rng, options.draws)
     robustness(rng, options.draws)
+    lengths(rng, options.draws)
+    bridging(rng, options.draws)
     if options.figures is not None:
         figures(options.figures, rng)
 

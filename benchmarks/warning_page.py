@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from mlflow_dynamics.evaluation import figure, read_traces, report
+from mlflow_dynamics.evaluation import read_traces, report
+from mlflow_dynamics.evaluation.figure import figure
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs" / "early-warning.md"

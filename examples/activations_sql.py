@@ -12,7 +12,7 @@ import duckdb
 import polars
 
 import mlflow_dynamics
-from mlflow_dynamics.training.config import TrainingConfig
+from mlflow_dynamics.training.parameters import TrainingConfig
 from mlflow_dynamics.training.run import train_in_run
 
 HELD = "metrics.`dynamics/integration` > 0"

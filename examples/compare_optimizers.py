@@ -42,7 +42,7 @@ def train(name: str, seed: int) -> str:
                 optimizer.step()
             with torch.no_grad():
                 accuracy = (model(images[1500:]).argmax(1) == targets[1500:]).float().mean().item()
-            tracker.end_epoch(**{"train/loss": loss.item(), "validation/accuracy": accuracy})
+            tracker.end_epoch({"train/loss": loss, "validation/accuracy": accuracy})
     return str(run.info.run_id)
 
 

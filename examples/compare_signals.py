@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from mlflow_dynamics import MeasureConfig
-from mlflow_dynamics.recompute import recompute
+from mlflow_dynamics import MeasureConfig, recompute
 
 READINGS = {
     "root mean square over steps": MeasureConfig(),

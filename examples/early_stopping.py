@@ -10,7 +10,6 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import mlflow_dynamics
-from mlflow_dynamics.convergence import Schedule
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=100)
@@ -26,8 +25,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 best_accuracy, best_weights = 0.0, copy.deepcopy(model.state_dict())
 
 # The detector holds its false alarms to 5 % over the planned length, so tell it.
-schedule = Schedule(planned_epochs=epochs)
-with mlflow_dynamics.track(model, early_stopping="stop", schedule=schedule) as tracker:
+warning = mlflow_dynamics.WarningConfig(mode="stop", schedule=mlflow_dynamics.Schedule(planned_epochs=epochs))
+with mlflow_dynamics.track(model, warning=warning) as tracker:
     for epoch in range(epochs):
         order = torch.randperm(1500)
         for batch in order.split(16):
@@ -39,8 +38,8 @@ with mlflow_dynamics.track(model, early_stopping="stop", schedule=schedule) as t
             accuracy = (model(images[1500:]).argmax(1) == targets[1500:]).float().mean().item()
         if accuracy > best_accuracy:
             best_accuracy, best_weights = accuracy, copy.deepcopy(model.state_dict())
-        tracker.end_epoch(**{"train/loss": loss.item(), "validation/accuracy": accuracy})
-        if tracker.should_stop:
+        tracker.end_epoch({"train/loss": loss, "validation/accuracy": accuracy})
+        if tracker.should_stop():
             print(f"stopped after epoch {epoch}")
             break
     else:

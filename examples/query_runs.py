@@ -11,7 +11,7 @@ from __future__ import annotations
 import altair as alt
 
 import mlflow_dynamics
-from mlflow_dynamics.training.config import TrainingConfig
+from mlflow_dynamics.training.parameters import TrainingConfig
 from mlflow_dynamics.training.run import train_in_run
 
 HELD = "metrics.`dynamics/integration` > 0"

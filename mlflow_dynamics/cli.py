@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import logging
+import math
+import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_dynamics import __version__
+from mlflow_dynamics import __version__, extras
+from mlflow_dynamics.completion import file_of, values_of
+from mlflow_dynamics.config import AUTO, OnSigterm
 from mlflow_dynamics.errors import ConfigError, DynamicsError
-from mlflow_dynamics.training.config import GridConfig, TrainingConfig
+from mlflow_dynamics.text import printable
+from mlflow_dynamics.training.parameters import GridConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from mlflow_dynamics.watching import WatchedEpoch
 
 EXIT_BAD_INPUT = 2
 EXIT_UNSENT = 3
@@ -47,6 +57,7 @@ def _options_of(config: Any) -> Callable[[Any], Any]:
                 default=option.default if kind is None else option.metadata["word"],
                 show_default=True,
                 help=option.metadata["help"],
+                shell_complete=values_of,
             )(command)
         return command
 
@@ -62,7 +73,11 @@ def _write(path: Path, content: bytes) -> None:
 
 # MLflow passes `-P batch_size=64` on as `--batch_size 64`; with dashes and underscores alike, both spellings are
 # taken and a misspelt parameter is answered with its nearest match.
-_CONTEXT = {"token_normalize_func": lambda token: token.replace("_", "-"), "max_content_width": 110}
+_CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "max_content_width": 110,
+}
 
 
 @click.group(context_settings=_CONTEXT)
@@ -73,40 +88,54 @@ def commands(context: click.Context) -> None:
     if context.invoked_subcommand != "run":  # logging in a script is the script's to set up
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("mlflow_dynamics").setLevel(logging.INFO)
+        if not sys.stderr.isatty():  # tqdm asks as it is imported, for downloads too, and for MLflow's files
+            os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @commands.command()
 @_options_of(TrainingConfig)
 def train(**parameters: Any) -> None:
     """Train one model, its dynamics recorded in an MLflow run."""
-    config = TrainingConfig(**parameters)
-    from mlflow_dynamics.training.run import train_in_run
+    from mlflow_dynamics.training.launched import nothing_left_if_refused
 
-    train_in_run(config)
+    with nothing_left_if_refused("main"):
+        extras.require("train", "mlflow-dynamics train")
+        config = TrainingConfig(**parameters)
+        from mlflow_dynamics.training.run import train_in_run
+
+        train_in_run(config)
 
 
 @commands.command()
 @_options_of(GridConfig)
 def paper(**parameters: Any) -> None:
     """Train the paper's nine combinations as child runs of one run, only what is missing."""
-    from mlflow_dynamics.training.grid import paper_cells, train_grid
+    from mlflow_dynamics.training.launched import nothing_left_if_refused
 
-    train_grid(paper_cells(GridConfig(**parameters)))
+    with nothing_left_if_refused("paper"):
+        extras.require("train", "mlflow-dynamics paper")
+        from mlflow_dynamics.training.grid import paper_cells, train_grid
+
+        train_grid(paper_cells(GridConfig(**parameters)))
 
 
 @commands.command()
 @click.argument("run_id")
-@click.option("--signal", help="rms, mean or std  [default: the run's own]")
-@click.option("--protocol", help="steps, epochs or depth  [default: the run's own]")
-@click.option("--window", type=int, help="training steps  [default: the run's own]")
-@click.option("--estimator", help="dfa or hk  [default: the run's own, or the new protocol's]")
+@click.option("--signal", shell_complete=values_of, help="rms, mean or std  [default: the run's own]")
+@click.option("--protocol", shell_complete=values_of, help="steps, epochs or depth  [default: the run's own]")
+@click.option("--window", type=_Optional(int, AUTO), help="training steps, or auto  [default: the run's own]")
+@click.option(
+    "--estimator", shell_complete=values_of, help="dfa or hk  [default: the run's own, or the new protocol's]"
+)
 @click.option("--uncertainty/--no-uncertainty", default=None, help="also integration's interval and p-values")
 @click.option("--log", "name", help="also log the measures beside the originals, as dynamics.NAME/...")
-def recompute(run_id: str, name: str | None, **changes: Any) -> None:
+@click.pass_context
+def recompute(context: click.Context, run_id: str, name: str | None, **changes: Any) -> None:
     """Measure a recorded run anew, under another protocol, window, signal or estimator."""
-    from mlflow_dynamics.recompute import log_recomputed, recompute, settings_of
+    from mlflow_dynamics.recomputing import log_recomputed, recompute, settings_of
 
-    given = {key: value for key, value in changes.items() if value is not None}
+    asked = click.core.ParameterSource.COMMANDLINE
+    given = {key: value for key, value in changes.items() if context.get_parameter_source(key) is asked}
     if "protocol" in given:
         given.setdefault("estimator", None)
     config = dataclasses.replace(settings_of(run_id), **given)
@@ -114,10 +143,11 @@ def recompute(run_id: str, name: str | None, **changes: Any) -> None:
     columns = ["integration", "metastability", "synchrony", "stability"]
     if config.uncertainty:
         columns += ["integration_low", "integration_high", "coupling_p", "metastability_p"]
-    click.echo("epoch" + "".join(f"{column:>17}" for column in (*columns, "volatility")))
+    click.echo("epoch" + "".join(f"{column:>17}" for column in (*columns, "volatility")) + "  start-up")
     for epoch in recompute(run_id, config):
         values = [getattr(epoch.measures, column) for column in columns]
-        click.echo(f"{epoch.epoch:5d}" + "".join(f"{value:17.6f}" for value in (*values, epoch.volatility)))
+        numbers = "".join(f"{value:17.6f}" for value in (*values, epoch.volatility))
+        click.echo(f"{epoch.epoch:5d}{numbers}{'  yes' if epoch.measures.start_up else ''}")
         epochs.append(epoch)
     if name is not None:
         log_recomputed(run_id, epochs, name=name)
@@ -144,14 +174,26 @@ def recompute(run_id: str, name: str | None, **changes: Any) -> None:
 @click.option("--poll", default=10.0, show_default=True, help="seconds between two looks at a live run")
 def watch(run_id: str, stop: bool, stop_before_last_phase: bool, poll: float) -> None:
     """Follow a live run from outside, or look back at one: each epoch and the warning's verdict."""
+    from mlflow_dynamics.training.launched import nothing_left
     from mlflow_dynamics.watching import watch
 
+    with nothing_left("watch"):
+        _print_verdicts(watch(run_id, stop=stop, stop_before_last_phase=stop_before_last_phase, poll_s=poll))
+
+
+def _print_verdicts(epochs: Iterable[WatchedEpoch]) -> None:
+    from mlflow_dynamics.tracking import names
+
     click.echo("epoch  stability  volatility  validation accuracy  signal  score  verdict")
-    for epoch in watch(run_id, stop=stop, stop_before_last_phase=stop_before_last_phase, poll_s=poll):
+    for epoch in epochs:
         verdict = epoch.verdict
+        stability, volatility, accuracy = (
+            epoch.metrics.get(key, math.nan)
+            for key in (names.STABILITY, names.VOLATILITY, names.VALIDATION_ACCURACY)
+        )
         sentence = verdict.message.partition(": ")[2]
         click.echo(
-            f"{verdict.epoch:5d}  {epoch.stability:9.4f}  {epoch.volatility:10.4f}  {epoch.validation_accuracy:19.4f}"
+            f"{verdict.epoch:5d}  {stability:9.4f}  {volatility:10.4f}  {accuracy:19.4f}"
             f"  {verdict.signal:6d}  {verdict.score:5.2f}  {sentence}"
         )
 
@@ -164,32 +206,47 @@ def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> No
     """Draw one run's report anew, or compare several runs, as one page that needs no network.
 
     A comparison's figures are also written beside its page, as OUTPUT-NAME.png (one run's lie in the run).
-    RUN_IDS may also be one argument with commas between; "none", as MLproject passes it, is like leaving out.
+    RUN_IDS may also be one argument with commas between; "none", as MLproject passes it, is like leaving out. Under
+    `mlflow run -e report` the page is also an artifact of the run that MLflow made for it.
     """
     run_ids = tuple(one for given in run_ids for one in given.split(",") if one not in ("", "none"))
     experiment = None if experiment == "none" else experiment
-    files: dict[Path, bytes] = {}
     if bool(run_ids) == bool(experiment):
         raise click.UsageError("Give either RUN_IDS or --experiment NAME.")
-    if len(run_ids) == 1:
-        from mlflow_dynamics.recompute import settings_of
-        from mlflow_dynamics.report.artifacts import render
-        from mlflow_dynamics.report.history import history_of
-        from mlflow_dynamics.tracking import names
+    from mlflow_dynamics.training.launched import keep_in_launched_run, nothing_left_if_refused
 
-        history = history_of(run_ids[0], settings_of(run_ids[0]))
-        files[output] = render(history, pictures=False)[names.REPORT]
-    else:
-        from mlflow_dynamics.report.comparison import comparison_page, comparison_pictures, gather
+    with nothing_left_if_refused("report"):
+        extras.require("report", "mlflow-dynamics report")
+        title, files = (
+            _one_report(run_ids[0], output) if len(run_ids) == 1 else _comparison(run_ids, experiment, output)
+        )
+        for path, content in files.items():
+            _write(path, content)
+            click.echo(f"Written: {path}")
+        keep_in_launched_run("report", files, title=title)
 
-        frame = gather(list(run_ids) or None, experiment=experiment)
-        title = "Runs compared" if experiment is None else f"The runs of {experiment}"
-        files[output] = comparison_page(frame, title=title).encode()
-        for name, png in comparison_pictures(frame).items():
-            files[output.with_name(f"{output.stem}-{name}.png")] = png
-    for path, content in files.items():
-        _write(path, content)
-        click.echo(f"Written: {path}")
+
+def _one_report(run_id: str, output: Path) -> tuple[str, dict[Path, bytes]]:
+    from mlflow_dynamics.recomputing import settings_of
+    from mlflow_dynamics.report.artifacts import render
+    from mlflow_dynamics.report.recorded import history_of
+    from mlflow_dynamics.tracking import names
+
+    history = history_of(run_id, settings_of(run_id))
+    return f"Report of {history.title}", {output: render(history, pictures=False)[names.REPORT]}
+
+
+def _comparison(
+    run_ids: tuple[str, ...], experiment: str | None, output: Path
+) -> tuple[str, dict[Path, bytes]]:
+    from mlflow_dynamics.report.comparison import comparison_page, comparison_pictures, gather
+
+    frame = gather(list(run_ids) or None, experiment=experiment)
+    title = "Runs compared" if experiment is None else f"The runs of {experiment}"
+    pictures = {
+        output.with_name(f"{output.stem}-{name}.png"): png for name, png in comparison_pictures(frame).items()
+    }
+    return title, {output: comparison_page(frame, title=title).encode(), **pictures}
 
 
 @commands.command()
@@ -203,57 +260,118 @@ def evaluate(traces: Path | None, experiment: str | None, filter_string: str, fi
         raise click.UsageError("Give either --traces FILE or --experiment NAME.")
     from mlflow_dynamics import evaluation
 
+    if figure is not None:
+        extras.require("report", "mlflow-dynamics evaluate --figure")
     if traces is not None:
         frame = evaluation.read_traces(traces)
     else:
         frame = evaluation.read_experiment(str(experiment), filter_string)
     click.echo(evaluation.report(frame))
     if figure is not None:
+        from mlflow_dynamics.evaluation.figure import figure as draw
+
         drawn = io.BytesIO()
-        evaluation.figure(frame).save(drawn, format="png")
+        draw(frame).save(drawn, format="png")
         _write(figure, drawn.getvalue())
 
 
 @commands.command()
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-def sync(folder: Path | None) -> None:
-    """Send what earlier runs could not send, each value once."""
-    from mlflow_dynamics.tracking.sync import sync
+@click.option(
+    "--tracking-uri", help="the store whose runs are sent, with its password  [default: MLFLOW_TRACKING_URI]"
+)
+@click.option(
+    "--end-stale",
+    is_flag=True,
+    help="also end, as KILLED, runs begun by a recording whose process is dead and that are still RUNNING",
+)
+def sync(folder: Path | None, tracking_uri: str | None, end_stale: bool) -> None:
+    """Send what earlier runs could not send, each value once.
 
-    runs = sync(folder)
-    for run in runs:
-        rest = f", {run.left} left" if run.left else ""
-        reason = f" ({run.reason})" if run.reason else ""
-        click.echo(f"{run.run_id or run.folder.name}: {run.sent} records sent{rest}{reason}")
+    FOLDER is the spool, .mlflow_dynamics without it. What lies in it is not trusted: records and credentials go to
+    the one store that you name, or that MLflow is set to, and runs of another store are counted.
+    """
+    from mlflow_dynamics.tracking.sync import SyncedRun, sync
+
+    def tell(run: SyncedRun) -> None:
+        if run.tried and not (run.running and run.sent == 0 and run.reason is None):
+            rest = f", {run.left} left" if run.left else ""
+            end = ", ended as KILLED" if run.ended else ""
+            reason = f" ({run.reason})" if run.reason else ""
+            _say(f"{run.run_id or run.folder.name}: {run.sent} records sent{end}{rest}{reason}")
+
+    runs = sync(folder, tracking_uri=tracking_uri, end_stale=end_stale, tell=tell)
+    for reason, count in Counter(run.reason for run in runs if not run.tried).items():
+        _say(f"Not tried: {count} runs ({reason})")
+    running = sum(run.running for run in runs)
+    if running:
+        _say(f"Left RUNNING by a process that is dead: {running} runs; `sync --end-stale` ends them.")
     if not runs:
         click.echo("Nothing is waiting to be sent.")
     if any(run.left or run.reason for run in runs):
         sys.exit(EXIT_UNSENT)
 
 
+def _say(line: str) -> None:
+    """Print a line that quotes what others have written, without what would steer a terminal."""
+    click.echo(printable(line, limit=len(line)))
+
+
 @commands.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("script", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--on-sigterm",
+    type=click.Choice(["end"]),
+    help="end the run as KILLED before SIGTERM or SIGHUP ends the script  [default: leave signals alone]",
+)
+@click.option(
+    "--record-loop",
+    "loop_log",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="for a bug report, also write which batch was drawn and which step made when, without data",
+)
+@click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as for python -m")
+@click.argument("script", shell_complete=file_of)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(script: Path, arguments: tuple[str, ...]) -> None:
-    """Run any training SCRIPT with its own ARGUMENTS, unmodified, its dynamics recorded."""
+def run(
+    script: str, arguments: tuple[str, ...], module: bool, on_sigterm: OnSigterm, loop_log: Path | None
+) -> Callable[[], None]:
+    """Run any training SCRIPT with its own ARGUMENTS, unmodified, its dynamics recorded.
+
+    SCRIPT is what `python` takes: a file, a folder or an archive with a `__main__.py`, or a module's name after -m.
+    Several processes are begun as `torchrun --no-python --nproc-per-node 2 mlflow-dynamics run SCRIPT`.
+    """
+    if not (module or os.path.exists(script)):  # noqa: PTH110 - False also of a name that is too long for one
+        raise click.UsageError(
+            f"There is no script {script!r} in this folder; a module's name is given after -m."
+        )
     from mlflow_dynamics.autologging import run_script
 
-    run_script(script, list(arguments))
+    if loop_log is not None:
+        _write(loop_log, b"")
+    return functools.partial(
+        run_script, script, list(arguments), module=module, on_sigterm=on_sigterm, loop_log=loop_log
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what the user got wrong ends in one sentence and exit status 2."""
+    """Run the command line; what the user got wrong ends in one sentence and exit status 2.
+
+    A script under `run` ends as it does without us: its errors are its own, and so are its interrupts.
+    """
     try:
-        commands.main(arguments, standalone_mode=False)
+        script = commands.main(arguments, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except DynamicsError as error:
-        click.echo(f"Error: {error}", err=True)
+    except (DynamicsError, ImportError) as error:
+        told = error if isinstance(error, DynamicsError) else extras.unusable(error)
+        click.echo(f"Error: {told}", err=True)
         sys.exit(EXIT_BAD_INPUT)
+    if callable(script):
+        script()
 
 
 if __name__ == "__main__":

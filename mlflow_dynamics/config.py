@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from mlflow_dynamics.errors import ConfigError, unknown_choice
+from mlflow_dynamics.checks import check_choice, check_flag, check_patterns, check_whole
 
 Signal = Literal["rms", "mean", "std"]
 ProtocolName = Literal["steps", "epochs", "depth"]
 Estimator = Literal["dfa", "hk"]
-EarlyStopping = Literal["off", "warn", "stop"]
+WarningMode = Literal["off", "warn", "stop"]
+OnSigterm = Literal["end"] | None
 
 SIGNALS: Final = get_args(Signal)
 PROTOCOLS: Final = get_args(ProtocolName)
 ESTIMATORS: Final = get_args(Estimator)
-EARLY_STOPPING: Final = get_args(EarlyStopping)
+WARNING_MODES: Final = get_args(WarningMode)
 
-MIN_STEPS: Final = 64
+MIN_STEPS: Final = 32
 """Below this many steps in the window the measures of the `steps` and `depth` protocols are undefined."""
+
+
+AUTO: Final = "auto"
+"""How a window that follows the training is written down, on the command line and in a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +48,11 @@ class RecordingConfig:
 
     def __post_init__(self) -> None:
         for name in ("record_every", "max_layers"):
-            _require_positive(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         if self.batch_samples is not None:
-            _require_positive("batch_samples", self.batch_samples)
+            check_whole("batch_samples", self.batch_samples)
+        for name in ("include", "exclude"):
+            check_patterns(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,8 @@ class MeasureConfig:
     Attributes:
         signal: what stands for a layer at a step: "rms" = sqrt(mean^2 + std^2), "mean" or "std".
         protocol: what plays the part of time: "steps", "epochs" or "depth".
-        window: the last so many steps up to the end of the epoch enter the measures.
+        window: the last so many steps up to the end of the epoch enter the measures; None follows the training: the
+            last 3 epochs, but at least 32 and at most 512 steps.
         estimator: of the integration exponent: "dfa" or "hk"; None means the protocol's own ("hk" for "epochs").
         uncertainty: also give integration's confidence interval and the p-values of the surrogate tests.
         volatility_window: volatility is the standard deviation of stability over this many epochs.
@@ -63,24 +71,22 @@ class MeasureConfig:
 
     signal: Signal = "rms"
     protocol: ProtocolName = "steps"
-    window: int = 512
+    window: int | None = None
     estimator: Estimator | None = None
     uncertainty: bool = False
     volatility_window: int = 5
 
     def __post_init__(self) -> None:
-        if self.signal not in SIGNALS:
-            raise unknown_choice("signal", self.signal, SIGNALS)
-        if self.protocol not in PROTOCOLS:
-            raise unknown_choice("protocol", self.protocol, PROTOCOLS)
-        if self.estimator is not None and self.estimator not in ESTIMATORS:
-            raise unknown_choice("estimator", self.estimator, ESTIMATORS)
-        if not _is_int(self.window) or self.window < MIN_STEPS:
-            raise ConfigError(f"window={self.window!r} must be a whole number of at least {MIN_STEPS} steps.")
-        if not _is_int(self.volatility_window) or self.volatility_window < 2:
-            raise ConfigError(
-                f"volatility_window={self.volatility_window!r} must be a whole number of at least 2 epochs."
+        check_choice("signal", self.signal, SIGNALS)
+        check_choice("protocol", self.protocol, PROTOCOLS)
+        if self.estimator is not None:
+            check_choice("estimator", self.estimator, ESTIMATORS)
+        if self.window is not None:
+            check_whole(
+                "window", self.window, least=MIN_STEPS, what=" steps, or None to follow the training's epochs"
             )
+        check_flag("uncertainty", self.uncertainty)
+        check_whole("volatility_window", self.volatility_window, least=2, what=" epochs")
 
     @property
     def resolved_estimator(self) -> Estimator:
@@ -88,12 +94,3 @@ class MeasureConfig:
         if self.estimator is not None:
             return self.estimator
         return "hk" if self.protocol == "epochs" else "dfa"
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require_positive(name: str, value: object) -> None:
-    if not _is_int(value) or value < 1:  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r} must be a whole number of at least 1.")

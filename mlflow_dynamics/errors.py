@@ -5,6 +5,7 @@
     ├── DataError (ValueError)       a data set, image file or stored record is not what it should be
     ├── RecordingError               activations cannot be recorded from this model or loop
     ├── TrackingError                the tracking store refused, failed or does not hold what was asked for
+    ├── DrawingError                 a page or picture could not be drawn
     └── MissingDependencyError (ImportError)   an optional package is absent: names the pip command
 
 A measure that is undefined on valid input is no error: it is NaN with a reason (see `records.Measures`).
@@ -13,7 +14,10 @@ A measure that is undefined on valid input is no error: it is NaN with a reason 
 from __future__ import annotations
 
 import difflib
+import reprlib
+import sys
 from collections.abc import Iterable
+from typing import Final
 
 
 class DynamicsError(Exception):
@@ -36,8 +40,23 @@ class TrackingError(DynamicsError):
     """The tracking store failed, refused, or does not hold what was asked for."""
 
 
+class DrawingError(DynamicsError):
+    """A page or picture could not be drawn; the message says why."""
+
+
 class MissingDependencyError(DynamicsError, ImportError):
     """An optional package is absent; the message names the pip command that installs it."""
+
+
+_WHOLE: Final = reprlib.Repr()
+_WHOLE.maxother = sys.maxsize
+
+
+def shown(value: object) -> str:
+    """A value that was given, in one line of at most 200 characters."""
+    # What is refused may be anything, also what has no text; reprlib then names its class.
+    text = " ".join(_WHOLE.repr_instance(value, 0).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def unknown_choice(
@@ -48,8 +67,8 @@ def unknown_choice(
     `unlisted` names are accepted too but too many to list; the nearest match is sought among them as well.
     """
     names = list(accepted)
-    message = f"{parameter}={value!r} is not known; accepted: {', '.join(names)}."
-    nearest = difflib.get_close_matches(str(value), [*names, *unlisted], n=1)
+    message = f"{parameter}={shown(value)} is not known; accepted: {', '.join(names)}."
+    nearest = difflib.get_close_matches(value, [*names, *unlisted], n=1) if isinstance(value, str) else ()
     if nearest:
         message += f" Did you mean {nearest[0]!r}?"
     return ConfigError(message)

@@ -1,48 +1,41 @@
-"""`track()` and its tracker: what a training calls, and the thread that takes each epoch from it."""
+"""`track()` opens the run of a training, and joins the training's recorder and run log in a tracker."""
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
-import queue
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
-from mlflow_dynamics.convergence import Schedule
-from mlflow_dynamics.convergence.detectors import OURS
-from mlflow_dynamics.convergence.monitor import monitor_for
-from mlflow_dynamics.errors import DynamicsError, TrackingError
-from mlflow_dynamics.measuring import EndedEpoch, EpochSummary, Measuring
+from mlflow_dynamics.arguments import check_arguments
+from mlflow_dynamics.config import MeasureConfig, OnSigterm, RecordingConfig
+from mlflow_dynamics.convergence import WarningConfig
+from mlflow_dynamics.errors import ConfigError, DynamicsError
 from mlflow_dynamics.recording import Recorder
-from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.distributed import writes_run
-from mlflow_dynamics.recording.schedule import SchedulerWatch, read_schedule
-from mlflow_dynamics.threads import started
-from mlflow_dynamics.tracking import OpenedRun, RunWriter, end_run, names, open_run
-from mlflow_dynamics.tracking.replay import recorded_epochs
+from mlflow_dynamics.recording.layers import other_layer
+from mlflow_dynamics.run_log import RunLog
+from mlflow_dynamics.termination import TERMINATIONS
+from mlflow_dynamics.tracker import Tracker
+from mlflow_dynamics.tracking import (
+    RunWriter,
+    beside_run,
+    end_run,
+    open_run,
+    reopen_run,
+    run_to_resume,
+)
+from mlflow_dynamics.tracking.joining import holds_training, whole_record
+from mlflow_dynamics.tracking.recorded_epochs import recorded_layers
+from mlflow_dynamics.tracking.settings import settings_to_carry_on
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from torch import nn
     from torch.optim import Optimizer
 
 logger = logging.getLogger(__name__)
-
-MAX_PENDING_EPOCHS: Final = 64
-"""Epochs waiting to be measured; beyond it an epoch goes unrecorded, because training must not wait."""
-
-VERDICT_TIMEOUT_S: Final = 5.0
-"""`should_stop` waits at most this long for the last epoch's verdict."""
-
-CLOSE_TIMEOUT_S: Final = 30.0
-"""At the end of training, wait at most this long for what is unsent."""
 
 
 def track(
@@ -51,20 +44,20 @@ def track(
     optimizer: Optimizer | None = None,
     recording: RecordingConfig | None = None,
     measures: MeasureConfig | None = None,
-    early_stopping: EarlyStopping = "warn",
-    stop_before_last_phase: bool = False,
-    detector: str = OURS,
-    schedule: Schedule | None = None,
+    warning: WarningConfig | None = None,
     log_every_n_epoch: int = 1,
     run_id: str | None = None,
+    resume: str | None = None,
     tracking_uri: str | None = None,
+    on_sigterm: OnSigterm = None,
 ) -> Tracker:
     """Record the dynamics of a training of `model` in an MLflow run: the active one, else one of its own.
 
-    The active one is not joined while it is that of another tracker, which was not closed.
+    A run holds one training. If the active run holds a training already, this one gets a run nested under it. If the
+    active run belongs to another tracker that was not closed, this training gets a run of its own.
 
-    Where several processes train the model, call it on every rank: the first of them writes the run, the others hand
-    it their parts and have no run.
+    If several processes train the model, call `track` on every rank: the first rank writes the run; the others hand
+    their parts over to it and have no run.
 
     ```python
     with mlflow_dynamics.track(model) as tracker:
@@ -75,303 +68,98 @@ def track(
 
     Args:
         model: the model, before or after torch.compile and DistributedDataParallel.
-        optimizer: count only its steps; None counts those of any optimizer that owns parameters of the model.
-        recording: which activations; None takes the defaults.
-        measures: how they are measured; None takes the defaults.
-        early_stopping: "warn" logs the convergence signal, "stop" also raises `Tracker.should_stop`, "off" neither.
-        stop_before_last_phase: under a smooth schedule (such as cosine or one-cycle) let the stop not wait for the
-            last phase; for a known step of the rate it waits all the same.
-        detector: the name of an installed convergence detector.
-        schedule: what is known of the learning rate ahead; None reads it, when the first epoch ends, from the
-            scheduler of the optimizer as far as that is certain (docs/early-warning.md).
+        optimizer: count only this optimizer's steps; None counts those of any optimizer that owns model parameters.
+        recording: which activations are recorded; None takes the defaults.
+        measures: how the activations are measured; None takes the defaults.
+        warning: the early warning of convergence, and whether `Tracker.should_stop()` obeys it; None takes the
+            defaults. If no schedule is given, it is read from the optimizer's scheduler when the first epoch ends, as
+            far as that is certain.
         log_every_n_epoch: write every n-th epoch's metrics (activations are always kept).
-        run_id: record into this run, which stays the caller's to end.
-        tracking_uri: where that run lives; None is MLflow's own.
+        run_id: record into this run, which the caller ends.
+        resume: carry on the training that this run holds, such as a preempted one from its checkpoint. Epochs and steps
+            are counted on, window and detector are restored from the record, and the run's own settings hold. An epoch
+            that the run holds already is not recorded again.
+        tracking_uri: the store that holds the run; None is MLflow's own.
+        on_sigterm: "end" ends the run as KILLED before SIGTERM or SIGHUP ends the process (docs/reliability.md); None
+            leaves signals alone.
 
     Raises:
-        ConfigError: an argument is not usable.
+        ConfigError: an argument is not usable, or differs from that of the run to resume.
         RecordingError: the model has no layer that could be recorded.
+        TrackingError: the run to resume cannot be read; or neither the store nor the spool's disk can take a new run.
+        DataError: a file of the run to resume is damaged.
     """
-    measures = measures or MeasureConfig()
-    monitor = monitor_for(
-        early_stopping,
-        detector=detector,
-        schedule=schedule,
-        stop_before_last_phase=stop_before_last_phase,
+    check_arguments(
+        model=model,
+        optimizer=optimizer,
+        recording=recording,
+        measures=measures,
+        warning=warning,
+        log_every_n_epoch=log_every_n_epoch,
+        run_id=run_id,
+        resume=resume,
+        tracking_uri=tracking_uri,
+        on_sigterm=on_sigterm,
     )
+    if resume is not None and run_id not in (None, resume):
+        raise ConfigError(f"run_id={run_id!r} and resume={resume!r} are two runs; give one of them.")
+    earlier = None if resume is None else run_to_resume(resume, tracking_uri=tracking_uri)
+    warning = warning or WarningConfig()
+    if earlier is not None:
+        recording, measures, warning = settings_to_carry_on(earlier, recording, measures, warning)
     recorder = Recorder(model, recording or RecordingConfig(), optimizer=optimizer)
     if not writes_run(model):
-        return Tracker(recorder, None, close=None)
-    try:
-        run = open_run() if run_id is None else OpenedRun(run_id, owned=False)
-        writer = RunWriter(run.run_id, tracking_uri=tracking_uri)
-    except DynamicsError:
-        recorder.remove()
-        raise
-    measuring = Measuring(
-        writer,
-        recording=recorder.config,
-        measures=measures,
-        monitor=monitor,
-        log_every_n_epoch=log_every_n_epoch,
-    )
-    close = closing(writer, owned=run.owned)
-    schedulers = (
-        None if monitor is None or monitor.schedule_given else SchedulerWatch(Boundary(recorder.remove))
-    )
-
-    def close_all(status: str) -> None:
-        if schedulers is not None:
-            schedulers.remove()
-        close(status)
-
-    tracker = Tracker(recorder, measuring, close=close_all, schedulers=schedulers)
-    tracker.close_at_exit()
-    return tracker
-
-
-def closing(writer: RunWriter, *, owned: bool) -> Callable[[str], object]:
-    """What ends a recording with a status: ends the run if it is ours, and closes the writer."""
-    if owned:
-        return partial(end_run, writer, timeout_s=CLOSE_TIMEOUT_S)
-    return lambda _status: writer.close(CLOSE_TIMEOUT_S)
-
-
-def status_after(error: BaseException | None) -> str:
-    """How a run ends whose training `error` has ended: FINISHED, FAILED or KILLED."""
-    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
-        return "FINISHED"
-    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-
-
-def last_error() -> BaseException | None:
-    """The exception that Python printed last."""
-    error: BaseException | None = vars(sys).get("last_value")
-    return error
-
-
-class Tracker:
-    """Follows one training. Made by `track`; ended by `close()`, by leaving its `with` block, or with the process.
-
-    Args:
-        recorder: of the model.
-        measuring: what takes the epochs; None where another process of the training does, to which each epoch's part
-            is handed over.
-        close: called with the status when all is written; None leaves the writer to whoever made it.
-        schedulers: among which that of the training is, to be read; None where the schedule is given or not asked for.
-
-    No method raises because of a failure of ours: it is logged once, recording stops, training goes on.
-    """
-
-    def __init__(
-        self,
-        recorder: Recorder,
-        measuring: Measuring | None,
-        *,
-        close: Callable[[str], object] | None,
-        schedulers: SchedulerWatch | None = None,
-    ) -> None:
-        self._recorder = recorder
-        self._measuring = measuring
-        self._end = close
-        self._next_epoch = 0
-        self._schedulers = schedulers
-        self._boundary = Boundary(recorder.remove)
-        self._measured = threading.Condition()
-        self._summary: EpochSummary | None = None
-        self._overflowed = False
-        self._at_exit: Callable[[], None] | None = None
-        self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(MAX_PENDING_EPOCHS)
-        self._worker = threading.Thread(target=self._work, name="mlflow_dynamics-measuring", daemon=True)
-        started(self._worker)
-
-    def close_at_exit(self) -> None:
-        """Let Python close it where the script does not: the last epochs may not be measured or sent by then."""
-        process, earlier = os.getpid(), last_error()
-
-        def close() -> None:
-            if os.getpid() != process:  # a fork of it, without the threads
-                return
-            error = last_error()
-            typed = hasattr(sys, "ps1")  # at a prompt an error ends nothing
-            self.close(status_after(None if typed or error is earlier else error))
-
-        atexit.register(close)
-        self._at_exit = close
-
-    def start_at(self, epoch: int, *, step: int) -> None:
-        """Count on from `epoch` and from training step `step`: the training has been resumed from a checkpoint."""
-        self._next_epoch = epoch
-        self._recorder.start_at(step)
-
-    def carry_on(self, run_id: str, *, epochs: int) -> None:
-        """Begin with the first `epochs` epochs of an earlier run: this run will hold them as if it had trained them.
-
-        Raises:
-            TrackingError: the earlier run cannot be read or lacks one of these epochs.
-            DataError: one of its files is damaged.
-        """
-        for recorded in recorded_epochs(run_id):
-            activations = recorded.activations
-            if activations.epoch >= epochs:
-                break
-            self._take(
-                EndedEpoch(
-                    activations=lambda: activations,  # noqa: B023
-                    metrics=lambda: recorded.metrics,  # noqa: B023
-                    timestamp_ms=recorded.timestamp_ms,
-                )
-            )
-            self._next_epoch = activations.epoch + 1
-            if len(activations.step):
-                self._recorder.start_at(int(activations.step[-1]) + self._recorder.config.record_every)
-        if self._next_epoch < epochs:
-            raise TrackingError(
-                f"Run {run_id!r} holds {self._next_epoch} epochs and {epochs} are needed to carry it on; send what "
-                f"it left behind with: mlflow-dynamics sync"
-            )
-
-    # ---- called by the training ----
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run; None while no tracking server has answered that could create it, and on other ranks."""
-        return None if self._measuring is None else self._measuring.writer.run_id
-
-    def end_epoch(self, epoch: int | None = None, /, **metrics: float) -> None:
-        """End an epoch: hand its activations to the background, to be measured and logged with `metrics`.
-
-        Args:
-            epoch: its number, from 0; None is the one after the last.
-            metrics: logged beside the dynamics with step = epoch, under their own names.
-        """
-        self._boundary.run(self._end_epoch, epoch, metrics)
-
-    @contextmanager
-    def epoch(self, number: int) -> Iterator[None]:
-        """`with tracker.epoch(n):` around one epoch; left by an exception, the epoch is not recorded."""
+        return Tracker(recorder, None, close=None).start()
+    with TERMINATIONS.beginning() if on_sigterm == "end" else nullcontext():
         try:
-            yield
-        except BaseException:
-            self._recorder.discard()
+            if earlier is not None:
+                earlier = whole_record(earlier, tracking_uri=tracking_uri)
+                if holds_training(earlier):
+                    require_same_layers(earlier, recorder, tracking_uri=tracking_uri)
+                run = reopen_run(earlier, joined=run_id is not None)
+            elif resume is not None:
+                run = beside_run(resume, tracking_uri=tracking_uri)
+            else:
+                run = open_run(run_id, tracking_uri=tracking_uri)
+            writer = RunWriter(run.run, tracking_uri=tracking_uri, owned=run.owned).start()
+        except DynamicsError:
+            recorder.remove()
             raise
-        self.end_epoch(number)
-
-    def pause(self) -> None:
-        """The training waits for its user: time to draw the report."""
-        with suppress(queue.Full):
-            self._waiting.put_nowait(partial(self._redraw, idle=True))
-
-    def wait(self, epoch: int, *, timeout: float = VERDICT_TIMEOUT_S) -> EpochSummary | None:
-        """The summary of `epoch` once it is measured; None if that takes longer than `timeout` seconds."""
-        with self._measured:
-            self._measured.wait_for(
-                lambda: (
-                    self._boundary.failure or (self._summary is not None and self._summary.epoch >= epoch)
-                ),
-                timeout,
-            )
-            return self._summary
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether to stop after the last ended epoch: the convergence signal says so (only with "stop"), or
-        `mlflow-dynamics watch --stop` has asked for it. Where several processes train, ask on every rank: all get the
-        same answer."""
-        stop = False
-        if self._measuring is not None and self._next_epoch > 0:
-            stop = self._measuring.writer.stop_requested or self._verdict_says_stop()
-        if self._recorder.exchange is not None:
-            stop = self._recorder.exchange.agree(self._next_epoch - 1, stop)
-        if stop and self._measuring is not None:
-            self._boundary.run(self._measuring.writer.set_tags, {names.TAG_STOPPED_EARLY: "true"})
-        return stop
-
-    def close(self, status: str = "FINISHED") -> None:
-        """Measure and send what is left, detach from the model, and end the run if it is ours."""
-        if self._at_exit is not None:
-            atexit.unregister(self._at_exit)
-        self._recorder.remove()
-        if self._worker.ident is None:  # it could not be started
-            self._waiting.put(None)
-            self._work()
-        elif self._worker.is_alive():
-            self._waiting.put(None)
-            self._worker.join()
-        if self._recorder.exchange is not None:
-            self._recorder.exchange.close()
-        # A boundary of its own: the run is ended also where recording failed before.
-        Boundary(self._recorder.remove).run(self._close, status)
-
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close(status_after(error))
-
-    def _verdict_says_stop(self) -> bool:
-        summary = self.wait(self._next_epoch - 1)
-        return summary is not None and summary.verdict is not None and summary.verdict.should_stop
-
-    def _end_epoch(self, epoch: int | None, metrics: dict[str, float]) -> None:
-        number = self._next_epoch if epoch is None else epoch
-        self._next_epoch = number + 1
-        schedule = self._read_schedule(number)
-        pending = self._recorder.end_epoch(number)
-        ended = EndedEpoch(
-            activations=pending.result,
-            metrics=lambda: pending.averages | metrics,
-            timestamp_ms=time.time_ns() // 1_000_000,
-            schedule=schedule,
+        run_log = RunLog(
+            writer,
+            recording=recorder.config,
+            measures=measures or MeasureConfig(),
+            warning=warning,
+            log_every_n_epoch=log_every_n_epoch,
         )
-        try:
-            self._waiting.put_nowait(partial(self._take, ended))
-        except queue.Full:
-            if not self._overflowed:
-                logger.warning(
-                    "Epoch %d is not recorded, nor will later ones be that end as fast: %d epochs wait to be measured "
-                    "and training must not. Record longer epochs: call tracker.end_epoch() less often.",
-                    number,
-                    MAX_PENDING_EPOCHS,
-                )
-            self._overflowed = True
+        close = closing(writer, owned=run.owned)
+        tracker = Tracker(recorder, run_log, close=close, reads_schedule=warning.reads_schedule).start()
+        if earlier is not None and holds_training(earlier):
+            try:
+                tracker.carry_on(earlier.info.run_id, tracking_uri=tracking_uri)
+            except DynamicsError:
+                tracker.close("FAILED")
+                raise
+        tracker.close_at_exit(on_sigterm)
+        return tracker
 
-    def _read_schedule(self, epoch: int) -> Schedule | None:
-        """Once, with the first epoch; in the training's own thread, with which the scheduler moves on."""
-        schedulers, self._schedulers = self._schedulers, None
-        if schedulers is None:
-            return None
-        recorder = self._recorder
-        return read_schedule(schedulers.of(recorder.optimizers), epoch=epoch, steps=recorder.open_steps)
 
-    # ---- in the background ----
+def require_same_layers(run: Run, recorder: Recorder, *, tracking_uri: str | None) -> None:
+    """Refuse to carry on the training of another model, before anything of the run is changed.
 
-    def _work(self) -> None:
-        while (work := self._waiting.get()) is not None:
-            self._boundary.run(work)
-            with self._measured:
-                self._measured.notify_all()
-            self._boundary.run(self._redraw)
+    Raises:
+        ConfigError: the model has other layers than the run.
+        TrackingError: the run cannot be read.
+        DataError: the run's list of layers is damaged.
+    """
+    other = other_layer(recorder.chosen_layers, recorded_layers(run, tracking_uri=tracking_uri))
+    if other is not None:
+        raise ConfigError(f"resume={run.info.run_id!r} holds the training of a model with other layers, such as "
+                          f"{other}; give the run of this model, or leave resume out.")  # fmt: skip
 
-    def _take(self, ended: EndedEpoch) -> None:
-        if self._measuring is None:
-            ended.activations()  # hands them over
-            return
-        summary = self._measuring.take(ended)
-        with self._measured:
-            self._summary = summary
 
-    def _redraw(self, *, idle: bool = False) -> None:
-        if self._measuring is not None:
-            self._measuring.redraw(idle=idle)
-
-    def _close(self, status: str) -> None:
-        Boundary(self._recorder.remove).run(self._conclude)
-        if self._end is not None:
-            self._end(status)
-
-    def _conclude(self) -> None:
-        if self._boundary.failure is None and self._measuring is not None:
-            self._measuring.conclude()
+def closing(writer: RunWriter, *, owned: bool) -> Callable[[str, float], object]:
+    """A function of (status, timeout in seconds) that ends the run if it is `owned`, and closes the writer."""
+    if owned:
+        return partial(end_run, writer)
+    return lambda _status, timeout_s: writer.close(timeout_s)

@@ -6,13 +6,16 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import sqlite3
+import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import mlflow
 import pytest
+import warm_python
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as ModelStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as TrackingStore
 from mlflow.tracking import MlflowClient, fluent
@@ -23,11 +26,29 @@ from tracking_server import FaultyProxy, MlflowServer
 # One thread each, here and in the processes that tests start: as many tests run at once as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What is started under nohup ignores it, and so would every process that a test starts.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Twice as many workers as cores for `-n logical`: tests wait for servers and for other processes."""
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One warm Python for all workers."""
+    if not hasattr(config, "workerinput"):
+        stack = ExitStack()
+        os.environ["WARM_PYTHON"] = stack.enter_context(warm_python.offered())
+        config.add_cleanup(stack.close)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What tests and the project start as `sys.executable` is warm; `warm_python.COLD` is the interpreter."""
+    if hasattr(session.config, "workerinput") or session.config.getoption("dist", "no") == "no":
+        sys.executable = os.environ["WARM_PYTHON"]  # elsewhere it is what the workers are started as
 
 
 def pytest_collection_finish() -> None:
@@ -65,13 +86,17 @@ def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
 
 @pytest.fixture(autouse=True)
 def own_mlflow(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The test begins in a folder that holds an empty store; what it sets in MLflow is undone."""
+    """The test begins in a folder that holds an empty store; what it sets in MLflow is undone.
+
+    A failure of ours that users are not to see fails the test; one that injects failures unsets the variable.
+    """
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
     state = tracking_service._tracking_uri, fluent._active_experiment_id
     ours = logging.getLogger("mlflow_dynamics")
     level = ours.level  # the command line shows our log lines
     for key in environment:
         del os.environ[key]
+    os.environ["MLFLOW_DYNAMICS_TESTING"] = "true"
     monkeypatch.chdir(tmp_path)
     store = shutil.copy(empty_store, tmp_path / "mlflow.db")
     with closing(sqlite3.connect(store)) as database, database:
@@ -92,7 +117,7 @@ def own_mlflow(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def forget_stores() -> None:
     """Let MLflow's own caches go of the stores that a test used: each keeps thousands of objects to look through."""
     for kind in (TrackingStore, ModelStore):
-        while kind._engine_map:
+        while getattr(kind, "_engine_map", None):  # which MLflow 2 does not keep
             kind._engine_map.popitem()[1].dispose()
     for registry in (tracking_service._tracking_store_registry, model_service._get_store_registry()):
         registry._get_store_with_resolved_uri.cache_clear()

@@ -18,12 +18,16 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import mlflow_dynamics
-from mlflow_dynamics.convergence import Schedule
+from mlflow_dynamics.config import MeasureConfig
+from mlflow_dynamics.convergence import Schedule, WarningConfig
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.watching import WatchedEpoch, watch
 
-EPOCHS, STEPS = 8, 64
+EPOCHS, STEPS = 8, 128
+NO_START_UP = MeasureConfig(window=64)
+"""Of 128 steps the first epoch's window holds the last 64, and the first 64 are left out."""
+
 PREFIX = "dynamics/warning/"
 
 
@@ -67,7 +71,7 @@ def train(
         if tracker is not None:
             tracker.end_epoch(**{names.LEARNING_RATE: rate})
             tracker.wait(epoch, timeout=60)
-            if tracker.should_stop:
+            if tracker.should_stop():
                 return epoch + 1
         elif epoch == 1:
             time.sleep(
@@ -98,7 +102,9 @@ def milestones(optimizer: torch.optim.Optimizer) -> lr_scheduler.MultiStepLR:
 def test_a_foreign_detector_stops_a_run_and_is_used_by_who_watches_it(third: str) -> None:
     model = network()
     with mlflow_dynamics.track(
-        model, early_stopping="stop", detector=third, schedule=Schedule(planned_epochs=EPOCHS)
+        model,
+        measures=NO_START_UP,
+        warning=WarningConfig(mode="stop", detector=third, schedule=Schedule(planned_epochs=EPOCHS)),
     ) as tracker:
         trained = train(tracker, model, lambda one: lr_scheduler.ConstantLR(one, 1.0, 0))
     assert trained == 3
@@ -123,7 +129,9 @@ def test_a_foreign_detector_stops_a_run_and_is_used_by_who_watches_it(third: str
 
 def test_a_stop_waits_for_the_last_phase_of_a_scheduler_that_nobody_has_told_us_of(third: str) -> None:
     model = network()
-    with mlflow_dynamics.track(model, early_stopping="stop", detector=third) as tracker:
+    with mlflow_dynamics.track(
+        model, measures=NO_START_UP, warning=WarningConfig(mode="stop", detector=third)
+    ) as tracker:
         trained = train(tracker, model, one_cycle, every_step=True)
     run = only_run()
     told = warning_of(run)
@@ -139,7 +147,9 @@ def test_a_stop_waits_for_the_last_phase_of_a_scheduler_that_nobody_has_told_us_
 def test_a_stop_that_is_told_so_does_not_wait_for_the_last_phase_nor_does_who_watches(third: str) -> None:
     model = network()
     with mlflow_dynamics.track(
-        model, early_stopping="stop", stop_before_last_phase=True, detector=third
+        model,
+        measures=NO_START_UP,
+        warning=WarningConfig(mode="stop", stop_before_last_phase=True, detector=third),
     ) as tracker:
         trained = train(tracker, model, one_cycle, every_step=True)
     run = only_run()
@@ -152,7 +162,7 @@ def test_a_stop_that_is_told_so_does_not_wait_for_the_last_phase_nor_does_who_wa
 
 def test_who_watches_need_not_wait_for_the_last_phase_where_the_run_would(third: str) -> None:
     model = network()
-    with mlflow_dynamics.track(model, detector=third) as tracker:
+    with mlflow_dynamics.track(model, measures=NO_START_UP, warning=WarningConfig(detector=third)) as tracker:
         train(tracker, model, one_cycle, every_step=True)
     run_id = only_run().info.run_id
     stops = [
@@ -170,7 +180,9 @@ def test_a_stop_waits_for_a_drop_that_is_read_and_watching_and_the_page_know_of_
     third: str, own_mlflow: Path
 ) -> None:
     model = network()
-    with mlflow_dynamics.track(model, early_stopping="stop", detector=third) as tracker:
+    with mlflow_dynamics.track(
+        model, measures=NO_START_UP, warning=WarningConfig(mode="stop", detector=third)
+    ) as tracker:
         trained = train(tracker, model, milestones)
     run = only_run()
     assert trained == EPOCHS
@@ -190,7 +202,10 @@ def test_who_watches_from_before_the_first_epoch_on_goes_by_the_schedule_that_is
 ) -> None:
     seen: list[WatchedEpoch] = []
     model = network()
-    with mlflow.start_run() as run, mlflow_dynamics.track(model, detector=third) as tracker:
+    with (
+        mlflow.start_run() as run,
+        mlflow_dynamics.track(model, measures=NO_START_UP, warning=WarningConfig(detector=third)) as tracker,
+    ):
         uri = mlflow.get_tracking_uri()
 
         def follow() -> None:
@@ -209,14 +224,16 @@ def test_who_watches_from_before_the_first_epoch_on_goes_by_the_schedule_that_is
 
 def test_a_schedule_that_is_given_is_not_read_again(third: str) -> None:
     model = network()
-    with mlflow_dynamics.track(model, early_stopping="stop", detector=third, schedule=Schedule()) as tracker:
+    with mlflow_dynamics.track(
+        model, measures=NO_START_UP, warning=WarningConfig(mode="stop", detector=third, schedule=Schedule())
+    ) as tracker:
         assert train(tracker, model, milestones) == 3
     assert warning_of(only_run())["schedule"] == "constant"
 
 
 @pytest.mark.parametrize("every_step", [False, True])
 def test_autolog_reads_the_scheduler_too(third: str, every_step: bool) -> None:
-    mlflow_dynamics.autolog(detector=third)
+    mlflow_dynamics.autolog(measures=NO_START_UP, warning=WarningConfig(detector=third))
     try:
         train(None, network(), one_cycle if every_step else milestones, every_step=every_step)
     finally:
@@ -235,7 +252,7 @@ def test_autolog_reads_the_scheduler_too(third: str, every_step: bool) -> None:
 def test_a_plain_loop_that_autolog_cannot_stop_is_told_so_once_and_only_warned(
     third: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mlflow_dynamics.autolog(detector=third, early_stopping="stop")
+    mlflow_dynamics.autolog(measures=NO_START_UP, warning=WarningConfig(detector=third, mode="stop"))
     try:
         assert train(None, network(), lambda one: lr_scheduler.ConstantLR(one, 1.0, 0)) == EPOCHS
     finally:
@@ -244,17 +261,21 @@ def test_a_plain_loop_that_autolog_cannot_stop_is_told_so_once_and_only_warned(
     assert names.TAG_CONVERGED_EPOCH in run.data.tags
     assert names.TAG_STOPPED_EARLY not in run.data.tags
     said = [
-        line.message for line in caplog.records if "early_stopping='stop' only warns here" in line.message
+        line.message
+        for line in caplog.records
+        if "WarningConfig(mode='stop') only warns here" in line.message
     ]
     assert len(said) == 1
-    assert "Ask tracker.should_stop of mlflow_dynamics.track" in said[0]
+    assert "Ask tracker.should_stop() of mlflow_dynamics.track" in said[0]
 
 
 def test_steps_at_which_others_log_are_no_epochs_to_who_watches(third: str) -> None:
     model = network()
     with (
         mlflow.start_run() as run,
-        mlflow_dynamics.track(model, detector=third, schedule=Schedule()) as tracker,
+        mlflow_dynamics.track(
+            model, measures=NO_START_UP, warning=WarningConfig(detector=third, schedule=Schedule())
+        ) as tracker,
     ):
         mlflow.log_metric("train/loss", 0.5, step=5)
         mlflow.log_metric("train/loss", 0.5, step=69)
@@ -272,13 +293,15 @@ def epochs_of(tracker: mlflow_dynamics.Tracker, model: nn.Module, losses: dict[i
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
-        tracker.end_epoch(epoch, **{names.TRAIN_LOSS: loss})
+        tracker.end_epoch({names.TRAIN_LOSS: loss}, epoch=epoch)
         tracker.wait(epoch, timeout=60)
 
 
 def test_a_run_that_goes_back_to_an_earlier_epoch_is_tagged_as_it_went_in_the_end(third: str) -> None:
     model = network()
-    with mlflow_dynamics.track(model, detector=third, schedule=Schedule()) as tracker:
+    with mlflow_dynamics.track(
+        model, measures=NO_START_UP, warning=WarningConfig(detector=third, schedule=Schedule())
+    ) as tracker:
         epochs_of(tracker, model, {0: 1.0, 1: 0.9, 2: 0.8, 3: 0.7})
         assert tracker.wait(3).verdict.signal == 1
         epochs_of(tracker, model, {1: math.nan, 2: 0.8, 3: 0.7, 4: 0.6})
@@ -286,14 +309,18 @@ def test_a_run_that_goes_back_to_an_earlier_epoch_is_tagged_as_it_went_in_the_en
     assert run.data.tags[names.TAG_CONVERGED_EPOCH] == "4"
     assert run.data.tags[names.TAG_DIVERGING_EPOCH] == "1"
     described = run.data.tags[names.TAG_DESCRIPTION]
-    assert "The early warning fired at epoch 4. Training diverged at epoch 1." in described
+    assert (
+        "Training had diverged at epoch 1, and recovered.\n\nThe early warning fired at epoch 4." in described
+    )
     # A store keeps the values that an epoch had first, so who looks back sees it as it went at first.
     assert [epoch.verdict.signal for epoch in watch(run.info.run_id)] == [0, 0, 1, 1, 1]
 
 
 def test_epochs_that_are_missing_are_missing_to_who_looks_back_too(third: str) -> None:
     model = network()
-    with mlflow_dynamics.track(model, detector=third, schedule=Schedule()) as tracker:
+    with mlflow_dynamics.track(
+        model, measures=NO_START_UP, warning=WarningConfig(detector=third, schedule=Schedule())
+    ) as tracker:
         epochs_of(tracker, model, {0: 1.0, 1: 0.9, 7: 0.8, 8: 0.7})
     run = only_run()
     watched = [(epoch.verdict.epoch, epoch.verdict.signal) for epoch in watch(run.info.run_id)]
@@ -301,13 +328,13 @@ def test_epochs_that_are_missing_are_missing_to_who_looks_back_too(third: str) -
     assert run.data.tags[names.TAG_CONVERGED_EPOCH] == "7"
 
 
-@pytest.mark.parametrize("early_stopping", ["off", "warn", "stop"])
-def test_an_unknown_detector_is_refused_before_anything_else(early_stopping: str) -> None:
+@pytest.mark.parametrize("mode", ["off", "warn", "stop"])
+def test_an_unknown_detector_is_refused_before_anything_else(mode: str) -> None:
     message = "detector='volatilty' is not known; accepted: volatility. Did you mean 'volatility'"
     with pytest.raises(ConfigError, match=message):
-        mlflow_dynamics.track(network(), early_stopping=early_stopping, detector="volatilty")
+        mlflow_dynamics.track(network(), warning=WarningConfig(mode=mode, detector="volatilty"))
     with pytest.raises(ConfigError, match=message):
-        mlflow_dynamics.autolog(early_stopping=early_stopping, detector="volatilty")
-    with pytest.raises(ConfigError, match="early_stopping='halt' is not known; accepted: off, warn, stop"):
-        mlflow_dynamics.autolog(early_stopping="halt")
+        mlflow_dynamics.autolog(warning=WarningConfig(mode=mode, detector="volatilty"))
+    with pytest.raises(ConfigError, match="mode='halt' is not known; accepted: off, warn, stop"):
+        mlflow_dynamics.autolog(warning=WarningConfig(mode="halt"))
     assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []

@@ -16,9 +16,10 @@ import pytest
 from mlflow_dynamics.cli import main
 from mlflow_dynamics.errors import DataError
 from mlflow_dynamics.evaluation import read_experiment, read_traces, report
-from mlflow_dynamics.evaluation.report import DIAGNOSTIC, SAVES_EPOCHS, interval
+from mlflow_dynamics.evaluation.report import DIAGNOSTIC, SAVES_EPOCHS, bootstrap_interval
 from mlflow_dynamics.evaluation.rules import PATIENCE, RULES, WARNING, Rule, matched, outcome
 from mlflow_dynamics.evaluation.traces import Curves, curves_of
+from mlflow_dynamics.tracking import names
 
 ROOT = Path(__file__).parents[1]
 TRACES = ROOT / "tests" / "data" / "warning_grid.csv"
@@ -72,7 +73,9 @@ def test_the_page_is_what_the_command_prints_from_the_traces(capsys: pytest.Capt
 def few(frame: pd.DataFrame) -> pd.DataFrame:
     """Six runs of two configurations."""
     return frame[
-        (frame["dataset"] == "cifar10") & (frame["model"] == "small_vit") & (frame["schedule"] != "step")
+        (frame["dataset"] == "tinyimagenet100")
+        & (frame["model"] == "small_vit")
+        & (frame["schedule"] != "step")
     ]
 
 
@@ -105,7 +108,7 @@ def test_everything_that_is_claimed_has_its_interval() -> None:
 
 def test_an_interval_holds_the_mean_it_is_of_as_often_as_it_says() -> None:
     rng = np.random.default_rng(3)
-    bounds = np.array([interval(rng.exponential(size=50), rng) for _ in range(400)])
+    bounds = np.array([bootstrap_interval(rng.exponential(size=50), rng) for _ in range(400)])
     held = np.mean((bounds[:, 0] <= 1) & (bounds[:, 1] >= 1))
     assert 0.90 <= held <= 0.97  # of a skewed sample of 50 a percentile interval falls a little short of 95 %
 
@@ -155,6 +158,33 @@ def test_runs_of_an_experiment_are_read_as_traces_are(own_mlflow: Path) -> None:
         assert ours.warned == theirs.warned
 
 
+def test_runs_of_one_seed_that_differ_in_anything_else_stay_apart(own_mlflow: Path) -> None:
+    metrics = {names.STABILITY: 0.4, names.TRAIN_LOSS: 1.0, names.VALIDATION_LOSS: 1.0}
+    for optimizer, accuracy in (("sgd", 0.5), ("adam", 0.7)):
+        with mlflow.start_run():
+            mlflow.log_params({"dataset": "d", "model": "m", "schedule": "constant", "seed": 0})
+            mlflow.log_param("optimizer", optimizer)
+            for epoch in range(9):
+                mlflow.log_metrics(metrics | {names.VALIDATION_ACCURACY: accuracy}, step=epoch)
+    read = [(list(curves.accuracy), seed) for curves, seed in curves_of(read_experiment("Default"))]
+    assert sorted(read) == [([0.5] * 9, "0"), ([0.7] * 9, "0")]
+
+
+def test_rows_of_several_runs_are_never_joined_to_one(tmp_path: Path) -> None:
+    frame = few(read_traces(TRACES))
+    two = pd.concat([frame, frame], keys=["one", "two"], names=["optimizer"]).reset_index("optimizer")
+    two.to_csv(tmp_path / "two.csv", index=False)
+    with pytest.raises(
+        DataError, match=r"more than one row of dataset tinyimagenet100, .*, seed 0, epoch 0: .*run_id"
+    ):
+        read_traces(tmp_path / "two.csv")
+    two["run_id"] = two["optimizer"] + two["schedule"] + two["seed"].astype(str)
+    two.to_csv(tmp_path / "two.csv", index=False)
+    once, twice = curves_of(frame), curves_of(read_traces(tmp_path / "two.csv"))
+    assert len(twice) == 2 * len(once)
+    assert {len(curves.accuracy) for curves, _ in twice} == {len(curves.accuracy) for curves, _ in once}
+
+
 def test_what_cannot_be_evaluated_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.csv cannot be read"):
         read_traces(tmp_path / "nowhere.csv")
@@ -177,3 +207,13 @@ def test_either_traces_or_an_experiment(capsys: pytest.CaptureFixture[str]) -> N
         main(["evaluate"])
     assert left.value.code == 2
     assert "Give either --traces FILE or --experiment NAME." in capsys.readouterr().err
+
+
+def test_epochs_of_start_up_are_not_judged() -> None:
+    """The window of the kept runs holds their first steps for 7 epochs."""
+    frame = few(read_traces(TRACES))
+    for curves, _ in curves_of(frame):
+        assert np.isnan(curves.score[: 7 + 16]).all()
+        assert np.isfinite(curves.score[7 + 16])
+    for curves, _ in curves_of(frame.drop(columns=[names.START_UP])):
+        assert np.isfinite(curves.score[16])

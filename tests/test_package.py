@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
+from warm_python import COLD
 
 import mlflow_dynamics
 
@@ -14,7 +14,7 @@ HEAVY = ("torch", "mlflow", "pandas", "pyarrow", "scipy", "numpy")
 
 def modules_after(statement: str) -> set[str]:
     code = f"{statement}\nimport sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([COLD, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
@@ -23,13 +23,20 @@ def test_public_names_are_pinned() -> None:
         "ConvergenceMonitor",
         "MeasureConfig",
         "RecordingConfig",
+        "Schedule",
+        "Tracker",
+        "Verdict",
+        "WarningConfig",
         "autolog",
         "errors",
         "load_activations",
         "load_metrics",
         "measures",
+        "recompute",
         "search_runs",
+        "sync",
         "track",
+        "watch",
     ]
 
 
@@ -46,6 +53,18 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize("module", ["mlflow_dynamics", "mlflow_dynamics.cli"])
 def test_importing_loads_nothing_heavy(module: str) -> None:
     assert modules_after(f"import {module}").isdisjoint(HEAVY)
+
+
+def test_recording_imports_nothing_of_the_extras_and_no_compiler() -> None:
+    loaded = modules_after(
+        "import torch, mlflow_dynamics\n"
+        "mlflow_dynamics.autolog()\n"
+        "mlflow_dynamics.track(torch.nn.Linear(2, 2)).close()\n"
+        "mlflow_dynamics.autolog(disable=True)"
+    )
+    # Torch's own optimizers import dynamo too, and here is none.
+    assert loaded.isdisjoint({"torchvision", "timm", "altair", "vl_convert", "torch._dynamo"})
+    assert {"mlflow_dynamics.autologging", "mlflow_dynamics.recording.recorder"} <= loaded
 
 
 def test_the_test_above_can_fail() -> None:

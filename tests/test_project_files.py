@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from mlflow_dynamics.cli import commands
-from mlflow_dynamics.training.config import TrainingConfig
+from mlflow_dynamics.training.parameters import TrainingConfig
+
+tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,14 +27,28 @@ def test_conda_yaml_lists_the_requirements_of_pyproject() -> None:
     environment = yaml.safe_load((ROOT / "conda.yaml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert pip == project["dependencies"]
+    extras = project["optional-dependencies"]
+    assert extras["all"] == ["mlflow-dynamics[report,train]"]
+    asked = [*project["dependencies"], *extras["report"], *extras["train"]]
+    # What an extra asks for too it asks for in a later version.
+    assert pip == list({re.split(r"[<>=]", one)[0]: one for one in asked}.values())
     (python,) = [e for e in environment["dependencies"] if isinstance(e, str) and e.startswith("python")]
-    assert python.removeprefix("python=") == project["requires-python"].removeprefix(">=")
+    assert SpecifierSet(project["requires-python"]).contains(python.removeprefix("python="))
+
+
+def test_python_env_yaml_is_conda_yaml_without_conda() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    assert project["python_env"] == "python_env.yaml"
+    environment = yaml.safe_load((ROOT / "python_env.yaml").read_text())
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
+    assert environment["dependencies"] == pip
+    assert f"python={environment['python']}" in conda
 
 
 def test_main_has_the_parameters_and_defaults_of_the_training(entry_points: dict[str, dict]) -> None:
     parameters = entry_points["main"]["parameters"]
-    expected = TrainingConfig().as_parameters()
+    expected = {**TrainingConfig().as_parameters(), "run_name": "auto"}
     assert {name: str(p["default"]) for name, p in parameters.items()} == expected
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 import mlflow_dynamics
 from mlflow_dynamics.config import MeasureConfig
-from mlflow_dynamics.convergence import Schedule
+from mlflow_dynamics.convergence import Schedule, WarningConfig
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.watching import watch
 
@@ -52,15 +52,16 @@ def told_in_words(run: Run) -> str:
 def test_a_loss_out_of_bounds_is_told_as_divergence(loss: float, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mlflow_dynamics")
     model, rng = network(), np.random.default_rng(0)
-    with mlflow_dynamics.track(model, measures=WINDOW, early_stopping="stop") as tracker:
+    with mlflow_dynamics.track(model, measures=WINDOW, warning=WarningConfig(mode="stop")) as tracker:
         for epoch, value in enumerate([2.0, 1.5, 1.0, loss, loss, 1.0, loss]):
             settling(model, epoch, rng)
             tracker.end_epoch(**{names.TRAIN_LOSS: value})
             tracker.wait(epoch)
-            assert not tracker.should_stop
+            assert not tracker.should_stop()
     run = only_run()
     assert raised(run) == {"diverging": "3"}
-    assert "The early warning did not fire. Training diverged at epoch 3." in told_in_words(run)
+    assert told_in_words(run).startswith(f"{names.DESCRIPTION}Diverged at epoch 3")
+    assert ("the training loss is not finite" in told_in_words(run)) == (not math.isfinite(loss))
     (found,) = mlflow_dynamics.search_runs().to_dict("records")
     assert found["diverging_epoch"] == 3
     lines = [(line.levelname, line.message[:27]) for line in caplog.records if "diverges" in line.message]
@@ -82,7 +83,7 @@ def test_what_was_raised_in_epochs_that_are_trained_again_is_withdrawn() -> None
             (0, 2.0, {""}),
         ]:
             settling(model, epoch, rng)
-            tracker.end_epoch(epoch, **{names.TRAIN_LOSS: loss})
+            tracker.end_epoch({names.TRAIN_LOSS: loss}, epoch=epoch)
             deadline = time.monotonic() + 20
             while (
                 set(raised(client.get_run(tracker.run_id)).values()) != told and time.monotonic() < deadline
@@ -104,18 +105,18 @@ def test_weights_that_are_no_longer_numbers_are_told_as_divergence() -> None:
             tracker.end_epoch()
     run = only_run()
     assert raised(run) == {"diverging": "3"}
-    assert "Training diverged at epoch 3." in told_in_words(run)
+    assert told_in_words(run).startswith(f"{names.DESCRIPTION}Diverged at epoch 3.")
 
 
 def test_rising_volatility_is_told_and_is_no_convergence() -> None:
     model, rng = network(), np.random.default_rng(0)
     with mlflow_dynamics.track(
-        model, measures=WINDOW, early_stopping="stop", schedule=Schedule(planned_epochs=60)
+        model, measures=WINDOW, warning=WarningConfig(mode="stop", schedule=Schedule(planned_epochs=60))
     ) as tracker:
         for epoch in range(60):
             settling(model, 59 - epoch, rng)
             tracker.end_epoch()
-            assert not tracker.should_stop
+            assert not tracker.should_stop()
     run = only_run()
     assert raised(run).keys() == {"unsettled"}
     at = int(raised(run)["unsettled"])
@@ -157,6 +158,7 @@ import torch
 from torch import nn
 import mlflow_dynamics
 from mlflow_dynamics.config import MeasureConfig
+from mlflow_dynamics.convergence import WarningConfig
 
 torch.manual_seed(0)
 data = torch.utils.data.TensorDataset(torch.randn(256, 3), torch.zeros(256, dtype=torch.long))
@@ -171,12 +173,13 @@ def epoch():
         optimizer.step()
 
 if sys.argv[1] == "track":
-    with mlflow_dynamics.track(model, detector="third", measures=MeasureConfig(window=64)) as tracker:
+    third = WarningConfig(detector="third")
+    with mlflow_dynamics.track(model, warning=third, measures=MeasureConfig(window=64)) as tracker:
         for _ in range(6):
             epoch()
             tracker.end_epoch()
 else:
-    mlflow_dynamics.autolog(detector="third", measures=MeasureConfig(window=64))
+    mlflow_dynamics.autolog(warning=WarningConfig(detector="third"), measures=MeasureConfig(window=64))
     for _ in range(6):
         epoch()
 """
@@ -193,7 +196,7 @@ def test_the_warning_reaches_who_has_set_up_no_logging_once(own_mlflow: Path, wa
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, way], env=environment, capture_output=True, text=True, check=True
     )
-    line = "Epoch 2: Convergence is near: since epoch 2 the volatility of stability has surely fallen."
+    line = "Epoch 3: Convergence is near: since epoch 3 the volatility of stability has surely fallen."
     assert done.stderr.count(line) == 1, done.stderr
     assert line not in done.stdout
-    assert only_run().data.tags[names.TAG_CONVERGED_EPOCH] == "2"
+    assert only_run().data.tags[names.TAG_CONVERGED_EPOCH] == "3"

@@ -20,7 +20,7 @@ from mlflow_dynamics.config import MeasureConfig
 from mlflow_dynamics.errors import ConfigError, TrackingError
 from mlflow_dynamics.measures import measure
 from mlflow_dynamics.measures.protocols import MIN_DEPTH, MIN_EPOCHS
-from mlflow_dynamics.recompute import log_recomputed, recompute, settings_of
+from mlflow_dynamics.recomputing import log_recomputed, recompute, settings_of
 from mlflow_dynamics.records import EpochActivations, Layer
 from mlflow_dynamics.tracking import RunWriter
 
@@ -89,12 +89,13 @@ def test_every_reading_is_what_the_stored_activations_say() -> None:
     run_id = train()
     table = mlflow_dynamics.load_activations(run_id).to_pandas().sort_values(["layer", "step"])
     mean, std = (table[name].to_numpy(float).reshape(LAYERS, EPOCHS * STEPS) for name in ("mean", "std"))
-    values = {"rms": np.hypot(mean, std), "mean": mean, "std": std}
+    # As precise as the record: what float64 adds below that is no signal.
+    values = {"rms": np.hypot(mean, std).astype(np.float32), "mean": mean, "std": std}
     for signal, estimator in itertools.product(values, ("dfa", "hk")):
         steps = values[signal]
         signals = {
             "steps": steps[:, -80:],
-            "epochs": steps.reshape(LAYERS, EPOCHS, STEPS).mean(axis=2),
+            "epochs": steps.reshape(LAYERS, EPOCHS, STEPS).mean(axis=2, dtype=float),
             "depth": steps[:, -80:].T,
         }
         for protocol, expected_of in signals.items():
@@ -114,11 +115,21 @@ def test_the_command_prints_every_epoch_and_logs_on_request() -> None:
     done = CliRunner().invoke(commands, arguments)
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.output.splitlines()]
-    assert rows[0] == ["epoch", "integration", "metastability", "synchrony", "stability", "volatility"]
+    assert rows[0] == [
+        "epoch",
+        "integration",
+        "metastability",
+        "synchrony",
+        "stability",
+        "volatility",
+        "start-up",
+    ]
     assert [int(row[0]) for row in rows[1:]] == list(range(EPOCHS))
     slow = logged(run_id, "dynamics.slow/")
     assert float(rows[-1][1]) == pytest.approx(slow["integration", EPOCHS - 1], abs=1e-6)
     assert rows[1][1] == "nan"
+    marked = [epoch for (key, epoch), value in slow.items() if key == "start_up" and value]
+    assert marked == [int(row[0]) for row in rows[1:] if row[-1] == "yes"] == list(range(EPOCHS))
 
 
 def test_a_run_that_is_not_there_or_holds_nothing_is_one_sentence() -> None:
@@ -136,7 +147,7 @@ def long_run(epochs: int) -> str:
     )
     rng = np.random.default_rng(0)
     with mlflow.start_run() as run:
-        writer = RunWriter(run.info.run_id)
+        writer = RunWriter(run.info.run_id).start()
         writer.write_layers(layers)
         for epoch in range(epochs):
             writer.write_epoch(
@@ -171,3 +182,25 @@ def test_memory_is_that_of_one_window() -> None:
     assert peak(long) < 1.1 * peak(short) + 1e6
     # All of its epochs at once would be 19 MB in float32 alone.
     assert peak(long) < 10e6
+
+
+def test_a_window_of_steps_and_one_that_follows_the_epochs_are_read_back_and_changed_into_each_other() -> (
+    None
+):
+    following, fixed = train(), train(window=100)
+    assert mlflow.get_run(following).data.params["dynamics/window"] == "auto"
+    assert mlflow.get_run(fixed).data.params["dynamics/window"] == "100"
+    assert settings_of(following).window is None
+    assert settings_of(fixed).window == 100
+    runs = {"auto": following, "100": fixed}
+    for window, other in (("auto", fixed), ("100", following)):
+        arguments = ["recompute", other, "--window", window, "--log", "other"]
+        done = CliRunner().invoke(commands, arguments)
+        assert done.exit_code == 0, done.output
+        assert logged(other, "dynamics.other/") == pytest.approx(logged(runs[window], "dynamics/"), abs=1e-9)
+    # Of 9 steps an epoch a window holds 32 and the first 13 steps are left out; or 100, and the first epoch.
+    for run_id, first in ((following, 4), (fixed, 12)):
+        start_up = [logged(run_id, "dynamics/")["start_up", epoch] for epoch in range(EPOCHS)]
+        assert start_up == [1.0] * first + [0.0] * (EPOCHS - first)
+        volatile = [epoch for name, epoch in logged(run_id, "dynamics/") if name == "volatility"]
+        assert volatile == list(range(first + 4, EPOCHS))

@@ -15,6 +15,7 @@ from torch import nn
 
 import mlflow_dynamics
 from mlflow_dynamics.errors import RecordingError
+from mlflow_dynamics.recording.boundary import ENV_TESTING
 
 STEPS = 40
 
@@ -54,8 +55,27 @@ def test_a_plain_loop_gets_a_finished_run_with_its_dynamics() -> None:
             losses = epoch(model, optimizer)
             tracker.end_epoch(**{"train/loss": sum(losses) / STEPS})
     assert run().info.status == "FINISHED"
-    assert list(history("dynamics/integration")) == [1, 2, 3]
+    assert list(history("dynamics/integration")) == [0, 1, 2, 3]
     assert list(history("train/loss")) == [0, 1, 2, 3]
+
+
+def test_what_is_closed_already_stays_as_it_was_closed(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="after it"), mlflow_dynamics.track(model) as tracker:  # noqa: PT012
+        epoch(model, optimizer)
+        tracker.end_epoch()
+        tracker.close()
+        epoch(model, optimizer)
+        tracker.end_epoch()
+        assert not tracker.should_stop()
+        raise ValueError("after it")
+    tracker.close("KILLED")
+    assert run().info.status == "FINISHED"
+    assert "not sent" not in caplog.text
+    assert not list((tmp_path / ".mlflow_dynamics").iterdir())
 
 
 def test_losses_and_weights_are_bitwise_those_of_an_untracked_training() -> None:
@@ -84,14 +104,15 @@ def test_a_failure_of_ours_ends_the_recording_and_is_told_once(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("injected")
 
-    monkeypatch.setattr("mlflow_dynamics.measuring.SignalWindow.append", broken)
+    monkeypatch.delenv(ENV_TESTING)
+    monkeypatch.setattr("mlflow_dynamics.pipeline.SignalWindow.append", broken)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with caplog.at_level(logging.WARNING, "mlflow_dynamics"), mlflow_dynamics.track(model) as tracker:
         for _ in range(3):
             epoch(model, optimizer)
             tracker.end_epoch()
-            assert tracker.should_stop is False
+            assert tracker.should_stop() is False
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -192,7 +213,7 @@ def test_an_epoch_left_by_an_exception_is_not_recorded() -> None:
         for number in range(3):
             with tracker.epoch(number):
                 epoch(model, optimizer)
-    assert list(history("dynamics/integration")) == [1, 2]
+    assert list(history("dynamics/integration")) == [0, 1, 2]
 
 
 def test_a_model_without_layers_is_refused_and_leaves_no_run() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import mlflow_dynamics
 from mlflow_dynamics.config import MeasureConfig
-from mlflow_dynamics.convergence import Schedule
+from mlflow_dynamics.convergence import Schedule, WarningConfig
 from mlflow_dynamics.errors import ConfigError, TrackingError
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.watching import WatchedEpoch, watch
@@ -34,16 +34,15 @@ def settling(model: nn.Linear, epoch: int, rng: np.random.Generator, *, steps: i
         optimizer.step()
 
 
-def train(*, epochs: int = EPOCHS, early_stopping: str = "warn", on_epoch: object = None) -> int:
+def train(*, epochs: int = EPOCHS, mode: str = "warn", on_epoch: object = None) -> int:
     """Train in the active run; the epochs that were trained."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     with mlflow_dynamics.track(
         model,
-        early_stopping=early_stopping,
         measures=MeasureConfig(window=64),
-        schedule=Schedule(planned_epochs=epochs),
+        warning=WarningConfig(mode=mode, schedule=Schedule(planned_epochs=epochs)),
     ) as tracker:
         for epoch in range(epochs):
             settling(model, epoch, rng)
@@ -51,7 +50,7 @@ def train(*, epochs: int = EPOCHS, early_stopping: str = "warn", on_epoch: objec
             tracker.wait(epoch)
             if callable(on_epoch):
                 on_epoch(epoch)
-            if tracker.should_stop:
+            if tracker.should_stop():
                 return epoch + 1
     return epochs
 
@@ -81,7 +80,7 @@ def test_looking_back_gives_the_verdicts_of_the_live_run(own_mlflow: Path) -> No
 
 def test_stop_ends_the_training_at_the_signal(own_mlflow: Path) -> None:
     with mlflow.start_run() as run:
-        trained = train(early_stopping="stop")
+        trained = train(mode="stop")
     done = finished(run)
     assert trained < EPOCHS
     assert done.info.status == "FINISHED"
@@ -100,7 +99,7 @@ def test_a_live_run_that_records_no_warning_is_watched_and_asked_to_stop(own_mlf
 
         watcher = threading.Thread(target=follow)
         watcher.start()
-        trained = train(epochs=1_000, early_stopping="off")
+        trained = train(epochs=1_000, mode="off")
     watcher.join(60)
     tags = finished(run).data.tags
     assert not watcher.is_alive()

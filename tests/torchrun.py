@@ -34,7 +34,7 @@ class Job:
         return str(run.info.run_id)
 
 
-def launch(script: Path, folder: Path, store: Path, *arguments: str) -> Job:
+def launch(script: Path, folder: Path, store: Path, *arguments: str, under_run: bool = False) -> Job:
     """Run `script folder arguments...` in two processes under torchrun, with a copy of an empty MLflow store."""
     shutil.copy(store, folder / "mlflow.db")
     environment = os.environ | {
@@ -42,6 +42,8 @@ def launch(script: Path, folder: Path, store: Path, *arguments: str) -> Job:
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    if under_run:
+        command += ["--no-python", sys.executable, "-m", "mlflow_dynamics.cli", "run"]
     done = subprocess.run(
         [*command, str(script), str(folder), *arguments],
         cwd=folder,

@@ -12,10 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from waiting import wait_until
 
 
 def free_port() -> int:
@@ -28,10 +32,19 @@ def free_port() -> int:
 class MlflowServer:
     """`mlflow server` on the loopback address, in a `with` block; `kill` is kill -9 of the whole process group.
 
-    Without another `backend` on a copy of an empty SQLite store, or the store that is in the folder already.
+    Without another `backend` on a copy of an empty SQLite store, or the store that is in the folder already. `app` is
+    one of MLflow's plug-ins that the server runs in place of its own, such as "basic-auth".
     """
 
-    def __init__(self, folder: Path, empty_store: Path | None = None, *, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        empty_store: Path | None = None,
+        *,
+        backend: str | None = None,
+        app: str | None = None,
+        environment: Mapping[str, str] = {},
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         if empty_store is not None:
@@ -39,6 +52,8 @@ class MlflowServer:
             with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
                 database.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0'")
         self.backend = backend or f"sqlite:///{folder}/mlflow.db"
+        self.app = app
+        self.environment = environment
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,7 +73,8 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", self.backend, "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command += [] if self.app is None else ["--app-name", self.app]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self.environment}
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -72,20 +88,56 @@ class MlflowServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+            wait_until(lambda: not self._answers())  # its forks end after the `python` that has started them
 
     def _wait_until_healthy(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
-            try:
-                with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)) as connection:
-                    connection.request("GET", "/health")
-                    if connection.getresponse().status == 200:
-                        return
-            except OSError:
-                time.sleep(0.2)
+            if self._answers():
+                return
+            time.sleep(0.1)
         raise AssertionError(f"the MLflow server at {self.uri} did not come up")
+
+    def _answers(self) -> bool:
+        with (
+            suppress(OSError, http.client.HTTPException),
+            closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)) as connection,
+        ):
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        return False
+
+
+class Asked(NamedTuple):
+    """A request as it arrives."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lie:
+    """An answer that is not the server's.
+
+    Attributes:
+        status, headers, body: what is answered; a Content-Length of its own may be wrong.
+        forwarded: whether the real server gets the request all the same, its answer being thrown away.
+        delay_s: before the answer.
+        drip_s: between two bytes of the body; 0 sends all at once.
+        altered: makes the real server's content into what is answered, with its status, in place of all this.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    forwarded: bool = False
+    delay_s: float = 0.0
+    drip_s: float = 0.0
+    altered: Callable[[bytes], bytes] | None = None
 
 
 class FaultyProxy:
@@ -95,6 +147,7 @@ class FaultyProxy:
     "lose": forwards, and drops the connection instead of passing the answer on. "refuse": nobody listens.
     "late": forwards, and passes the answer on after `delay_s` seconds.
     `faulty_paths` limits the fault to paths that contain this text.
+    `lies` says for a request with what `Lie` it is answered; None is the truth.
     """
 
     def __init__(self, upstream_port: int) -> None:
@@ -103,6 +156,7 @@ class FaultyProxy:
         self.uri = f"http://127.0.0.1:{self.port}"
         self.fault: int | str | None = None
         self.faulty_paths = ""
+        self.lies: Callable[[Asked], Lie | None] = lambda asked: None
         self.delay_s = 30.0
         self.requests = 0
         self._release = threading.Event()
@@ -136,10 +190,14 @@ class FaultyProxy:
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         self.requests += 1
+        lie = self.lies(Asked(request.command, request.path, dict(request.headers.items()), body))
         fault = self.fault if self.faulty_paths in request.path else None
         request.close_connection = True
         if fault == "hang":
             self._release.wait(120)
+            return
+        if lie is not None and not (lie.forwarded or lie.altered):
+            self._tell(request, lie)
             return
         if isinstance(fault, int):
             self._answer(request, fault, b"injected fault")
@@ -155,10 +213,32 @@ class FaultyProxy:
                 content = answer.read()
         except (OSError, http.client.HTTPException):
             return
+        if lie is not None and lie.altered is not None:
+            content = lie.altered(content)
+        elif lie is not None:
+            self._tell(request, lie)
+            return
         if fault == "late":
             self._release.wait(self.delay_s)
         if fault != "lose":
             self._answer(request, answer.status, content, answer.getheader("Content-Type"))
+
+    @staticmethod
+    def _tell(request: BaseHTTPRequestHandler, lie: Lie) -> None:
+        time.sleep(lie.delay_s)
+        try:
+            request.send_response(lie.status)
+            for name, value in ({"Content-Length": str(len(lie.body))} | dict(lie.headers)).items():
+                request.send_header(name, value)
+            request.end_headers()
+            for byte in lie.body if lie.drip_s else ():
+                request.wfile.write(bytes([byte]))
+                request.wfile.flush()
+                time.sleep(lie.drip_s)
+            if not lie.drip_s:
+                request.wfile.write(lie.body)
+        except OSError:
+            pass
 
     @staticmethod
     def _answer(

@@ -1,17 +1,19 @@
-"""`autolog()`: any PyTorch training recorded without a change, on torch's own hooks; and everything undone."""
+"""`autolog()` records any PyTorch training without a change to it, by torch's own hooks, and can undo everything."""
 
 from __future__ import annotations
 
-import runpy
-import sys
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from mlflow_dynamics.arguments import check_arguments
+from mlflow_dynamics.autologging.as_main import run_as_main
 from mlflow_dynamics.autologging.listening import Autologging
 from mlflow_dynamics.autologging.recorded_run import AutologConfig
-from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
-from mlflow_dynamics.convergence.detectors import OURS
-from mlflow_dynamics.convergence.monitor import monitor_for
-from mlflow_dynamics.session import status_after
+from mlflow_dynamics.config import MeasureConfig, OnSigterm, RecordingConfig
+from mlflow_dynamics.convergence import WarningConfig
+from mlflow_dynamics.process_end import status_after
 
 _autologging: Autologging | None = None
 
@@ -22,75 +24,109 @@ def autolog(
     disable: bool = False,
     exclusive: bool = False,
     silent: bool = False,
+    extra_tags: Mapping[str, str] | None = None,
     recording: RecordingConfig | None = None,
     measures: MeasureConfig | None = None,
-    early_stopping: EarlyStopping = "warn",
-    detector: str = OURS,
+    warning: WarningConfig | None = None,
+    on_sigterm: OnSigterm = None,
+    loop_log: str | Path | None = None,
 ) -> None:
     """Record the dynamics of every PyTorch training from here on, without a change to its code.
 
-    The model is the outermost module that owns an optimizer's parameters; a training step is a step of that
-    optimizer; an epoch is a pass over the DataLoader whose batches the model is trained on, over the first of
-    several that are drawn in turn. Where epochs cannot be inferred, one warning says so and names the explicit
-    ways. An active MLflow run is used, else one is created when the first epoch has ended, and ended with the
-    training. Training and validation loss (`train/loss`, `validation/loss`, `validation/accuracy`) are logged
-    where the script's criterion calls tell them with certainty and the script does not log them itself; where
-    not, one log line says why. Of several processes that train one model the first writes the run, and only it
-    logs lines.
+    The model is the outermost module that owns an optimizer's parameters. A training step is a step of that optimizer.
+    An epoch is a pass over the DataLoader whose batches the model is trained on, or over the first of several that are
+    drawn in turn. If epochs cannot be inferred, one warning says so and names the explicit ways. The active MLflow run
+    is used; if there is none, a new run is created when the first epoch has ended, and ends with the training. Losses
+    and accuracy (`train/loss`, `validation/loss`, `validation/accuracy`) are logged where the script's criterion calls
+    tell them with certainty and the script does not log them itself; otherwise one log line says why not. If several
+    processes train one model, the first of them writes the run, and only that one logs lines.
+
+    The first five arguments are those of MLflow's own autolog functions, and mean the same.
 
     Args:
         log_every_n_epoch: write every n-th epoch's metrics.
-        disable: undo everything: the epoch that is open is recorded, the run ended if it is ours.
+        disable: undo everything: the open epoch is recorded, and the run is ended if it is ours.
         exclusive: record nothing while a run of the user's own is active.
-        silent: no log lines below errors.
-        recording: which activations; None takes the defaults.
-        measures: how they are measured; None takes the defaults.
-        early_stopping: "warn" logs the convergence signal, "off" does not; "stop" only warns
-            too, and says so: a loop must ask (`track`) or be told (a framework's callback).
-        detector: the name of an installed convergence detector.
+        silent: show no log lines below errors.
+        extra_tags: tags of each run that is made here.
+        recording: which activations are recorded; None takes the defaults.
+        measures: how the activations are measured; None takes the defaults.
+        warning: the early warning of convergence, with its schedule and `stop_before_last_phase`; None takes the
+            defaults. Mode "stop" only warns here, and says so: only a loop that asks (`track`) or a framework that is
+            told (by a callback) can stop.
+        on_sigterm: "end" ends the run as KILLED before SIGTERM or SIGHUP ends the process (docs/reliability.md); None
+            leaves signals alone.
+        loop_log: a file to write for a bug report. Each line is one event that epochs are read from, as JSON: a batch
+            drawn (its number and its loader's), a backward pass, a step. The file holds no data.
 
     Raises:
-        ConfigError: an unknown way of stopping or detector.
+        ConfigError: an argument is not usable, or the file cannot be written.
     """
-    monitor_for(early_stopping, detector=detector)
-    _switch_off("FINISHED")
+    check_arguments(
+        log_every_n_epoch=log_every_n_epoch,
+        disable=disable,
+        exclusive=exclusive,
+        silent=silent,
+        extra_tags=extra_tags,
+        recording=recording,
+        measures=measures,
+        warning=warning,
+        on_sigterm=on_sigterm,
+        loop_log=loop_log,
+    )
     global _autologging
+    if _autologging is not None:
+        _autologging.switch_off()
+        _autologging = None
     if not disable:
         _autologging = Autologging(
             AutologConfig(
                 log_every_n_epoch=log_every_n_epoch,
                 exclusive=exclusive,
                 silent=silent,
+                extra_tags=dict(extra_tags or {}),
                 recording=recording or RecordingConfig(),
                 measures=measures or MeasureConfig(),
-                early_stopping=early_stopping,
-                detector=detector,
+                warning=warning or WarningConfig(),
+                on_sigterm=on_sigterm,
+                loop_log=None if loop_log is None else Path(loop_log),
             )
         )
 
 
-def run_script(path: str | Path, arguments: list[str]) -> None:
-    """Run a training script as `python path arguments...` would, recorded as if its first line were `autolog()`.
+def run_script(
+    script: str,
+    arguments: list[str],
+    *,
+    module: bool = False,
+    on_sigterm: OnSigterm = None,
+    loop_log: Path | None = None,
+) -> None:
+    """Run a training script as `python script arguments...` would, and record it as if it began with `autolog()`.
 
     The script's own exceptions and exit codes pass through; the run is ended with the matching status.
+
+    Args:
+        script: a file, or a folder or an archive with a `__main__.py`.
+        arguments: the script's own arguments.
+        module: `script` is a module's name, as for `python -m`.
+        on_sigterm, loop_log: as for `autolog`.
     """
-    script = Path(path)
-    kept = sys.argv, sys.path[0]
-    sys.argv, sys.path[0] = [str(script), *arguments], str(script.resolve().parent)
-    autolog()
+    global _autologging
     ended: BaseException | None = None
+    process = os.getpid()
+    autolog(on_sigterm=on_sigterm, loop_log=loop_log)
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        run_as_main(script, arguments, module=module)
     except BaseException as error:
         ended = error
         raise
     finally:
-        sys.argv, sys.path[0] = kept
-        _switch_off(status_after(ended))
-
-
-def _switch_off(status: str) -> None:
-    global _autologging
-    if _autologging is not None:
-        _autologging.close(status)
-        _autologging = None
+        if (
+            os.getpid() == process
+        ):  # otherwise this is a process that the script forked, and the parent goes on
+            # The script is over: an interrupt now means that the user has waited long enough for us.
+            with suppress(KeyboardInterrupt):
+                if _autologging is not None:
+                    _autologging.close(status_after(ended))
+            _autologging = None

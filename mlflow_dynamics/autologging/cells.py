@@ -1,4 +1,4 @@
-"""The cells of a notebook: who is called before and after each, and what it raised."""
+"""The cells of a notebook: calls functions before and after each cell, and finds what the cell raised."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mlflow_dynamics.session import last_error
+from mlflow_dynamics.process_end import last_error
 
 
 class Cells:
     """Calls `on_begin()` and `on_end(error)` around each cell that IPython runs (Jupyter, Colab, Databricks).
 
-    Of a cell that is run in another one, as `%%capture` does, only the other counts. Never calls them elsewhere.
+    If a cell runs inside another one, as with `%%capture`, only the outer cell counts. Calls nothing outside IPython.
     """
 
     def __init__(self, on_begin: Callable[[], None], on_end: Callable[[BaseException | None], None]) -> None:
@@ -35,14 +35,14 @@ class Cells:
             self._events = None
 
     def _begun(self, info: Any) -> None:
-        # One that interrupts left without an end is over too.
+        # A new cell of the user's also begins where interrupts left the cell before without an end.
         if self._cell is None or info.store_history:
             self._cell = info
             self._before = last_error()
             self._on_begin()
 
     def _ended(self, result: Any) -> None:
-        if self._cell is None or result.info is self._cell:  # or the one in which this was made
+        if self._cell is None or result.info is self._cell:  # None: the cell in which this object was made
             self._cell = None
-            error = last_error()  # what `%run` has shown; IPython takes its cell for a good one
+            error = last_error()  # an error inside `%run` is shown, but IPython reports the cell as a success
             self._on_end(result.error_in_exec or (None if error is self._before else error))

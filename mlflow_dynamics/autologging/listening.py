@@ -1,35 +1,32 @@
-"""What torch, MLflow and the process tell while `autolog()` is on, passed on to the trainings."""
+"""Passes on to the trainings what torch, MLflow and the process tell while `autolog()` is on."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import mlflow
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mlflow_dynamics.autologging.cells import Cells
 from mlflow_dynamics.autologging.log_lines import LogLines
-from mlflow_dynamics.autologging.process_end import ProcessEnd
 from mlflow_dynamics.autologging.recorded_run import AutologConfig
-from mlflow_dynamics.autologging.runs import Runs
 from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.autologging.trainings import Trainings
-from mlflow_dynamics.recording.alive import alive
+from mlflow_dynamics.loop.epochs import EpochFinder
+from mlflow_dynamics.loop.followed_training import FollowedTraining
+from mlflow_dynamics.loop.replay import LoopLog
+from mlflow_dynamics.loop.sources import LoaderWatch
+from mlflow_dynamics.process_end import ProcessEnd, status_after
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Call, CriterionWatch, Origin
-from mlflow_dynamics.recording.followed import FollowedTraining
-from mlflow_dynamics.recording.loaders import LoaderWatch
-from mlflow_dynamics.recording.losses import FOREIGN
+from mlflow_dynamics.recording.instances import instances_of
 from mlflow_dynamics.recording.patching import Patch, places_of
-from mlflow_dynamics.recording.schedule import SchedulerWatch
-from mlflow_dynamics.session import status_after
+from mlflow_dynamics.recording.torch_private import untraced
 
 logger = logging.getLogger(__name__)
 
@@ -44,51 +41,63 @@ class Autologging:
 
     def __init__(self, config: AutologConfig) -> None:
         self._trained = False
+        self._loop_log = None if config.loop_log is None else LoopLog(config.loop_log)
         self._logs = LogLines(config.silent)
         self._boundary = Boundary(self._detach)
-        optimizers: list[Optimizer] = alive(Optimizer)
-        schedulers = SchedulerWatch(self._boundary, first=not optimizers)
+        optimizers: list[Optimizer] = instances_of(Optimizer)
         script_metrics = ScriptMetrics(self._boundary)
         self._trainings = Trainings(
-            config.recording, self._boundary, Runs(config, schedulers, script_metrics)
+            config,
+            self._boundary,
+            EpochFinder if self._loop_log is None else self._loop_log.finder,
+            script_metrics,
         )
         notices: dict[Callable[..., Any], Callable[[Mapping[str, Any]], None]] = {
             mlflow.start_run: self._trainings.run_begins,
             mlflow.end_run: self._trainings.run_ends,
         }
         self._attached: list[Any] = [
-            schedulers,
             script_metrics,
-            LoaderWatch(self._trainings.batch, self._boundary),
+            LoaderWatch(self._trainings.batch, self._trainings.ended, self._boundary),
             CriterionWatch(self, self._boundary),
-            Patch(Optimizer, "__init__", self._around_optimizer),
+            Patch(Optimizer, "__init__", after=self._optimizer_made),
             *(
-                Patch(module, name, functools.partial(self._around_run, notices[function]))
+                Patch(module, name, before=self._before_run(function, notices[function]))
                 for module, name, function in places_of(*notices)
             ),
-            register_optimizer_step_pre_hook(torch.compiler.disable(self._before_step)),
+            register_optimizer_step_pre_hook(untraced(self._before_step)),
             Cells(self._cell_begun, self._cell_ended),
         ]
-        self._process = ProcessEnd(self.close, self._forked)
+        self._process = ProcessEnd(self.close, self._forked, on_sigterm=config.on_sigterm)
         for optimizer in optimizers:
             self._boundary.run(self._trainings.follow, optimizer)
 
-    def close(self, status: str) -> None:
-        """Record the open epoch unless the script failed in the middle of it, end our run, and undo everything."""
-        self._boundary.run(self._trainings.finish, status)
+    def switch_off(self) -> None:
+        """Record the open epoch, end our run, and undo everything."""
+        try:
+            self._boundary.run(self._trainings.finish)
+        finally:
+            self._undo("FINISHED")
+
+    def close(self, status: str | None) -> None:
+        """Likewise when the script has ended, with this status (None: not known). An epoch that was cut is left out."""
+        try:
+            self._boundary.run(self._trainings.script_ended, status)
+        finally:
+            self._undo(status or "FINISHED")
+
+    def _undo(self, status: str) -> None:
         if self._trained and not self._trainings.told and self._boundary.failure is None:
             logger.info(_NOTHING)
         self._detach()
-        self._trainings.runs.end(status)  # still open where recording failed earlier
+        self._trainings.end_run(status)  # the run is still open if recording failed earlier
         self._process.remove()
+        if self._loop_log is not None:
+            self._loop_log.close()
         self._logs.remove()
 
-    def _around_optimizer(self, original: Any) -> Any:
-        def construct(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-            original(optimizer, *args, **kwargs)
-            self._boundary.run(self._trainings.follow, optimizer)
-
-        return construct
+    def _optimizer_made(self, _: None, optimizer: Optimizer, /, *args: Any, **kwargs: Any) -> None:
+        self._boundary.run(self._trainings.follow, optimizer)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._process.not_yet()
@@ -100,13 +109,15 @@ class Autologging:
         """The training whose model returned these values lately."""
         return self._trainings.origin_of(values)
 
-    def evaluated(self, call: Call | None) -> None:
+    def evaluated(self, call: Call) -> None:
         """A criterion was evaluated."""
-        if call is None:
-            for training in self._trainings.here():
-                training.losses.evaluated_in_vain(FOREIGN)
-        elif isinstance(call.owner, FollowedTraining):
+        if isinstance(call.owner, FollowedTraining):
             call.owner.evaluated(call)
+
+    def unowned(self, call: Call, value: Tensor) -> None:
+        """A criterion had this value on an input that no known model returned."""
+        for training in self._trainings.here():
+            training.unowned(call, value)
 
     def differentiated(self, call: Call | None) -> None:
         """Backward was called."""
@@ -123,20 +134,20 @@ class Autologging:
 
     def _forked(self) -> None:
         self._trained = False
-        self._boundary.run(self._trainings.leave_to_the_parent)
+        self._boundary.run(self._trainings.forked)
 
-    def _around_run(self, notice: Callable[[Mapping[str, Any]], None], original: Any) -> Any:
-        """`notice` hears of each call of MLflow's function before it, with the arguments that are given."""
+    def _before_run(
+        self, function: Callable[..., Any], notice: Callable[[Mapping[str, Any]], None]
+    ) -> Callable[..., None]:
+        """A function that calls `notice`, before each call of MLflow's function, with the arguments of that call."""
 
         def hear(args: Any, kwargs: Any) -> None:
-            notice(inspect.signature(original).bind(*args, **kwargs).arguments)
+            notice(inspect.signature(function).bind(*args, **kwargs).arguments)
 
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def before(*args: Any, **kwargs: Any) -> None:
             self._boundary.run(hear, args, kwargs)
-            return original(*args, **kwargs)
 
-        return call
+        return before
 
     def _detach(self) -> None:
         for attached in self._attached:

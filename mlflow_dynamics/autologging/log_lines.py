@@ -1,4 +1,4 @@
-"""What `autolog()` shows of this package's log lines in a script that has set up no logging."""
+"""Shows this package's log lines while `autolog()` is on, in a script that has set up no logging."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlflow_dynamics.recording.distributed import first_process
 
 
 class LogLines:
-    """Shows this package's log lines where the script has set up no logging, as MLflow does; or hides them."""
+    """Shows this package's log lines if the script has set up no logging, as MLflow does; hides them if `silent`."""
 
     def __init__(self, silent: bool) -> None:
         self._logger = logging.getLogger("mlflow_dynamics")
@@ -32,17 +32,18 @@ class LogLines:
         self._logger.setLevel(self._level)
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what is stderr at the time: in a notebook's cell that may be another one for a while."""
+class _Stderr(logging.StreamHandler):
+    """Writes to the `sys.stderr` of the moment: a notebook's cell may replace it for a while."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> TextIO:
         return sys.stderr
 
 
 def _shown(line: logging.LogRecord) -> bool:
-    # Processes that are not started by torchrun learn their rank later, and a script may set up logging later.
+    # Asked for each line: a process not started by torchrun learns its rank later, and a script may set up logging
+    # later.
     return not logging.getLogger().handlers and (line.levelno >= logging.ERROR or first_process())

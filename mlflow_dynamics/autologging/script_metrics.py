@@ -1,7 +1,8 @@
-"""Which of our metric keys the script logs itself: there ours stays out."""
+"""Which of our metric keys the script logs itself: our metric is left out where it does."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -21,15 +22,15 @@ _OURS: Final = frozenset(
 
 
 class ScriptMetrics:
-    """Watches MLflow's client, through which everything in this process logs but our own sender."""
+    """Watches MLflow's client: everything in this process logs through it, except our own sender."""
 
     def __init__(self, boundary: Boundary) -> None:
         self._boundary = boundary
         self._logged: defaultdict[str, set[str]] = defaultdict(set)
         self._told: set[str] = set()
         self._patches = [
-            Patch(MlflowClient, "log_metric", self._around(_key_of)),
-            Patch(MlflowClient, "log_batch", self._around(_keys_of)),
+            Patch(MlflowClient, "log_metric", before=functools.partial(self._logs, _key_of)),
+            Patch(MlflowClient, "log_batch", before=functools.partial(self._logs, _keys_of)),
         ]
 
     def remove(self) -> None:
@@ -37,8 +38,8 @@ class ScriptMetrics:
         for patch in self._patches:
             patch.remove()
 
-    def beside(self, run_id: str | None, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Those of our metrics whose keys the script has not logged to this run; says once which it has."""
+    def not_logged_by_script(self, run_id: str | None, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Our metrics without those whose keys the script logs to this run; logs once which keys these are."""
         theirs = self._logged.get(run_id or "", set()) & metrics.keys()
         untold = sorted(theirs - self._told)
         if untold:
@@ -46,17 +47,10 @@ class ScriptMetrics:
             logger.info("The script logs %s itself: ours is left out of its run.", ", ".join(untold))
         return {key: value for key, value in metrics.items() if key not in theirs}
 
-    def _around(
-        self, keys: Callable[..., Iterable[str]]
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        def around(original: Callable[..., Any]) -> Callable[..., Any]:
-            def call(client: Any, *args: Any, **kwargs: Any) -> Any:
-                self._boundary.run(self._note, keys, args, kwargs)
-                return original(client, *args, **kwargs)
-
-            return call
-
-        return around
+    def _logs(
+        self, keys: Callable[..., Iterable[str]], _: MlflowClient, /, *args: Any, **kwargs: Any
+    ) -> None:
+        self._boundary.run(self._note, keys, args, kwargs)
 
     def _note(
         self, keys: Callable[..., Iterable[str]], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -74,7 +68,7 @@ def _key_of(given: Any, kwargs: dict[str, Any]) -> Iterable[str]:
 
 def _keys_of(given: Any, kwargs: dict[str, Any]) -> Iterable[str]:
     metrics = kwargs.get("metrics", given)
-    # An iterator must be left to MLflow.
+    # An iterator is not read here: MLflow must be able to read it.
     return (
         [str(getattr(metric, "key", "")) for metric in metrics] if isinstance(metrics, list | tuple) else ()
     )

@@ -1,353 +1,360 @@
-"""Which of a script's trainings is recorded: at most one at a time."""
+"""Tells `choose` what happens to a script's trainings in torch, MLflow and notebooks, and does what it chooses."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Mapping
-from typing import Any, Final
-from weakref import WeakSet
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import mlflow
+from mlflow.tracking.context.registry import resolve_tags
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mlflow_dynamics.autologging.runs import Runs
-from mlflow_dynamics.config import RecordingConfig
+from mlflow_dynamics.autologging.recorded_run import AutologConfig, RecordedRun
+from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.errors import RecordingError
+from mlflow_dynamics.loop import training_actions as actions
+from mlflow_dynamics.loop import training_events as events
+from mlflow_dynamics.loop.epochs import EpochFinder
+from mlflow_dynamics.loop.events import LoaderGone, PassEnded
+from mlflow_dynamics.loop.followed_training import FollowedTraining
+from mlflow_dynamics.loop.passes import Pass
+from mlflow_dynamics.loop.training_state import State, heard_in
+from mlflow_dynamics.loop.trainings import choose, is_ordinary
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.criterion import Origin
 from mlflow_dynamics.recording.discovery import SearchTime, in_place_of, is_recorded, models_of
-from mlflow_dynamics.recording.followed import FollowedTraining
-from mlflow_dynamics.recording.loaders import Pass
+from mlflow_dynamics.text import printable
+from mlflow_dynamics.tracking import activate_run, active_runs, new_run, run_to_join, script_run
+from mlflow_dynamics.tracking.joining import HOLDS_ANOTHER, holds_training, nested_run
 
 logger = logging.getLogger(__name__)
 
-EXPLICIT: Final = (
-    "use mlflow_dynamics.track(model) with tracker.epoch(n) or tracker.end_epoch() to say where epochs end"
-)
 
-RIVAL_STEPS: Final = 50
-"""A second model that makes so many steps while the first makes none is a new training, not the other half of one."""
+@dataclass(frozen=True)
+class _Given:
+    """The objects that an event is about, which `choose` never sees.
 
-LONG_EPOCH: Final = 1000
-"""After so many steps of a first epoch the user hears why nothing has been logged yet."""
+    Attributes:
+        optimizer: the optimizer that was made or steps.
+        closure: the optimizer's step has a closure.
+        module: the module to follow.
+    """
+
+    optimizer: Optimizer | None = None
+    closure: bool = False
+    module: nn.Module | None = None
 
 
 class Trainings:
-    """The trainings that are followed, of which one is active: its epochs are recorded.
+    """The trainings that are followed, and the run of the one that is recorded. `choose` decides about them.
 
-    Attributes:
-        told: something is recorded, or the user knows why not.
-        runs: in which they are recorded.
+    Args:
+        config: the arguments of `autolog`.
+        boundary: keeps failures of the hooks on models out of the script.
+        new_finder: makes the object that finds a training's epochs.
+        script_metrics: knows which metrics the script logs itself.
     """
 
-    def __init__(self, recording: RecordingConfig, boundary: Boundary, runs: Runs) -> None:
-        self.told = False
-        self.runs = runs
-        self._recording = recording
+    def __init__(
+        self,
+        config: AutologConfig,
+        boundary: Boundary,
+        new_finder: Callable[[], EpochFinder],
+        script_metrics: ScriptMetrics,
+    ) -> None:
+        self._config = config
         self._boundary = boundary
-        self._trainings: list[FollowedTraining] = []
-        self._unrecorded: WeakSet[threading.Thread] = WeakSet()
-        self._active: FollowedTraining | None = None
-        self._rival_stepped = False
-        self._parents: list[FollowedTraining] = []
+        self._new_finder = new_finder
+        self._script_metrics = script_metrics
+        self._tags = resolve_tags(
+            dict(config.extra_tags)
+        )  # asks git, which is too slow during a training step
+        self._state = State(exclusive=config.exclusive)
+        self._choosing = threading.Lock()
+        # Always replaced, never changed: other threads, and the end of a loader at any moment, iterate over it.
+        self._trainings: Mapping[int, FollowedTraining] = {}
+        self._run: RecordedRun | None = None
+        self._parents: list[object] = []
         self._search = SearchTime()
+        self._thread = threading.local()
+        self._threads = itertools.count()
+
+    @property
+    def told(self) -> bool:
+        """Whether something is recorded, or the user was told why not."""
+        return self._state.told
 
     def here(self) -> list[FollowedTraining]:
-        """Those in this thread; in one that trains none, as it draws batches ahead or is about to, all.
-
-        Not in one whose training is not recorded: what it does is no other training's.
-        """
-        thread = threading.current_thread()
-        mine = [training for training in self._trainings if training.thread is thread]
-        return mine if mine or thread in self._unrecorded else self._trainings
+        """The trainings that hear what happens in this thread."""
+        heard, trainings = heard_in(self._state, self._this_thread()), self._trainings
+        return [trainings[one] for one in heard if one in trainings]
 
     def origin_of(self, values: Tensor) -> Origin | None:
-        """The training whose model returned these values lately."""
-        origins = (training.origin_of(values) for training in self._trainings)
-        return next((origin for origin in origins if origin is not None), None)
+        """The training whose model returned these values lately, if any; None if no training is followed."""
+        followed = self._trainings.values()
+        origins = (training.origin_of(values) for training in followed)
+        known = next((origin for origin in origins if origin is not None), None)
+        if known is not None or not followed:
+            return known
+        evaluating = not any(training.recorder.model.training for training in followed)
+        return Origin(None, values, alone=False, evaluating=evaluating)
 
     def follow(self, optimizer: Optimizer) -> None:
-        """An optimizer was made: follow the training of what it owns."""
-        known = any(training.owns(optimizer) for training in self._trainings)
-        self._let_go_of_the_dead()
-        if known:
-            return
-        if not self._search.allowed():
+        """An optimizer was made."""
+        known = any(training.owns(optimizer) for training in self._trainings.values())
+        if not all(training.optimizers for training in self._trainings.values()):
+            self._hear(events.OptimizersGone)
+        if known or not self._search.allowed():
             return
         with self._search:
             models = models_of(optimizer)
-        if not models:
-            return
-        for training in self._trainings:
-            if training.recorder.model is models[0]:
+        for training in self._trainings.values():
+            if models and training.recorder.model is models[0]:
                 training.optimizers.add(optimizer)
                 return
-        if is_recorded(models[0]):  # by track() or a framework's callback
-            self.told = True
-            return
-        if len(models) > 1:
-            names = [type(model).__name__ for model in models]
-            logger.info("One optimizer trains %s: only %s can be recorded.", " and ".join(names), names[0])
-        self._follow_model(models[0], optimizer)
+        if models:
+            names = tuple(printable(type(model).__name__) for model in models)
+            given = _Given(optimizer, module=models[0])
+            self._hear(events.ModelsFound, given, names=names, tracked=is_recorded(models[0]))
 
     def batch(self, drawn: Pass) -> None:
         """A batch was drawn from some loader."""
-        # Not as soon as the weights are set back: that may be to evaluate them.
-        thread = threading.current_thread()
-        for training in [t for t in self._trainings if t.set_back and t.training and t.thread is thread]:
-            self._start_over(training)
+        for number, training in self._trainings.items():
+            if (training.set_back or training.replaced) and training.training:
+                another = training.replaced and not training.finder.goes_on(drawn.latest)
+                self._hear(
+                    events.DrawnAfterLoading,
+                    training=number,
+                    set_back=training.set_back,
+                    another_pass=another,
+                )
         for training in self.here():
             training.batch(drawn)
 
+    def ended(self, event: PassEnded | LoaderGone) -> None:
+        """A pass or a loader has ended: told at any moment and in any thread."""
+        for training in self._trainings.values():
+            training.ended(event)
+
     def step(self, optimizer: Optimizer, closure: bool) -> None:
         """An optimizer is about to make a step."""
-        self.runs.activate()
-        counting = (t for t in self._trainings if t.recorder.counts(optimizer, forward_to_come=closure))
-        training = next(counting, None)
+        self._ask_for_run()
+        counting = (
+            (number, training)
+            for number, training in self._trainings.items()
+            if training.recorder.counts(optimizer, forward_to_come=closure)
+        )
+        number, training = next(counting, (-1, None))
         if training is None:
-            for other in self._trainings:
+            for other in self._trainings.values():
                 other.step_not_counted(optimizer)
             return
+        found = None
+        if training.steps == 0 and not (closure or training.recorder.called):
+            with self._search:
+                found = in_place_of(training.model, optimizer, parts_alone=training.in_place)
         training.thread = threading.current_thread()
-        if is_recorded(training.recorder.model, besides=training.recorder):
-            self._drop(training, "it is recorded by an explicit tracker or a framework's callback")
-            return
-        if not (closure or training.recorder.called) and self._replace(training, optimizer):
-            return
-        over = training.finder.step()
-        if training is not self._active and not self._take_over(training, new_epoch=bool(over)):
+        tracked = is_recorded(training.recorder.model, besides=training.recorder)
+        cuts, doubt, steps = training.finder.step(), training.finder.doubt, training.steps
+        told = found is not None or tracked or cuts or doubt is not None
+        if not told and is_ordinary(self._state, number, steps=steps, thread=self._this_thread()):
             training.step(optimizer, closure=closure)
             return
-        if self._rival_stepped:
-            self._dismiss_rivals(training)
-        for late in over:
-            self._close_epoch(training, late)
-        training.step(optimizer, closure=closure)
-        if training.steps == LONG_EPOCH and training.epochs == 0:
-            logger.info("%s has made %d steps, and its first epoch is not over, before which nothing is logged; %s.",
-                        training.name, LONG_EPOCH, EXPLICIT)  # fmt: skip
-        doubt = training.finder.doubt
-        if doubt is not None:
-            self._decline(training, doubt)
+        self._hear(
+            events.Stepped,
+            _Given(optimizer, closure, found and found[1]),
+            training=number,
+            steps=steps,
+            cuts=cuts,
+            doubt=doubt,
+            tracked=tracked,
+            instead=found and found[0],
+        )
 
     def run_begins(self, given: Mapping[str, Any]) -> None:
-        """The script starts a run: ours, which it does not know of, ends first, or MLflow would refuse.
-
-        So does the recording in an earlier run of the script, which the script has ended.
-        """
-        if self.runs.replaced_by(given):
-            self._go_on_in_another_run("FINISHED")
+        """The script starts a run."""
+        self._hear(events.RunStarting, run_id=given.get("run_id"), nested=bool(given.get("nested")))
 
     def run_ends(self, given: Mapping[str, Any]) -> None:
-        """The script ends the active run: what is recorded in it ends with it."""
-        status = str(given.get("status", "FINISHED"))
-        if self.runs.ended_by(status):
-            self._go_on_in_another_run(status)
+        """The script ends the active run."""
+        self._hear(events.RunEnding, status=str(given.get("status", "FINISHED")))
 
     def resume(self) -> None:
-        """A notebook's cell begins: what it logs goes to the run of the training."""
-        if self._left_to_us():
-            self.runs.activate()
+        """A notebook's cell begins. It waits for the training's run, so that the cell's own metrics go to that run."""
+        active = self._trainings.get(-1 if self._state.active is None else self._state.active)
+        thread = None if active is None else active.thread
+        elsewhere = thread is None or (thread.is_alive() and thread is not threading.current_thread())
+        self._ask_for_run(waiting=not elsewhere)
 
     def pause(self, status: str) -> None:
-        """A notebook's cell is over, with this status: record a complete epoch now, not with the next one's begin."""
-        stepped = [training for training in self.here() if training.trained_in_cell]
-        if self._active is not None and stepped and self._active not in stepped:
-            self._take_over(stepped[-1], new_epoch=True)
-        training = self._active
-        if training is None or not self._left_to_us():
-            return
-        if training.pause(status):
-            training.losses.no_step()
-            self._close_epoch(training, 0)
-        self.runs.activate()
-        self.runs.pause()
-        if not stepped:
-            self._let_go_of_the_dead()
+        """A notebook's cell has ended with this status."""
+        self._hear(events.CellEnded, status=status)
+        self._ask_for_run()
 
-    def _left_to_us(self) -> bool:
-        """Whether no other thread goes on with the active training."""
-        thread = None if self._active is None else self._active.thread
-        return thread is not None and (thread is threading.current_thread() or not thread.is_alive())
+    def finish(self) -> None:
+        """Follow no training any more."""
+        self._hear(events.SwitchedOff)
 
-    def finish(self, status: str) -> None:
-        """The process is over, and with it the last training; others that made no way for one another were before."""
-        while sum(training is self._active or training.steps > 0 for training in self._trainings) > 1:
-            self._finish("FINISHED")
-        self._finish(status)
+    def script_ended(self, status: str | None) -> None:
+        """The script has ended with this status; None if the status is not known."""
+        self._hear(events.ScriptEnded, status=status)
 
-    def leave_to_the_parent(self) -> None:
-        """In a forked process: what was being trained is the parent's to record, and the run its to end."""
-        for training in self._trainings:
-            training.remove()
-        # Kept, as freeing what is on a GPU would call CUDA, which a forked process must not.
-        self._parents = self._trainings
-        self._trainings = []
-        self._active = None
-        self.told = False
-        self.runs.leave_to_the_parent()
+    def forked(self) -> None:
+        """This process is a fork."""
+        self._choosing = threading.Lock()
+        self._hear(events.ProcessForked)
 
     def let_go(self) -> None:
         """Detach from all models."""
-        for training in self._trainings:
+        for training in self._trainings.values():
             training.remove()
-        self._trainings = []
+        self._trainings = {}
 
-    def _follow_model(self, model: nn.Module, *optimizers: Optimizer) -> FollowedTraining | None:
+    def end_run(self, status: str) -> None:
+        """End the recording, if there is one."""
+        run = self._run
+        if run is not None:
+            try:
+                run.close(status)
+            finally:  # not before: a signal may come that has to find it
+                self._run = None
+
+    def _this_thread(self) -> int:
+        """A number that no other thread has, had or will have."""
         try:
-            training = FollowedTraining(model, self._recording, self._boundary)
+            number: int = self._thread.number
+        except AttributeError:
+            number = self._thread.number = next(self._threads)
+        return number
+
+    def _ask_for_run(self, *, waiting: bool = False) -> None:
+        """Tell `choose` about a new run once MLflow has created it; if `waiting`, wait for that."""
+        run = self._state.run
+        if run is None or not run.owned or run.run_id is not None or self._run is None:
+            return
+        created = self._run.created(waiting=waiting)
+        if created is not None:
+            self._hear(events.RunCreated, run_id=str(created.info.run_id))
+
+    def _hear(self, kind: type[events.TrainingEvent], given: _Given | None = None, **what: Any) -> None:
+        event = kind(thread=self._this_thread(), seen=self._seen(), runs=_script_runs(), **what)
+        self._choose(event, given or _Given())
+
+    def _choose(self, event: events.TrainingEvent, given: _Given) -> None:
+        before = self._trainings
+        # Waits one second only: a signal's handler or a fork may have interrupted a choice, whose lock is never freed.
+        held = self._choosing.acquire(timeout=1)
+        try:
+            self._state, chosen = choose(self._state, event)
+        finally:
+            if held:
+                self._choosing.release()
+        for action in chosen:
+            self._do(action, given, before)
+
+    def _do(self, action: actions.Action, given: _Given, before: Mapping[int, FollowedTraining]) -> None:
+        training = before.get(getattr(action, "training", -1))
+        match action, training:
+            case actions.Follow(), _:
+                self._follow(action, given, before)
+            case actions.Take(), FollowedTraining():
+                assert given.optimizer is not None
+                training.step(given.optimizer, closure=given.closure)
+            case actions.OpenRun(), FollowedTraining():
+                self._run = self._open_run(training, action)
+            case actions.CloseEpoch(), FollowedTraining():
+                assert self._run is not None
+                if action.last:
+                    training.losses.no_step()
+                self._run.end_epoch(training, action.cut)
+            case actions.Forget(), FollowedTraining():
+                training.forget()
+            case actions.LetGo() | actions.Decline(), FollowedTraining():
+                if isinstance(action, actions.Decline):
+                    logger.log(logging.WARNING if action.warning else logging.INFO, "%s", action.line)
+                training.remove()
+                training.steps = 0
+                self._trainings = {
+                    one: other for one, other in self._trainings.items() if other is not training
+                }
+            case actions.EndRun(), _:
+                self.end_run(action.status)
+            case actions.Activate(), _:
+                created = None if self._run is None else self._run.created()
+                if created is not None:
+                    activate_run(created)
+            case actions.AwaitUser(), _:
+                if self._run is not None:
+                    self._run.pause()
+            case actions.LeaveToParent(), _:
+                # Kept alive: to free tensors on a GPU calls CUDA, which a forked process must not.
+                self._parents += [self._trainings, self._run]
+                self.let_go()
+                self._run = None
+            case actions.Tell(), _:
+                logger.info("%s", action.line)
+
+    def _follow(self, action: actions.Follow, given: _Given, before: Mapping[int, FollowedTraining]) -> None:
+        earlier = None if action.of is None else before[action.of]
+        module = given.module if earlier is None or not action.again else earlier.model
+        assert module is not None
+        try:
+            training = FollowedTraining(module, self._config.recording, self._boundary, self._new_finder)
         except RecordingError as error:
-            self.told = True
-            logger.info("Not recorded: %s", error)
-            return None
-        training.optimizers.update(optimizers)
-        self._trainings.append(training)
-        self._unrecorded.discard(training.thread)
-        return training
-
-    def _let_go_of_the_dead(self) -> None:
-        """A model whose optimizers are gone is trained no more: following it would keep it in memory."""
-        for training in [t for t in self._trainings if not t.optimizers]:
-            if training is self._active:
-                self._finish("FINISHED")
-            elif training.steps > 0 and self._active is not None:
-                self._drop(
-                    training, f"its {training.steps} steps were made in the middle of {self._active.name}'s"
-                )
-            else:
-                self._abandon(training)
-
-    def _replace(self, training: FollowedTraining, optimizer: Optimizer) -> bool:
-        """Whether another module is followed in place of this one, which is not called itself.
-
-        Of a wrapper (for a moving average, say) the model alone may be called, or of two modules with the same layers
-        the one that was made of them last.
-        """
-        if training.steps > 0:
-            return False
-        with self._search:
-            other = in_place_of(training.model, optimizer, parts_alone=training.in_place)
-        if other is None:
-            return False
-        name, module = other
-        logger.info("%s is not called in training mode: %s is followed in its place, from the second step on.",
-                    training.name, name)  # fmt: skip
-        self._abandon(training)
-        followed = self._follow_model(module, *training.optimizers)
-        if followed is not None:
-            followed.in_place = True
-            followed.losses.begin_late()
-        return True
-
-    def _take_over(self, training: FollowedTraining, *, new_epoch: bool) -> bool:
-        """Whether this training is the one to record from now on."""
-        if self._active is None:
-            return self._begin(training)
-        over = not self._active.optimizers
-        if not (self.runs.fresh or new_epoch or over or training.steps >= RIVAL_STEPS):
-            self._rival_stepped = True
-            return False
-        if self._active.epochs == 0 and not self._active.finder.complete:
-            logger.info("%d steps of %s are not recorded: another training began before an epoch was complete.",
-                        self._active.steps, self._active.name)  # fmt: skip
-            self._active.forget()
-        self._finish("FINISHED")
-        return self._begin(training)
-
-    def _begin(self, training: FollowedTraining) -> bool:
-        refusal = self.runs.bind()
-        if refusal is not None:
-            self._drop(training, refusal)
-            return False
-        self.told = True
-        self._active = training
-        self._rival_stepped = False
-        return True
-
-    def _dismiss_rivals(self, active: FollowedTraining) -> None:
-        """Two models are trained in turn (a GAN): only the one that made the first step is recorded."""
-        self._rival_stepped = False
-        for rival in [t for t in self._trainings if t is not active and t.steps > 0]:
-            other = f"another {active.name}" if rival.name == active.name else active.name
-            self._drop(rival, f"it is trained in turn with {other}, whose dynamics are; {EXPLICIT}")
-
-    def _close_epoch(self, training: FollowedTraining, late: int) -> None:
-        if training.steps > late:  # else it was closed in a pause
-            self.runs.end_epoch(training, late)
-
-    def _close_last_epoch(self, training: FollowedTraining) -> None:
-        if training.steps == 0:
+            self._hear(events.NotFollowed, training=action.training, reason=str(error))
             return
-        training.losses.no_step()
-        over, doubt = training.finder.finish(), training.finder.doubt
-        if doubt is None:
-            for late in over:
-                self._close_epoch(training, late)
-        else:
-            self._decline(training, doubt)
+        if earlier is not None:
+            training.optimizers.update(earlier.optimizers)
+        elif given.optimizer is not None:
+            training.optimizers.add(given.optimizer)
+        if earlier is not None and not action.again:
+            training.in_place = True
+            training.losses.begin_late()
+        self._trainings = {**self._trainings, action.training: training}
 
-    def _start_over(self, training: FollowedTraining) -> None:
-        """The weights are again what they were before the first step: another training begins, not another epoch."""
-        if training is self._active:
-            self._close_last_epoch(training)
-        if training not in self._trainings:
-            return
-        training.forget()
-        if training is not self._active or self.runs.owned is None:
-            return
-        again = "The weights of %s are again what they were before its first step: another training begins,"
-        if self.runs.owned:
-            logger.info(again + " with a run of its own.", training.name)
-            self._go_on_in_another_run("FINISHED")
-        elif mlflow.active_run() is not None:
-            logger.info(again + " as epoch %d of the same run.", training.name, training.epochs)
+    def _open_run(self, training: FollowedTraining, action: actions.OpenRun) -> RecordedRun:
+        if action.under is not None:
+            logger.info(HOLDS_ANOTHER, action.under, action.under)
+        new = new_run(self._tags) if action.under is None else nested_run(action.under, self._tags)
+        return RecordedRun(training, action.joins or new, self._config, self._script_metrics)
 
-    def _go_on_in_another_run(self, status: str) -> None:
-        """What is recorded of the active training is over; if it goes on, then as another, its epochs from 0."""
-        training = self._active
-        if training is None or training.thread is not threading.current_thread():  # whose runs are others
-            return
-        self._finish(status)
-        self._follow_model(training.model, *training.optimizers)
+    def _seen(self) -> tuple[events.Seen, ...]:
+        return tuple([_seen(number, training) for number, training in self._trainings.items()])
 
-    def _finish(self, status: str) -> None:
-        """The active training is over."""
-        training, self._active = self._active, None
-        if training is None:
-            rivals = [t for t in self._trainings if t.steps > 0]
-            training = rivals[0] if rivals and self._begin(rivals[0]) else None
-            self._active = None
-        if training is None:
-            return
-        status = training.left if status == "FINISHED" else status
-        whole = status == "FINISHED" or training.finder.whole
-        if whole and training.recorder.failure is None:
-            self._close_last_epoch(training)
-        self.runs.end(status)
-        training.remove()
-        if training in self._trainings:
-            self._trainings.remove(training)
 
-    def _decline(self, training: FollowedTraining, reason: str) -> None:
-        self.told = True
-        recorded = f" after epoch {training.epochs - 1}" if training.epochs else ""
-        logger.warning(
-            "The dynamics of %s are not recorded%s: %s; %s.", training.name, recorded, reason, EXPLICIT
-        )
-        self._abandon(training)
+def _seen(number: int, training: FollowedTraining) -> events.Seen:
+    finder, evaluations = training.finder, training.losses.evaluations
+    return events.Seen(
+        training=number,
+        name=training.name,
+        steps=training.steps,
+        epochs=training.epochs,
+        shortest=training.shortest,
+        optimizers=bool(training.optimizers),
+        orphaned=not training.thread.is_alive(),
+        failed=training.recorder.failure is not None,
+        complete=finder.complete,
+        ended=finder.ended,
+        whole=finder.whole,
+        evaluated=training.evaluated_in_epoch,
+        evaluating=any(one.unfinished for one in evaluations),
+        evaluated_in_part=not all(one.complete for one in evaluations),
+        if_whole=finder.ending(whole=True),
+        if_cut=finder.ending(whole=False),
+    )
 
-    def _drop(self, training: FollowedTraining, reason: str) -> None:
-        self.told = True
-        logger.info("%s is not recorded: %s.", training.name, reason)
-        self._abandon(training)
 
-    def _abandon(self, training: FollowedTraining) -> None:
-        training.remove()
-        training.steps = 0
-        self._trainings.remove(training)
-        self._unrecorded.add(training.thread)
-        if training is self._active:
-            self._active = None
-            self.runs.end("FINISHED")
+def _script_runs() -> events.ScriptRuns:
+    script = script_run()
+    active = mlflow.active_run()
+    return events.ScriptRuns(
+        active=tuple(active_runs()),
+        ours=active is not None and script is None,
+        taken=script is not None and holds_training(script),
+        prepared=run_to_join() if active is None else None,
+    )

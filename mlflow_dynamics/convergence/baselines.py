@@ -1,6 +1,6 @@
-"""The stopping rules the early warning is compared with, as functions of a run's curves.
+"""The stopping rules that the early warning is compared with, as functions of a run's curves.
 
-Every rule takes one value an epoch and returns the epoch (from 0) after which it would have stopped, or None.
+Every rule takes one value for each epoch and returns the epoch (from 0) after which it would have stopped, or None.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from mlflow_dynamics.errors import ConfigError, unknown_choice
 
 STRIP: Final = 5
-"""Epochs in one of Prechelt's training strips."""
+"""The number of epochs in one of Prechelt's training strips."""
 
 
 def patience_stop(
@@ -31,11 +31,11 @@ def patience_stop(
     Keras counts NaN as no improvement.
 
     Args:
-        values: (epochs,) what is watched.
-        patience: epochs, 0 or more.
+        values: (epochs,) the metric that is watched.
+        patience: the number of epochs, 0 or more.
         mode: whether an improvement is a lower ("min") or a higher ("max") value.
         min_delta: an improvement must exceed it.
-        semantics: whose.
+        semantics: the framework whose rule is applied.
 
     Raises:
         ConfigError: an unknown mode or semantics, or a negative patience.
@@ -69,7 +69,7 @@ def generalization_loss_stop(validation_loss: ArrayLike, *, alpha: float) -> int
 
     Args:
         validation_loss: (epochs,), positive.
-        alpha: percent.
+        alpha: the threshold of GL, in percent.
     """
     return _first(_generalization_loss(validation_loss) > alpha)
 
@@ -80,13 +80,13 @@ def progress_quotient_stop(
     """Prechelt's PQ: the first end of a strip with GL(t) / P_k(t) > alpha.
 
     P_k(t) = 1000 (mean of E_tr over the strip / its minimum there - 1), the progress within the strip of k epochs;
-    GL as in `generalization_loss_stop`. Strips end at every k-th epoch. Without any progress (P_k = 0) it stops as
-    soon as GL > 0.
+    GL as in `generalization_loss_stop`. Strips end at every k-th epoch. If there is no progress at all (P_k = 0), the
+    rule stops as soon as GL > 0.
 
     Args:
         training_loss: (epochs,), positive.
         validation_loss: (epochs,), positive.
-        alpha: the quotient.
+        alpha: the threshold of the quotient.
         strip: k, in epochs.
     """
     training = np.asarray(training_loss, dtype=np.float64)
@@ -100,7 +100,7 @@ def progress_quotient_stop(
 
 
 def successive_increase_stop(validation_loss: ArrayLike, *, increases: int, strip: int = STRIP) -> int | None:
-    """Prechelt's UP: the validation loss was higher at the ends of `increases` successive strips than one before.
+    """Prechelt's UP: the validation loss rose from strip end to strip end, `increases` times in a row.
 
     Args:
         validation_loss: (epochs,).
@@ -119,16 +119,16 @@ def successive_increase_stop(validation_loss: ArrayLike, *, increases: int, stri
 def rolling_deviation_stop(
     values: ArrayLike, *, ratio: float = 0.3, window: int = 5, held: int = 3
 ) -> int | None:
-    """Stop when the deviation over the last `window` epochs has been below `ratio` of its running peak `held` times.
+    """Stop when the deviation over `window` epochs has been below `ratio` of its running peak for `held` epochs.
 
-    The naive reading of volatility; on random walks and heavy tails it fires most of the time
-    (docs/early-warning.md). Here as a baseline, on the training loss.
+    This is the naive reading of volatility, here a baseline on the training loss. On random walks and heavy tails it
+    fires most of the time (docs/early-warning.md).
 
     Args:
         values: (epochs,).
-        ratio: of the running peak.
-        window: epochs.
-        held: epochs in a row.
+        ratio: the fraction of the running peak.
+        window: the number of epochs that the deviation is taken over.
+        held: the number of epochs in a row.
     """
     series = np.asarray(values, dtype=np.float64)
     if len(series) < window:

@@ -1,41 +1,42 @@
-"""The convergence monitor: stability, loss and learning rate in, each epoch's verdict out."""
+"""The convergence monitor, which gives each epoch's verdict from its stability, loss and learning rate."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
 
-from mlflow_dynamics.config import EARLY_STOPPING, EarlyStopping
-from mlflow_dynamics.convergence.detectors import OURS, Detector, find_detector
+from mlflow_dynamics.checks import check_choice
+from mlflow_dynamics.convergence.detector import Detector
+from mlflow_dynamics.convergence.installed import find_detector
 from mlflow_dynamics.convergence.schedule import HOLD_OFF, Schedule, is_step
-from mlflow_dynamics.errors import ConfigError, unknown_choice
+from mlflow_dynamics.convergence.warning import WarningConfig
+from mlflow_dynamics.errors import ConfigError
 
-Mode = Literal["warn", "stop"]
 State = Literal["waiting", "learning", "converging", "unsettled", "diverging"]
 
 EXPLOSION: Final = 3.0
-"""The loss has exploded when it exceeds the largest of the first epochs' by this factor."""
+"""The loss has exploded if it exceeds the largest loss of the first epochs by this factor."""
 
 FIRST_LOSSES: Final = 3
-"""So many epochs with a loss say how large it is before anything has been learnt."""
+"""The first so many epochs with a loss say how large the loss is before anything has been learnt."""
 
 QUIET_EPOCHS: Final = 10
-"""So many epochs up to the detection are what volatility must rise above to take it back."""
+"""A detection is taken back if volatility rises above that of so many epochs up to the detection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the monitor says after one epoch.
+    """The monitor's verdict after one epoch.
 
     Attributes:
-        epoch: from 0.
+        epoch: the epoch's number, from 0.
         signal: 1 while convergence is near, else 0. It stays 1 from the epoch of detection until the learning
             rate makes a step, volatility rises again or training diverges.
         score: the detector's statistic over its threshold, NaN where there is none (see `state`).
-        state: "waiting" (no score: too few epochs, a hold-off, stability undefined), "learning", "converging",
+        state: "waiting" (no score: start-up, too few epochs, a hold-off, S undefined), "learning", "converging",
             "unsettled" (volatility has risen) or "diverging".
         should_stop: end the training now; only in mode "stop".
         message: the state in a sentence.
@@ -54,60 +55,48 @@ class _Fed(NamedTuple):
     stability: float
     loss: float | None
     learning_rate: float | None
+    start_up: bool
 
 
 class ConvergenceMonitor:
     """Says, epoch by epoch, whether a training is about to converge.
 
-    Its verdicts depend on nothing but what it is fed: a stored series gives those of the live run. A missing
-    epoch adds nothing. An epoch that was fed before means that the training has gone back to it: whatever had
-    been fed from there on is forgotten, as if it had never been.
+    The verdicts depend on nothing but what the monitor is fed: a stored series gives the verdicts of the live run. A
+    missing epoch adds nothing. If an epoch is fed again, the training has gone back to it: what was fed from that epoch
+    on is forgotten, as if it had never been.
 
     Args:
-        detector: the name of an installed detector.
-        mode: "warn" never asks to stop.
-        schedule: what is known of the learning rate ahead; None is a constant rate and an unknown length, until
-            `expect` says otherwise.
-        stop_before_last_phase: under a smooth schedule (such as cosine or one-cycle) let the stop not wait for the
-            last phase; for a known step of the rate it waits all the same.
+        config: the warning's configuration, in mode "warn" or "stop"; None takes the defaults.
+        schedule: the schedule of this training, in place of the config's. If neither is given, the rate is taken as
+            constant and the length as unknown, until `expect` says otherwise.
 
     Raises:
-        ConfigError: an unknown detector or mode.
+        ConfigError: the mode is "off".
     """
 
-    def __init__(
-        self,
-        detector: str = OURS,
-        *,
-        mode: Mode = "warn",
-        schedule: Schedule | None = None,
-        stop_before_last_phase: bool = False,
-    ) -> None:
-        if mode not in get_args(Mode):
-            raise unknown_choice("mode", mode, get_args(Mode))
-        self._name = detector
-        self._make = find_detector(detector)
-        self._mode = mode
-        self.schedule_given = schedule is not None
-        self._schedule = schedule or Schedule()
-        self._stop_before_last_phase = stop_before_last_phase
+    def __init__(self, config: WarningConfig | None = None, *, schedule: Schedule | None = None) -> None:
+        config = config or WarningConfig()
+        if schedule is not None:
+            config = replace(config, schedule=schedule)
+        check_choice("mode", config.mode, ("warn", "stop"))
+        self._config = config
+        self._make = find_detector(config.detector)
+        self._schedule = config.schedule or Schedule()
         self._begin()
 
     @property
     def parameters(self) -> Mapping[str, float | int | str]:
         """What the verdicts depend on, to be logged with the run."""
-        # Ours last: they are read back, and a foreign detector may call its own anything.
+        # Our parameters come last, because they are read back: a foreign detector may give its own the same names.
         return {
             **self._detector.parameters,
-            "detector": self._name,
-            "mode": self._mode,
-            "stop_before_last_phase": str(self._stop_before_last_phase),
+            **self._config.parameters,
             **self._schedule.parameters,
         }
 
     @property
     def converged_epoch(self) -> int | None:
-        """The first epoch at which convergence was detected, None before; a later reset does not change it."""
+        """The first epoch at which convergence was detected, or None; a later reset does not change it."""
         return self.first_epochs.get("converging")
 
     @property
@@ -116,20 +105,29 @@ class ConvergenceMonitor:
         return self._should_stop
 
     def expect(self, schedule: Schedule) -> None:
-        """Take in what has become known of the learning rate ahead; what was fed is judged anew by it."""
+        """Take in what has become known of the learning rate ahead; all epochs so far are judged anew by it."""
         self._schedule = schedule
         self._judge_anew(self._fed)
 
     def update(
-        self, epoch: int, stability: float, *, loss: float | None = None, learning_rate: float | None = None
+        self,
+        epoch: int,
+        stability: float,
+        *,
+        loss: float | None = None,
+        learning_rate: float | None = None,
+        start_up: bool = False,
     ) -> Verdict:
         """The verdict after `epoch`.
 
         Args:
-            epoch: from 0.
-            stability: the stability index, in [0, 1]; NaN where it is not defined.
-            loss: the training loss; it tells divergence.
-            learning_rate: that the epoch was trained with; it tells a step of the schedule.
+            epoch: the epoch's number, from 0.
+            stability: the stability index, in [0, 1]; NaN where it is not defined. If it was defined before and no loss
+                is given, NaN is divergence; a finite loss says otherwise.
+            loss: the training loss, which shows divergence.
+            learning_rate: the rate that the epoch was trained with, which shows a step of the schedule.
+            start_up: the window is not full yet or holds some of the training's first steps: its stability may show
+                divergence, but not convergence.
 
         Raises:
             ConfigError: epoch is negative or not a whole number.
@@ -138,7 +136,7 @@ class ConvergenceMonitor:
             raise ConfigError(f"epoch={epoch!r} must be a whole number from 0.")
         if self._fed and epoch <= self._fed[-1].epoch:
             self._judge_anew([fed for fed in self._fed if fed.epoch < epoch])
-        return self._judge(_Fed(int(epoch), float(stability), loss, learning_rate))
+        return self._judge(_Fed(int(epoch), float(stability), loss, learning_rate, start_up))
 
     def _judge_anew(self, kept: list[_Fed]) -> None:
         self._begin()
@@ -152,16 +150,20 @@ class ConvergenceMonitor:
         self._should_stop = False
         self._resume_at = 0
         self._seen_stability = False
+        self._first_read: int | None = None
         self.first_epochs: dict[State, int] = {}
-        """The first epoch in each state there has been; a later reset does not change them."""
+        """The first epoch in each state so far; a later reset does not change these epochs."""
         self._restart()
 
     def _restart(self) -> None:
-        """Let the past no longer count."""
-        self._detector: Detector = self._make(planned_epochs=self._schedule.planned_epochs)
+        """Begin with a fresh detector: the past no longer counts."""
+        planned = self._schedule.planned_epochs
+        if planned is not None and self._first_read is not None:
+            planned = max(planned - self._first_read, 1)
+        self._detector: Detector = self._make(planned_epochs=planned)
         self._since: int | None = None
         self._recent: deque[tuple[int, float]] = deque(maxlen=QUIET_EPOCHS)
-        # Volatility that rises after convergence is told by a second detector: in the first one's eyes, the
+        # A second detector, begun at convergence, tells rising volatility from there on: for the first detector the
         # whole series would have to become louder than it had been at the start.
         self._after: Detector | None = None
 
@@ -174,8 +176,19 @@ class ConvergenceMonitor:
             self._restart()
             return self._verdict(fed, "diverging", math.nan, f"Training diverges: {trouble}.")
         if math.isnan(fed.stability):
-            return self._verdict(fed, "waiting", math.nan, "The stability index is not defined yet.")
+            return self._verdict(fed, "waiting", math.nan, "The stability index is not defined.")
         self._seen_stability = True
+        if fed.start_up:
+            if (
+                self._first_read is not None
+            ):  # the epochs have changed their length, so S no longer moves as before
+                self._first_read = None
+                self._restart()
+            return self._verdict(fed, "waiting", math.nan, "The window is still in start-up.")
+        if self._first_read is None:
+            # The detector sees fewer epochs than are planned: none of those in start-up.
+            self._first_read = fed.epoch
+            self._restart()
         if fed.epoch < self._resume_at:
             return self._verdict(
                 fed,
@@ -215,9 +228,9 @@ class ConvergenceMonitor:
             f"Convergence is near: since epoch {self._since} the volatility of stability has surely fallen"
         )
         waits = self._schedule.waits_for(fed.epoch)
-        if waits is not None and not (self._stop_before_last_phase and self._no_drop_ahead(fed.epoch)):
+        if waits is not None and not (self._config.stop_before_last_phase and self._no_drop_ahead(fed.epoch)):
             return self._verdict(fed, "converging", score, f"{message}; too early to stop, {waits}.")
-        stop = self._mode == "stop"
+        stop = self._config.mode == "stop"
         return self._verdict(fed, "converging", score, f"{message}.", should_stop=stop)
 
     def _no_drop_ahead(self, epoch: int) -> bool:
@@ -250,9 +263,9 @@ class ConvergenceMonitor:
             self._resume_at = (fed.epoch if stepped and not dropped else max(dropped)) + HOLD_OFF
 
     def _trouble(self, fed: _Fed) -> str | None:
-        """What shows that training diverges, in words."""
+        """What shows that training diverges, in words; None if nothing does."""
         if math.isnan(fed.stability):
-            if self._seen_stability:
+            if self._seen_stability and fed.loss is None:
                 return "the stability index is no longer defined"
         elif not 0.0 <= fed.stability <= 1.0:
             return f"the stability index {fed.stability:.4g} is outside 0 to 1"
@@ -265,28 +278,3 @@ class ConvergenceMonitor:
         if fed.loss > EXPLOSION * max(self._losses):
             return f"the training loss {fed.loss:.4g} is over {EXPLOSION:g} times that of the first epochs"
         return None
-
-
-def monitor_for(
-    early_stopping: EarlyStopping,
-    *,
-    detector: str = OURS,
-    schedule: Schedule | None = None,
-    stop_before_last_phase: bool = False,
-) -> ConvergenceMonitor | None:
-    """The monitor that `early_stopping` asks for; None for "off".
-
-    Raises:
-        ConfigError: an unknown way of stopping or detector, also where it would not be used.
-    """
-    if early_stopping not in EARLY_STOPPING:
-        raise unknown_choice("early_stopping", early_stopping, EARLY_STOPPING)
-    if early_stopping == "off":
-        find_detector(detector)
-        return None
-    return ConvergenceMonitor(
-        detector,
-        mode=early_stopping,
-        schedule=schedule,
-        stop_before_last_phase=stop_before_last_phase,
-    )

@@ -1,4 +1,4 @@
-"""Where validation accuracy is flat: what a convergence warning is to come before."""
+"""The epoch at which validation accuracy becomes flat, before which a convergence warning is to come."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def plateau_epoch(
 ) -> int | None:
     """The first epoch whose centred median of validation accuracy is within `tolerance` of the run's best epoch.
 
-    At both ends the window is cut to the epochs there are; epochs without a value (NaN) are left out. None where
-    there are none, where the best epoch stands out so far that the median never comes near it, and where it comes
-    near only in the last epoch, which does not tell a flat curve from a rising one.
+    At both ends the window is cut to the epochs there are; epochs without a value (NaN) are left out. Returns None if
+    no epoch has a value, if the best epoch stands out so far that the median never comes near it, or if the median
+    comes near only in the last epoch, which does not tell a flat curve from a rising one.
 
     Args:
         validation_accuracy: (epochs,), in [0, 1].
-        tolerance: of an accuracy in [0, 1]: 0.005 is half a point.
-        window: epochs, odd.
+        tolerance: a difference of accuracies in [0, 1]: 0.005 is half a point.
+        window: the number of epochs in the median, odd.
 
     Example:
         >>> plateau_epoch([0.1, 0.5, 0.6, 0.7, 0.7, 0.7, 0.7])

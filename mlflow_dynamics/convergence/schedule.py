@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from mlflow_dynamics.checks import is_whole, require
 from mlflow_dynamics.errors import ConfigError
 
 RATE_STEP: Final = 1.5
 """A learning rate that changes by this factor from one epoch to the next has made a step."""
 
 HOLD_OFF: Final = 5
-"""So many epochs from a step of the learning rate on are not read: what they show is the step's own transient."""
+"""So many epochs, from a step of the learning rate on, are not read: they show the transient of that step."""
 
 MIN_RATE: Final = 1e-3
 """Below this fraction of the first rate so little is learnt that a further step is not waited for."""
@@ -33,10 +34,10 @@ class Schedule:
     """What is known of the learning rate ahead.
 
     Attributes:
-        name: "constant", "step", "cosine", "onecycle" or another; under the smooth ones (`SMOOTH`) a stop waits for
-            the last phase; "unknown" is none that could be read.
-        planned_epochs: the length of the training, None if not known.
-        drop_epochs: the epochs, from 0, at whose start the rate makes a step: lowered, or raised by a restart.
+        name: "constant", "step", "cosine", "onecycle" or another; "unknown" if no schedule could be read. Under a
+            smooth schedule (`SMOOTH`) a stop waits for the last phase.
+        planned_epochs: the length of the training; None if it is not known.
+        drop_epochs: the epochs, from 0, at whose start the rate makes a step: is lowered, or is raised by a restart.
     """
 
     name: str = "constant"
@@ -44,14 +45,18 @@ class Schedule:
     drop_epochs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.planned_epochs is not None and self.planned_epochs < 1:
-            raise ConfigError(
-                f"planned_epochs={self.planned_epochs!r} must be at least 1, or None if it is not known."
-            )
+        require(isinstance(self.name, str), "name", self.name, "the name of a schedule, such as 'cosine'")
+        known = self.planned_epochs is None or is_whole(self.planned_epochs, least=1)
+        words = "at least 1, a whole number, or None if it is not known"
+        require(known, "planned_epochs", self.planned_epochs, words)
+        listed = isinstance(self.drop_epochs, tuple | list) and all(
+            is_whole(epoch, least=0) for epoch in self.drop_epochs
+        )
+        require(listed, "drop_epochs", self.drop_epochs, "a tuple of whole numbers of at least 0")
 
     @property
     def parameters(self) -> Mapping[str, int | str]:
-        """As parameters of a run, from which `schedule_of` reads it back."""
+        """The schedule as parameters of a run, from which `schedule_of` reads it back."""
         return {
             "schedule": self.name,
             "planned_epochs": _UNKNOWN if self.planned_epochs is None else self.planned_epochs,
@@ -79,16 +84,16 @@ class Schedule:
 
 
 def schedule_of(parameters: Mapping[str, str]) -> Schedule:
-    """The schedule that `Schedule.parameters` has become in a run; what is not there is not known.
+    """The schedule that `Schedule.parameters` has written into a run; a parameter that is missing is not known.
 
     Raises:
-        ConfigError: a value is none that `Schedule.parameters` writes.
+        ConfigError: a value is not one that `Schedule.parameters` writes.
     """
     planned = parameters.get("planned_epochs", _UNKNOWN)
     drops = parameters.get("drop_epochs", _NONE)
     try:
         return Schedule(
-            name=parameters.get("schedule", "constant"),
+            name=parameters.get("schedule", _UNKNOWN),
             planned_epochs=None if planned == _UNKNOWN else int(planned),
             drop_epochs=() if drops == _NONE else tuple(int(drop) for drop in drops.split(",")),
         )

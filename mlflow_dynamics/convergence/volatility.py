@@ -11,16 +11,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlflow_dynamics.convergence.detectors import Reading
+from mlflow_dynamics.convergence.detector import Reading
 
 MIN_MOVES: Final = 15
-"""Below so many epochs whose two predecessors are known nothing is said: a trend of fewer is noise."""
+"""The detector says nothing before it has read so many epochs whose two predecessors it knows: a trend of fewer is
+noise."""
 
 SOFTENING: Final = 1.0
-"""Bounds the pull of tiny moves: the score of a move d of median size s is log(d^2/s^2 + SOFTENING)."""
+"""Bounds the pull of tiny moves: the score of a move d is log(d^2/s^2 + SOFTENING), with s the median size of moves."""
 
 LONG_MOVE_WEIGHT: Final = 0.5
-"""What the move over two epochs counts beside that over one: the two together tell the size of noise more surely."""
+"""The weight of the move over two epochs beside that over one: both together tell the size of noise more surely."""
 
 BOUNDARY_EXPONENT: Final = 0.8
 """The threshold falls with time as n^-0.8, so that the permitted false alarms are not all spent at the start."""
@@ -36,8 +37,8 @@ def trend_statistic(short: ArrayLike, long: ArrayLike) -> NDArray[np.float64]:
     g_i = log(a_i^2/s_a^2 + 1) + 1/2 log(b_i^2/s_b^2 + 1). The statistic is minus the least-squares covariance of g
     with time, over its standard deviation under no trend, sqrt(sum (t - mean t)^2 * var(g) * (1 + 2 r)), where r is
     the lag-1 correlation of g clipped to [0, 0.5] (moves of white noise are correlated, those of a random walk less;
-    without r each kind would need its own threshold). It does not change when S is shifted, scaled, or the series is
-    turned over. A series without any change has no trend: 0.
+    without r each kind would need its own threshold). The statistic does not change if S is shifted, scaled or turned
+    upside down. A series without any change has no trend: 0.
 
     This is Engle's ARCH idea of testing squared innovations (doi 10.2307/1912773) with a score bounded from
     below and logarithmic above, so that neither tiny moves nor heavy tails decide.
@@ -65,7 +66,7 @@ def _size_score(moves: ArrayLike) -> NDArray[np.float64]:
 
 
 def _typical(size: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The median size of each row's moves; where most are exactly 0, the median of the others."""
+    """The median size of each row's moves; if most of a row's moves are exactly 0, the median of the others."""
     typical = np.median(size, axis=1, keepdims=True)
     for row in np.flatnonzero(typical == 0.0):
         moving = size[row][size[row] > 0.0]
@@ -74,7 +75,7 @@ def _typical(size: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def trend_series(stability: ArrayLike) -> NDArray[np.float64]:
-    """`trend_statistic` after each epoch of gapless series: (draws, epochs) -> (draws, epochs), NaN too early."""
+    """`trend_statistic` after each epoch of gapless series: (draws, epochs) -> (draws, epochs), NaN at first."""
     series = np.asarray(stability, dtype=np.float64)
     short = np.diff(series, axis=1)[:, 1:]
     long = series[:, 2:] - series[:, :-2]
@@ -89,7 +90,7 @@ def score_series(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The detector's readings after each epoch of gapless series: (draws, epochs) -> score and rising, likewise.
 
-    1 or more fires; NaN in the first MIN_MOVES + 1 epochs. Fed epoch by epoch, `VolatilityDetector` says the same.
+    1 or more fires; NaN in the first MIN_MOVES + 1 epochs. `VolatilityDetector` gives the same, epoch by epoch.
     """
     statistic = trend_series(stability)
     epochs = np.arange(1, statistic.shape[1] + 1)
@@ -102,14 +103,14 @@ def boundary(epochs: ArrayLike, planned_epochs: int | None, *, rising: bool = Fa
     """The threshold of the statistic after n epochs of a training of `planned_epochs`.
 
     h(N) (N/n)^0.8 with h calibrated per planned length N (benchmarks/calibrate_detector.py), interpolated
-    linearly in log N between the lengths of the table and kept at its ends' beyond them. Where the length is not
-    known, and past the planned end, a boundary that rises slowly with n holds false alarms down up to the table's
-    longest length (500 epochs).
+    linearly in log N between the lengths of the table and constant beyond the table's ends. If the length is not known,
+    and past the planned end, the boundary rises slowly with n, which holds false alarms down up to the table's longest
+    length (500 epochs).
 
     Args:
         epochs: n, any shape.
-        planned_epochs: the length of the training, None if not known.
-        rising: the threshold of rising volatility, a test of its own.
+        planned_epochs: the length N of the training; None if it is not known.
+        rising: take the threshold of rising volatility, which is a test of its own.
     """
     table = thresholds()
     side = "rising" if rising else "falling"
@@ -134,7 +135,7 @@ class VolatilityDetector:
     """Says that convergence is near when the volatility of the stability index has fallen for sure.
 
     Args:
-        planned_epochs: the length of the training, None if not known (the threshold is then higher at the end).
+        planned_epochs: the length of the training; None if it is not known (the threshold is then higher at the end).
     """
 
     def __init__(self, *, planned_epochs: int | None = None) -> None:
@@ -163,7 +164,7 @@ class VolatilityDetector:
         if n < MIN_MOVES:
             return Reading(score=float("nan"), rising=float("nan"))
         statistic = float(trend_statistic([self._short], [self._long])[0])
-        epochs = n + 2  # as many as a series without gaps has for so many moves
+        epochs = n + 2  # the epochs of a series without gaps that has so many moves
         return Reading(
             score=statistic / float(boundary(epochs, self._planned_epochs)),
             rising=-statistic / float(boundary(epochs, self._planned_epochs, rising=True)),

@@ -67,7 +67,7 @@ def report(frame: pd.DataFrame, *, seed: int = 0) -> str:
             cell = f"{_mean(found[:, 1], rng, '.2f')} at {_mean(found[:, 0], rng, '.2f')}"
             if name == WARNING:
                 difference = found[:, 1] - patience[saved]
-                below, above = interval(difference, rng)
+                below, above = bootstrap_interval(difference, rng)
                 cell += f"; {difference.mean():+.2f} [{below:+.2f}, {above:+.2f}]"
                 as_tuned = abs(found[:, 0].mean() - saved) <= MATCHED
                 better |= as_tuned and above < 0 and difference.mean() <= -WORTHWHILE
@@ -77,7 +77,7 @@ def report(frame: pd.DataFrame, *, seed: int = 0) -> str:
     return "\n".join(lines)
 
 
-def interval(values: Array, rng: np.random.Generator) -> tuple[float, float]:
+def bootstrap_interval(values: Array, rng: np.random.Generator) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of (runs,) values."""
     drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
@@ -151,11 +151,11 @@ def _share(happened: NDArray[np.bool_], rng: np.random.Generator) -> str:
     """`14 % [0, 27] (3 of 22)`."""
     if len(happened) == 0:
         return "none (0)"
-    low, high = interval(100 * happened.astype(np.float64), rng)
+    low, high = bootstrap_interval(100 * happened.astype(np.float64), rng)
     return f"{100 * happened.mean():.0f} % [{low:.0f}, {high:.0f}] ({happened.sum()} of {len(happened)})"
 
 
 def _mean(values: Array, rng: np.random.Generator, form: str) -> str:
     """`4.2 [3.1, 5.4]`."""
-    low, high = interval(values, rng)
+    low, high = bootstrap_interval(values, rng)
     return f"{values.mean():{form}} [{low:{form}}, {high:{form}}]"

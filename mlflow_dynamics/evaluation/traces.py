@@ -10,17 +10,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule
+from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, WarningConfig
 from mlflow_dynamics.convergence.plateau import PLATEAU_TOLERANCE, plateau_epoch
 from mlflow_dynamics.convergence.schedule import SMOOTH, is_step
 from mlflow_dynamics.errors import DataError
+from mlflow_dynamics.pipeline import judge
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.query import load_metrics
 
 Array = NDArray[np.float64]
 
 CONFIGURATION: Final = ("dataset", "model", "schedule")
-"""Runs that agree in these differ by their seed alone."""
+"""A rule is tuned on runs that differ from its own in one of these."""
 
 NEEDED: Final = (names.STABILITY, names.TRAIN_LOSS, names.VALIDATION_LOSS, names.VALIDATION_ACCURACY)
 MANY_CLASSES: Final = 100
@@ -50,10 +51,13 @@ class Curves:
 
 
 def read_traces(path: Path) -> pd.DataFrame:
-    """A CSV file of epochs: the columns of `CONFIGURATION`, seed, epoch, metrics, and optionally `classes`.
+    """A CSV file of epochs: the columns of `CONFIGURATION`, seed, epoch, metrics, perhaps `classes` and `run_id`.
+
+    Epochs marked as start-up (`dynamics/start_up`) are not judged. Without `run_id` each seed of a configuration is
+    a run.
 
     Raises:
-        DataError: there is no such file, or it lacks a column.
+        DataError: there is no such file, it lacks a column, or a run has an epoch twice.
     """
     try:
         frame = pd.read_csv(path)
@@ -69,7 +73,10 @@ def read_experiment(experiment: str, filter_string: str = "") -> pd.DataFrame:
         TrackingError: the experiment is unknown or cannot be read.
         DataError: its runs lack a metric.
     """
-    frame = load_metrics(experiment=experiment, filter_string=filter_string, params=(*CONFIGURATION, "seed"))
+    frame = load_metrics(
+        experiment_names=experiment, filter_string=filter_string, params=(*CONFIGURATION, "seed")
+    )
+    frame = frame.dropna(subset=["epoch"])
     frame.columns = frame.columns.str.removeprefix("params.")
     return _checked(frame, f"experiment {experiment!r}")
 
@@ -77,17 +84,13 @@ def read_experiment(experiment: str, filter_string: str = "") -> pd.DataFrame:
 def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
     """Each run of the frame with its seed, ordered by configuration and seed."""
     found = []
-    for (*configuration, seed), run in frame.groupby([*CONFIGURATION, "seed"], sort=True):
+    for key, run in frame.groupby(_one_run(frame), sort=True):
+        configuration, seed = key[: len(CONFIGURATION)], key[len(CONFIGURATION)]
         run = run.sort_values("epoch")
         classes = run["classes"].iloc[0] if "classes" in run else 0
         tolerance = 0.01 if classes >= MANY_CLASSES else PLATEAU_TOLERANCE
-        monitor = ConvergenceMonitor(schedule=_schedule(str(configuration[-1]), run))
-        verdicts = [
-            monitor.update(int(epoch), stability, loss=loss)
-            for epoch, stability, loss in zip(
-                run["epoch"], run[names.STABILITY], run[names.TRAIN_LOSS], strict=True
-            )
-        ]
+        monitor = ConvergenceMonitor(WarningConfig(schedule=_schedule(str(configuration[-1]), run)))
+        verdicts = [judge(monitor, int(row["epoch"]), row) for row in run.to_dict("records")]
         accuracy = run[names.VALIDATION_ACCURACY].to_numpy(dtype=np.float64)
         curves = Curves(
             configuration=tuple(map(str, configuration)),
@@ -121,4 +124,17 @@ def _checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
             f"{where} {lacking}; the evaluation needs the columns {', '.join((*CONFIGURATION, 'seed', 'epoch'))} and "
             f"the metrics {', '.join(NEEDED)}."
         )
+    run = _one_run(frame)
+    twice = frame[frame.duplicated([*run, "epoch"])]
+    if len(twice):
+        which = ", ".join(f"{column} {twice[column].iloc[0]}" for column in (*run, "epoch"))
+        raise DataError(
+            f"{where} has more than one row of {which}: rows of several runs would be joined to one; give each run its "
+            "own run_id in a column of that name."
+        )
     return frame
+
+
+def _one_run(frame: pd.DataFrame) -> list[str]:
+    """The columns whose values are those of one run alone: seeds repeat where anything else was varied."""
+    return [*CONFIGURATION, "seed", *(["run_id"] if "run_id" in frame else [])]

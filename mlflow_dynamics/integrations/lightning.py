@@ -8,17 +8,17 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 
-from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
-from mlflow_dynamics.convergence import Schedule
-from mlflow_dynamics.convergence.detectors import OURS
-from mlflow_dynamics.convergence.monitor import monitor_for
-from mlflow_dynamics.recording.schedule import CONSTANT, UNKNOWN, plan_of
-from mlflow_dynamics.session import Tracker, track
-from mlflow_dynamics.tracking import names
+from mlflow_dynamics.arguments import check_arguments
+from mlflow_dynamics.config import MeasureConfig, RecordingConfig
+from mlflow_dynamics.convergence import Schedule, WarningConfig
+from mlflow_dynamics.recording.schedule_reader import schedule_from
+from mlflow_dynamics.session import track
+from mlflow_dynamics.tracker import Tracker
+from mlflow_dynamics.tracking import names, run_to_carry_on
 
 
 class DynamicsCallback(Callback):
-    """Records every epoch of a fit; with `early_stopping="stop"` it ends the fit on the convergence signal.
+    """Records every epoch of a fit, and ends the fit on the convergence signal with `WarningConfig(mode="stop")`.
 
     ```python
     trainer = Trainer(max_epochs=30, logger=MLFlowLogger(), callbacks=[DynamicsCallback()])
@@ -30,11 +30,13 @@ class DynamicsCallback(Callback):
     keeps the best.
 
     Args:
-        recording, measures, early_stopping, stop_before_last_phase, detector: as for `mlflow_dynamics.track`.
-        schedule: what is known of the learning rate ahead; None reads it from the trainer and its scheduler.
+        recording, measures, warning: as for `mlflow_dynamics.track`; a schedule that is not given is read from
+            the trainer and its scheduler.
+        resume: the run to carry on; None carries on the run above, if it holds a training and the fit begins at a
+            later epoch (`ckpt_path`). A fit from epoch 0 in a run that holds a training has a run nested under it.
 
     Raises:
-        ConfigError: an unknown way of stopping or detector.
+        ConfigError: an argument is not usable.
     """
 
     def __init__(
@@ -42,18 +44,19 @@ class DynamicsCallback(Callback):
         *,
         recording: RecordingConfig | None = None,
         measures: MeasureConfig | None = None,
-        early_stopping: EarlyStopping = "warn",
-        stop_before_last_phase: bool = False,
-        detector: str = OURS,
-        schedule: Schedule | None = None,
+        warning: WarningConfig | None = None,
+        resume: str | None = None,
     ) -> None:
-        monitor_for(early_stopping, detector=detector)
+        check_arguments(
+            recording=recording,
+            measures=measures,
+            warning=warning,
+            resume=resume,
+        )
         self._recording = recording
         self._measures = measures
-        self._early_stopping: EarlyStopping = early_stopping
-        self._stop_before_last_phase = stop_before_last_phase
-        self._detector = detector
-        self._schedule = schedule
+        self._warning = warning or WarningConfig()
+        self._resume = resume
         self._tracker: Tracker | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,16 +64,19 @@ class DynamicsCallback(Callback):
         # Only there does the logger know its run; the other ranks hand over their parts.
         loggers = trainer.loggers if trainer.is_global_zero else []
         ours = next((one for one in loggers if isinstance(one, MLFlowLogger)), None)
+        run_id = None if ours is None else ours.run_id
+        tracking_uri = None if ours is None else ours._tracking_uri
+        resume = self._resume
+        if resume is None and trainer.is_global_zero and trainer.current_epoch > 0:
+            resume = run_to_carry_on(run_id, tracking_uri=tracking_uri)
         self._tracker = track(
             pl_module,
             recording=self._recording,
             measures=self._measures,
-            early_stopping=self._early_stopping,
-            stop_before_last_phase=self._stop_before_last_phase,
-            detector=self._detector,
-            schedule=self._schedule or _schedule_of(trainer),
-            run_id=None if ours is None else ours.run_id,
-            tracking_uri=None if ours is None else ours._tracking_uri,
+            warning=self._warning.unless_given(_schedule_of(trainer)),
+            run_id=run_id if resume in (None, run_id) else None,
+            resume=resume,
+            tracking_uri=tracking_uri,
         )
         # Above 0 with `ckpt_path`.
         self._tracker.start_at(trainer.current_epoch, step=trainer.global_step)
@@ -78,9 +84,10 @@ class DynamicsCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the epoch; stop the fit where asked to."""
         if self._tracker is not None:
-            self._tracker.end_epoch(trainer.current_epoch, **_learning_rate(trainer))
+            self._tracker.at_global_step(_logging_step(trainer))
+            self._tracker.end_epoch(_learning_rate(trainer), epoch=trainer.current_epoch)
         # Every rank must come to the same decision, also where the ranks exchange nothing.
-        stop = self._tracker is not None and not _is_last(trainer) and self._tracker.should_stop
+        stop = self._tracker is not None and not _is_last(trainer) and self._tracker.should_stop()
         trainer.should_stop = trainer.should_stop or trainer.strategy.reduce_boolean_decision(stop, all=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,20 +108,25 @@ def _schedule_of(trainer: Trainer) -> Schedule:
     """What the trainer knows of its own length and of the scheduler, which it steps itself."""
     planned = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
     if not trainer.lr_scheduler_configs:
-        return CONSTANT.schedule(ticks_per_epoch=None, planned_epochs=planned)
+        return Schedule(planned_epochs=planned)
     if len(trainer.lr_scheduler_configs) > 1:
-        return UNKNOWN.schedule(ticks_per_epoch=None, planned_epochs=planned)
+        return Schedule(name="unknown", planned_epochs=planned)
     (config,) = trainer.lr_scheduler_configs
     steps: float = 1
     if config.interval == "step":
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
     ticks = math.ceil(steps) / config.frequency if math.isfinite(steps) else None
-    return plan_of(config.scheduler).schedule(ticks_per_epoch=ticks, planned_epochs=planned)
+    return schedule_from(config.scheduler, ticks_per_epoch=ticks, planned_epochs=planned)
 
 
 def _is_last(trainer: Trainer) -> bool:
     """Whether the fit ends with this epoch anyway, so that there is nothing left to stop."""
     return trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+
+
+def _logging_step(trainer: Trainer) -> int:
+    """The step by which Lightning logs what the epoch that ends came to: batches, not the optimizer's steps."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
 
 
 def _learning_rate(trainer: Trainer) -> dict[str, Any]:

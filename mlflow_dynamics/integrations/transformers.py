@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mlflow_dynamics.config import EarlyStopping, MeasureConfig, RecordingConfig
-from mlflow_dynamics.convergence import Schedule
-from mlflow_dynamics.convergence.detectors import OURS
-from mlflow_dynamics.convergence.monitor import monitor_for
-from mlflow_dynamics.recording.schedule import plan_of
-from mlflow_dynamics.session import Tracker, track
-from mlflow_dynamics.tracking import names
+from mlflow_dynamics.arguments import check_arguments
+from mlflow_dynamics.config import MeasureConfig, RecordingConfig
+from mlflow_dynamics.convergence import Schedule, WarningConfig
+from mlflow_dynamics.recording.schedule_reader import schedule_from
+from mlflow_dynamics.session import track
+from mlflow_dynamics.tracker import Tracker
+from mlflow_dynamics.tracking import names, run_to_carry_on
 
 
 class DynamicsCallback(TrainerCallback):
-    """Records every epoch of a training; with `early_stopping="stop"` it ends it on the convergence signal.
+    """Records every epoch of a training, and ends it on the convergence signal with `WarningConfig(mode="stop")`.
 
     ```python
     Trainer(model=model, args=TrainingArguments(report_to="mlflow"), callbacks=[DynamicsCallback()], ...)
@@ -29,11 +29,14 @@ class DynamicsCallback(TrainerCallback):
     of the last epoch, with `load_best_model_at_end=True` the best one, as with the Trainer's `EarlyStoppingCallback`.
 
     Args:
-        recording, measures, early_stopping, stop_before_last_phase, detector: as for `mlflow_dynamics.track`.
-        schedule: what is known of the learning rate ahead; None reads it from the Trainer and its scheduler.
+        recording, measures, warning: as for `mlflow_dynamics.track`; a schedule that is not given is read from
+            the Trainer and its scheduler.
+        resume: the run to carry on; None carries on the run above, if it holds a training and this one begins at a
+            later epoch (`resume_from_checkpoint`). A training from epoch 0 in a run that holds one has a run nested
+            under it.
 
     Raises:
-        ConfigError: an unknown way of stopping or detector.
+        ConfigError: an argument is not usable.
     """
 
     def __init__(
@@ -41,32 +44,34 @@ class DynamicsCallback(TrainerCallback):
         *,
         recording: RecordingConfig | None = None,
         measures: MeasureConfig | None = None,
-        early_stopping: EarlyStopping = "warn",
-        stop_before_last_phase: bool = False,
-        detector: str = OURS,
-        schedule: Schedule | None = None,
+        warning: WarningConfig | None = None,
+        resume: str | None = None,
     ) -> None:
-        monitor_for(early_stopping, detector=detector)
+        check_arguments(
+            recording=recording,
+            measures=measures,
+            warning=warning,
+            resume=resume,
+        )
         self._recording = recording
         self._measures = measures
-        self._early_stopping: EarlyStopping = early_stopping
-        self._stop_before_last_phase = stop_before_last_phase
-        self._detector = detector
-        self._schedule = schedule
+        self._warning = warning or WarningConfig()
+        self._resume = resume
         self._tracker: Tracker | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach to the model."""
+        resume = self._resume
+        if resume is None and state.is_world_process_zero and (state.epoch or 0) >= 1:
+            resume = run_to_carry_on()
         self._tracker = track(
             kwargs["model"],
             recording=self._recording,
             measures=self._measures,
-            early_stopping=self._early_stopping,
-            stop_before_last_phase=self._stop_before_last_phase,
-            detector=self._detector,
-            schedule=self._schedule or _schedule_of(state, kwargs.get("lr_scheduler")),
+            warning=self._warning.unless_given(_schedule_of(state, kwargs.get("lr_scheduler"))),
+            resume=resume,
         )
         # Above 0 with `resume_from_checkpoint`; a checkpoint within an epoch leaves the rest of it to be recorded.
         self._tracker.start_at(int(state.epoch or 0), step=state.global_step)
@@ -79,9 +84,10 @@ class DynamicsCallback(TrainerCallback):
         if self._tracker is not None:
             optimizer = kwargs.get("optimizer")
             rate = {} if optimizer is None else {names.LEARNING_RATE: float(optimizer.param_groups[0]["lr"])}
-            self._tracker.end_epoch(**rate)
+            self._tracker.at_global_step(state.global_step)
+            self._tracker.end_epoch(rate)
             # After the last epoch there is nothing left to stop.
-            stop = state.global_step < state.max_steps and self._tracker.should_stop
+            stop = state.global_step < state.max_steps and self._tracker.should_stop()
         if _by_any_process(stop, args):
             control.should_training_stop = True
 
@@ -107,7 +113,7 @@ def _schedule_of(state: TrainerState, scheduler: object) -> Schedule:
     """What the Trainer knows of its own length and of the scheduler, which it steps after every training step."""
     epochs = state.num_train_epochs
     if not 0 < epochs < sys.maxsize:  # the data has no length
-        return plan_of(scheduler).schedule(ticks_per_epoch=None)
-    return plan_of(scheduler).schedule(
-        ticks_per_epoch=state.max_steps / epochs, planned_epochs=max(round(epochs), 1)
+        return schedule_from(scheduler, ticks_per_epoch=None)
+    return schedule_from(
+        scheduler, ticks_per_epoch=state.max_steps / epochs, planned_epochs=max(round(epochs), 1)
     )

@@ -1,12 +1,18 @@
 """The dynamical measures: arrays in, numbers out."""
 
 from mlflow_dynamics.measures.epoch import measure
-from mlflow_dynamics.measures.estimators import ESTIMATORS, hurst, integration
+from mlflow_dynamics.measures.estimators import ESTIMATORS, global_integration, hurst, integration
 from mlflow_dynamics.measures.fractal import dfa, fluctuations
 from mlflow_dynamics.measures.hurst_kolmogorov import HurstKolmogorov, hurst_kolmogorov
 from mlflow_dynamics.measures.protocols import SignalWindow
 from mlflow_dynamics.measures.stability import stability_index, volatility
-from mlflow_dynamics.measures.synchrony import metastability, metastability_ratio, order_parameter, synchrony
+from mlflow_dynamics.measures.synchrony import (
+    metastability,
+    metastability_ratio,
+    metastability_unbiased,
+    order_parameter,
+    synchrony,
+)
 from mlflow_dynamics.measures.uncertainty import (
     Interval,
     SurrogateTests,
@@ -22,6 +28,7 @@ __all__ = [
     "SurrogateTests",
     "dfa",
     "fluctuations",
+    "global_integration",
     "hurst",
     "hurst_kolmogorov",
     "integration",
@@ -29,6 +36,7 @@ __all__ = [
     "measure",
     "metastability",
     "metastability_ratio",
+    "metastability_unbiased",
     "order_parameter",
     "stability_index",
     "surrogate_tests",

@@ -22,7 +22,7 @@ NODES: Final = 40
 GRID: Final = np.linspace(LOWEST, HIGHEST, 991)
 
 EXACT_STEPS: Final = 1024
-"""Longer signals take the Whittle likelihood: the exact one costs steps^2 to prepare, 80 FFTs a signal to use."""
+"""Longer signals take the Whittle likelihood: the exact one costs steps^2 to prepare and 80 FFTs for each signal."""
 
 MIN_STEPS: Final = 8
 """Below this many steps the posterior is the prior in all but name."""
@@ -32,12 +32,12 @@ Likelihood = Literal["auto", "exact", "whittle"]
 
 @dataclass(frozen=True, kw_only=True)
 class HurstKolmogorov:
-    """What a signal's likelihood says of its Hurst exponent; arrays (...,) over signals, NaN where undefined.
+    """The posterior of each signal's Hurst exponent H, as arrays (...,) over the signals; NaN where undefined.
 
     Attributes:
         exponent: posterior mean of H, between 0 and 1.
         low: lower bound of the central credible interval.
-        high: upper bound.
+        high: upper bound of that interval.
         at_edge: the likelihood is highest at an end of the range: fractional Gaussian noise is then most likely
             the wrong model (at 1: the signal wanders, as random walks do; see `dfa`, which sees beyond 1).
     """
@@ -64,14 +64,14 @@ def hurst_kolmogorov(
     Args:
         signals: (..., steps).
         detrend: integrate out a straight line; False integrates out the mean alone.
-        level: probability that the interval holds.
+        level: the probability that H lies in the interval.
         likelihood: "exact", "whittle" (frequency domain, for long signals), or "auto": exact to 1,024 steps.
 
     Returns:
-        exponent, low, high (...,) in (0, 1), and at_edge. All NaN (and not at_edge) where the signal is constant,
-        not finite or shorter than 8 steps.
+        exponent, low, high (...,) in (0, 1), and at_edge. The numbers are NaN (and at_edge is False) where the signal
+        is constant, not finite or shorter than 8 steps.
 
-    How to read it: 0.5 no memory, above it persistence, below it alternation. What it does not show: anything
+    How to read it: 0.5 is no memory, more is persistence, less is alternation. What it does not show: anything
     that is not fractional Gaussian noise. A random walk, 1/f noise or AR(1) with a large coefficient all end at
     the upper edge; a large gap between this and `dfa` is a sign of non-stationarity.
 
@@ -161,7 +161,9 @@ def _exact_plan(steps: int, order: int) -> _ExactPlan:
     spectra = scipy.fft.rfft(factors, length).conj()
     basis = scipy.fft.rfft(trend_basis(steps, order), length)
     trend = scipy.fft.irfft(spectra[:, :, None] * basis, length)[..., :steps]
-    gram = trend[:, 0] @ trend[:, 0].mT - trend[:, 1] @ trend[:, 1].mT
+    # Transposed: NumPy before 2.0 has no `mT`.
+    first, second = ((part, part.swapaxes(-1, -2)) for part in (trend[:, 0], trend[:, 1]))
+    gram = first[0] @ first[1] - second[0] @ second[1]
     constant = log_determinant + np.linalg.slogdet(gram)[1]
     return _ExactPlan(length, spectra, trend, np.linalg.inv(gram), constant)
 
@@ -229,7 +231,7 @@ def _spectral_plan(steps: int) -> tuple[Array, Array]:
 
 
 def _whittle(signals: Array, order: int) -> Array:
-    """(signals, nodes) Whittle's log posterior: the periodogram against the spectrum; `order` is removed already."""
+    """(signals, nodes) Whittle's log posterior, the periodogram against the spectrum; the trend is removed already."""
     inverse, log_density = _spectral_plan(signals.shape[-1])
     count = len(inverse)
     periodogram = np.abs(scipy.fft.rfft(signals)[:, 1 : count + 1]) ** 2

@@ -17,10 +17,10 @@ def stability_index(integration: ArrayLike, metastability: ArrayLike) -> Array:
     """The stability index S = clip(I / 1.5, 0, 1) (1 - 2 M), element by element.
 
     Returns:
-        in [0, 1]; NaN where either is NaN or infinite.
+        the index in [0, 1]; NaN where either argument is NaN or infinite.
 
     How to read it: high when the layers keep long memory and their synchrony fluctuates little. What it does not
-    show: which of the two moved; look at them beside it.
+    show: which of the two arguments moved; look at both of them beside it.
 
     Raises:
         ValueError: the two cannot be broadcast to one shape, or are not real.
@@ -34,7 +34,7 @@ def stability_index(integration: ArrayLike, metastability: ArrayLike) -> Array:
     """
     exponent, fluctuation = as_reals(integration, "integration"), as_reals(metastability, "metastability")
     index = np.clip(exponent / BROWNIAN, 0.0, 1.0) * np.clip(1.0 - 2.0 * fluctuation, 0.0, 1.0)
-    # Clipping would make a number of infinity, which is a failure.
+    # Infinity is a failure, which clipping would turn into a number.
     return np.where(np.isfinite(exponent) & np.isfinite(fluctuation), index, np.nan)[()]
 
 
@@ -44,7 +44,7 @@ def volatility(stability: ArrayLike, *, window: int = 5) -> float:
     V(e) = sqrt(mean of (S - mean S)^2 over the last `window` epochs). Epochs whose S is not finite are left out.
 
     Returns:
-        between 0 and 0.5; NaN where fewer than two of those epochs are defined.
+        between 0 and 0.5; NaN if S is finite in fewer than two of those epochs.
 
     How to read it: it falls as the dynamics settle, and can rise again with the learning rate's last decay.
 

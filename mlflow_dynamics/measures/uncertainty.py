@@ -13,23 +13,23 @@ from scipy.special import stdtrit
 
 from mlflow_dynamics.config import Estimator
 from mlflow_dynamics.errors import unknown_choice
-from mlflow_dynamics.measures.estimators import ESTIMATORS
-from mlflow_dynamics.measures.signals import Array, as_signals, standardise
+from mlflow_dynamics.measures.estimators import ESTIMATORS, exponents_of
+from mlflow_dynamics.measures.signals import Array, Real, as_signals, standardise
 from mlflow_dynamics.measures.synchrony import MIN_STEPS, edge, phasors
 
 MIN_LAYERS: Final = 4
 """Fewer exponents leave no spread to resample."""
 
 PHASES: Final = 1 << 12
-"""How finely random phases are drawn: looking them up is three times as fast as sines and cosines."""
+"""The number of different random phases: looking them up is three times as fast as computing sines and cosines."""
 
 CHUNK_SAMPLES: Final = 1 << 17
-"""Samples of surrogates held at a time: what fits a processor's cache."""
+"""The number of surrogate samples held at a time, which fit a processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A confidence interval; both bounds NaN where it is undefined."""
+    """A confidence interval; both bounds are NaN if it is undefined."""
 
     low: float
     high: float
@@ -45,20 +45,20 @@ def integration_interval(
 ) -> Interval:
     """A confidence interval for integration by block bootstrap over the layers.
 
-    Blocks of neighbouring layers (L^(1/3) of them, circular) are drawn with replacement, since neighbours are
-    alike; the spread of the resampled mean, widened for the number of blocks, is multiplied by Student's
-    quantile. Over layers and not over the window, because the largest box holds a quarter of it: pieces of a
-    window do not contain the scales that the exponent is read from.
+    Blocks of L^(1/3) neighbouring layers (circular) are drawn with replacement, because neighbours are alike. The
+    spread of the resampled mean, widened for the number of blocks, is multiplied by Student's quantile. The bootstrap
+    draws layers and not pieces of the window, because the largest box holds a quarter of the window: a piece does not
+    contain the scales that the exponent is read from.
 
     I +- t s sqrt(b / (b - 1)), with b = L^(2/3) blocks, s the standard deviation of resampled means and t Student's
     quantile at 1.5 (b - 1) degrees of freedom.
 
     Args:
         signals: (layers, steps).
-        estimator: of the exponents.
+        estimator: the estimator of the exponents.
         level: probability with which intervals cover the expected integration.
-        resamples: bootstrap draws.
-        seed: of the draws.
+        resamples: the number of bootstrap draws.
+        seed: the seed of the draws.
 
     Returns:
         bounds in the unit of the exponent; NaN with fewer than 4 usable layers.
@@ -77,14 +77,14 @@ def integration_interval(
     Example:
         >>> import numpy as np
         >>> found = integration_interval(np.random.default_rng(0).normal(size=(40, 512)))
-        >>> found.low < 0.51 < found.high, round(found.high - found.low, 1)
+        >>> found.low < 0.5 < found.high, round(found.high - found.low, 1)
         (True, 0.0)
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level!r} must lie between 0 and 1.")
     if estimator not in ESTIMATORS:
         raise unknown_choice("estimator", estimator, ESTIMATORS)
-    exponents = ESTIMATORS[estimator](standardise(_window(signals), order=1)[0])
+    exponents = exponents_of(standardise(_window(signals), order=1)[0], estimator)
     exponents = exponents[np.isfinite(exponents)]
     layers = len(exponents)
     if layers < MIN_LAYERS:
@@ -103,13 +103,13 @@ def integration_interval(
 
 @dataclass(frozen=True, kw_only=True)
 class SurrogateTests:
-    """What chance alone would have given; p-values in (0, 1], NaN where undefined.
+    """How often chance alone gives as much: p-values in (0, 1], NaN where undefined.
 
     Attributes:
-        coupling_p: of the synchrony, among layers whose phases are randomised independently. Small: the layers
-            are coupled.
-        metastability_p: of the metastability, among layers whose phases are randomised alike, which keeps every
-            linear relation. Small: coherence comes and goes more than linear coupling explains.
+        coupling_p: p-value of the synchrony, among layers whose phases are randomised independently. If it is small,
+            the layers are coupled.
+        metastability_p: p-value of the metastability, among layers whose phases are all randomised alike, which keeps
+            every linear relation. If it is small, coherence comes and goes more than linear coupling explains.
     """
 
     coupling_p: float
@@ -119,19 +119,19 @@ class SurrogateTests:
 def surrogate_tests(signals: ArrayLike, *, surrogates: int = 99, seed: int = 0) -> SurrogateTests:
     """Are the layers coupled at all, and is their metastability more than linear coupling gives?
 
-    Each layer's Fourier amplitudes are kept and its phases replaced by random ones, drawn for each layer alone (no
-    coupling is left) or once for all (auto- and cross-spectra are left as they are). p = (1 + surrogates at least as
-    extreme) / (1 + surrogates).
+    Each layer's Fourier amplitudes are kept, and random angles are added to its phases. The angles are drawn for each
+    layer alone (no coupling is left) or once for all layers (auto- and cross-spectra stay as they are). p = (1 +
+    surrogates at least as extreme) / (1 + surrogates).
 
     Args:
         signals: (layers, steps).
-        surrogates: of each kind; 99 give p-values down to 0.01.
-        seed: of the phases.
+        surrogates: the number of surrogates of each kind; 99 give p-values down to 0.01.
+        seed: the seed of the random phases.
 
-    How to read it: small p-values speak against chance alone; a large one is no proof that there is nothing.
+    How to read it: a small p-value speaks against chance alone; a large one is no proof that there is nothing.
 
-    What it does not show: small p-values of either test come also from a window that is not stationary, such as a
-    transient that all layers share; surrogates are stationary.
+    What it does not show: whether the window is stationary. A window that is not, such as a transient that all layers
+    share, also gives small p-values in either test, because surrogates are stationary.
 
     Returns:
         both p-values; NaN with fewer than two usable layers or fewer than 8 steps.
@@ -160,15 +160,15 @@ def surrogate_tests(signals: ArrayLike, *, surrogates: int = 99, seed: int = 0) 
     observed = phasors(detrended, np.ones(layers, dtype=bool)).order()
     spectrum = scipy.fft.rfft(detrended.astype(np.float32))
     rng = np.random.default_rng(seed)
-    alone = _surrogate_orders(rng, spectrum, steps, surrogates, common=False)
-    alike = _surrogate_orders(rng, spectrum, steps, surrogates, common=True)
+    independent = _surrogate_orders(rng, spectrum, steps, surrogates, common=False)
+    common = _surrogate_orders(rng, spectrum, steps, surrogates, common=True)
     return SurrogateTests(
-        coupling_p=_p_value(alone.mean(axis=1), observed.mean()),
-        metastability_p=_p_value(alike.std(axis=1), observed.std()),
+        coupling_p=_p_value(independent.mean(axis=1), observed.mean()),
+        metastability_p=_p_value(common.std(axis=1), observed.std()),
     )
 
 
-def _window(signals: ArrayLike) -> Array:
+def _window(signals: ArrayLike) -> Real:
     values = as_signals(signals, layers=True)
     if values.ndim != 2:
         raise ValueError(f"signals must have shape (layers, steps), not {values.shape}.")

@@ -1,6 +1,6 @@
-"""Recording with torch: which layers, the reduction inside the forward pass, where epochs begin and end."""
+"""Recording with torch: the choice of layers, the reduction inside the forward pass, the cut into epochs."""
 
-from mlflow_dynamics.recording.pending import PendingEpoch
+from mlflow_dynamics.recording.pending_epoch import PendingEpoch
 from mlflow_dynamics.recording.recorder import Recorder
 
 __all__ = ["PendingEpoch", "Recorder"]

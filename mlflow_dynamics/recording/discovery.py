@@ -9,20 +9,21 @@ from typing import Any, Final
 from torch import nn
 from torch.optim import Optimizer
 
-from mlflow_dynamics.recording.alive import alive
 from mlflow_dynamics.recording.hooks import ForwardPass
+from mlflow_dynamics.recording.instances import instances_of
 from mlflow_dynamics.recording.layers import unwrap
 from mlflow_dynamics.recording.recorder import Recorder
+from mlflow_dynamics.recording.torch_private import pre_hooks
 
 logger = logging.getLogger(__name__)
 
 SEARCH_S: Final = 10.0
 SEARCH_SHARE: Final = 0.02
-"""Looking for models may take so many seconds of the processor's, and beyond them so much of the time."""
+"""The search for models may take so many seconds of processor time, and in addition this share of the time passed."""
 
 
 class SearchTime:
-    """How long models have been looked for: where each of a thousand steps makes an optimizer, too long. `with` it."""
+    """The time spent in searches for models, each within `with`; too long if every step makes an optimizer, say."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -31,7 +32,7 @@ class SearchTime:
         self._told = False
 
     def allowed(self) -> bool:
-        """Whether there is time for another search; where not, it is said once."""
+        """Whether there is time for another search; if not, one log line says so."""
         if self._spent <= SEARCH_S + SEARCH_SHARE * (time.monotonic() - self._began):
             return True
         if not self._told:
@@ -43,7 +44,7 @@ class SearchTime:
         return False
 
     def __enter__(self) -> None:
-        # Not by the clock: a machine with other work to do would make a few searches look like too many.
+        # Processor time, not clock time: on a machine with other work a few searches would look like too many.
         self._entered = time.thread_time()
 
     def __exit__(self, *error: Any) -> None:
@@ -51,11 +52,11 @@ class SearchTime:
 
 
 def models_of(optimizer: Optimizer) -> list[nn.Module]:
-    """The outermost modules alive that own parameters of `optimizer`, the one that owns most of them first.
+    """The outermost living modules that own parameters of `optimizer`, the one that owns most of them first.
 
-    Each owns some that those before it do not. A wrapper (torch.compile, DataParallel, DistributedDataParallel)
-    counts as what it wraps. Found among the live objects rather than by a hook on every module's forward pass, which
-    compiled code would contain.
+    Each module owns some parameters that the modules before it do not. A wrapper (torch.compile, DataParallel,
+    DistributedDataParallel) counts as the module inside. The modules are found among all live objects, and not by a
+    hook on every module's forward pass, which compiled code would contain.
     """
     models: list[nn.Module] = []
     wanted = _parameters_of(optimizer)
@@ -68,9 +69,10 @@ def models_of(optimizer: Optimizer) -> list[nn.Module]:
 
 
 def in_place_of(model: nn.Module, optimizer: Optimizer, *, parts_alone: bool) -> tuple[str, nn.Module] | None:
-    """What may be trained where `model` is never called, and what to call it; None where nothing may.
+    """A module that may be trained in place of `model`, which is never called, and words for it; None if there is none.
 
-    Another outermost module (unless `parts_alone`), or a part of it, with the same of the optimizer's parameters.
+    The module owns the same of the optimizer's parameters as `model`. It is another outermost module (unless
+    `parts_alone`) or a part of `model`.
     """
     wanted = _parameters_of(optimizer)
     needed = _owned(model, wanted)
@@ -92,7 +94,7 @@ def _parameters_of(optimizer: Optimizer) -> set[int]:
 
 
 def _outermost(wanted: set[int]) -> list[nn.Module]:
-    modules: list[nn.Module] = alive(nn.Module)
+    modules: list[nn.Module] = instances_of(nn.Module)
     parents: dict[int, list[nn.Module]] = {}
     for module in modules:
         for child in module.__dict__.get("_modules", {}).values():
@@ -124,5 +126,5 @@ def _owned(module: nn.Module, wanted: set[int]) -> set[int]:
 
 def is_recorded(model: nn.Module, *, besides: Recorder | None = None) -> bool:
     """Whether some other recorder is attached to the model."""
-    hooks = [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, ForwardPass)]
+    hooks = [hook for hook in pre_hooks(model) if isinstance(hook, ForwardPass)]
     return any(besides is None or not besides.attached_by(hook) for hook in hooks)

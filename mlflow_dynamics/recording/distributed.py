@@ -1,9 +1,9 @@
-"""Several processes that train one model: each rank's part of an epoch, brought to the one that writes the run.
+"""Several processes that train one model: each rank's part of an epoch is brought to the rank that writes the run.
 
-Nothing here is a collective. A collective pairs with those of the training by order, so a rank that skips a step, has
-fewer batches, is not recorded or has died would make it wait or mix them up. Parts go through the key-value store of
-the process group instead, over a connection of our own, and whoever waits does so in the background and for a bounded
-time.
+Nothing here is a collective. Collectives are paired by their order, ours with those of the training, so a rank that
+skips a step, has fewer batches, is not recorded or has died would make the others wait or mix up the pairs. Parts go
+through the key-value store of the process group instead, over a connection of our own; a rank waits for them only in
+the background and for a bounded time.
 """
 
 from __future__ import annotations
@@ -20,39 +20,42 @@ from datetime import timedelta
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import distributed, nn
 
-from mlflow_dynamics.recording.alive import alive
+from mlflow_dynamics.recording.instances import instances_of
 from mlflow_dynamics.recording.layers import unwrap
+from mlflow_dynamics.recording.torch_private import CLONES_STORES, default_store
+from mlflow_dynamics.redaction import redact_text
 
 logger = logging.getLogger(__name__)
 
 PART_TIMEOUT_S: Final = 30.0
-"""So long the writing rank waits, in the background, for a part of a rank that records; then goes on without it."""
+"""The longest time that the writing rank waits, in the background, for the part of a rank that records."""
 
 PRESENCE_TIMEOUT_S: Final = 5.0
-"""So long a rank is given to say that it records: it does so at its first step."""
+"""The time given to a rank to say that it records, which it does at its first step."""
 
 DECISION_TIMEOUT_S: Final = 60.0
-"""So long the other ranks wait for the writing rank to say whether to stop; then the training goes on."""
+"""The longest time that the other ranks wait for the writing rank's answer on stopping; then the training goes on."""
 
 POLL_S: Final = 0.05
-"""Between two looks at the store: its own waiting would hold the connection, and complain on stderr."""
+"""The time between two looks at the store, whose own wait would hold the connection and complain on stderr."""
 
 VALUE_BYTES: Final = 4 * 1024**2
-"""Of one value in the store, which closes the connection on one of more than 8 MiB."""
+"""The most bytes of one value in the store, which closes the connection on a value of more than 8 MiB."""
 
 MAX_UNTAKEN: Final = 64
-"""Parts in the store that nobody fetches; beyond it none are added."""
+"""The most parts of a rank that lie in the store unfetched; no further ones are added."""
 
 Averages = Mapping[str, tuple[float, float]]
-"""Name -> a sum and what to divide it by."""
+"""Name -> a sum, and the weight to divide the sum by."""
 
 _attached: Counter[str] = Counter()
 
 
 def first_process() -> bool:
-    """Whether this is rank 0 of its job, or no part of one; known from the environment before torch is told."""
+    """Whether this is rank 0 of a job, or part of no job; the environment tells before torch is initialised."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
     launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
@@ -60,18 +63,18 @@ def first_process() -> bool:
 
 
 def writes_run(model: nn.Module) -> bool:
-    """Whether this process is the one of those that train the model which writes its run: the first of them."""
+    """Whether this process writes the run: the first of the processes that train the model does."""
     ranks = _ranks_of(model)
     return first_process() if ranks is None else distributed.get_rank() == ranks[0]
 
 
 def _ranks_of(model: nn.Module) -> tuple[int, ...] | None:
-    """The ranks whose parts make the model's global batch, ascending; None where no wrapper says so."""
+    """The ranks whose parts make up the model's global batch, ascending; None if no wrapper tells them."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     inner = unwrap(model)
     parallel = nn.parallel.DistributedDataParallel
-    for module in (model, *inner.modules(), *alive(parallel)):
+    for module in (model, *inner.modules(), *instances_of(parallel)):
         if isinstance(module, parallel) and (
             module is model or unwrap(module) is inner or module in inner.modules()
         ):
@@ -84,11 +87,11 @@ def _ranks_of(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def join(model: nn.Module, layers: Sequence[str]) -> Exchange | None:
-    """The exchange of this training's parts; None where this process's part is the whole, or all that is known.
+    """The exchange of this training's parts; None if this process's part is the whole batch, or all that is known.
 
     Args:
-        model: as it is trained.
-        layers: names of what is recorded; ranks that record other layers have no part in each other's epochs.
+        model: the model, with its wrapper.
+        layers: names of the recorded layers; ranks that record other layers have no part in each other's epochs.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
@@ -105,11 +108,20 @@ def join(model: nn.Module, layers: Sequence[str]) -> Exchange | None:
         return None
     if len(ranks) == 1:
         return None
+    if not CLONES_STORES:
+        if distributed.get_rank() == ranks[0]:
+            logger.warning(
+                "Rank %d is recorded with its own part of each batch: the ranks of one model are recorded together "
+                "from torch 2.6 on, and this is torch %s.",
+                ranks[0],
+                torch.__version__,
+            )
+        return None
     kind = hashlib.sha256(repr((type(unwrap(model)).__name__, tuple(layers), ranks)).encode()).hexdigest()[
         :16
     ]
     _attached[kind] += 1
-    store = distributed.distributed_c10d._get_default_store()
+    store = default_store()
     try:
         return Exchange(store, f"mlflow_dynamics/{kind}/{_attached[kind]}", ranks, distributed.get_rank())
     except distributed.DistError as error:
@@ -123,18 +135,18 @@ def join(model: nn.Module, layers: Sequence[str]) -> Exchange | None:
 
 
 class Exchange:
-    """One training's parts, from every rank to the first of them.
+    """Brings one training's parts from every rank to the first rank.
 
-    The store's keys, under one name for each training: `here/RANK` says that a rank takes part, `taken/RANK` how many
-    of its parts were fetched; `EPOCH/RANK` and `EPOCH/RANK/PIECE` are a part on its way, deleted when fetched;
-    `stop/EPOCH` is whether to stop after it.
+    The store has these keys, under one name for each training. `here/RANK`: the rank takes part. `taken/RANK`: how many
+    of the rank's parts were fetched. `EPOCH/RANK` and `EPOCH/RANK/PIECE`: a part on its way, deleted when fetched.
+    `stop/EPOCH`: whether to stop after the epoch.
 
     Raises:
         DistError: the store does not answer.
     """
 
     def __init__(self, store: distributed.Store, name: str, ranks: tuple[int, ...], rank: int) -> None:
-        self._home: distributed.Store | None = store  # where the store lives in this process, keep it alive
+        self._home: distributed.Store | None = store  # kept alive, because the store may live in this process
         self._store = store.clone()
         self._store.set_timeout(timedelta(seconds=PART_TIMEOUT_S))
         self._name = name
@@ -149,26 +161,26 @@ class Exchange:
 
     @property
     def writes(self) -> bool:
-        """Whether the parts come together here."""
+        """Whether this is the writing rank, to which all parts go."""
         return self._rank == self._writer
 
     def pool(
         self, epoch: int, positions: np.ndarray, sums: np.ndarray, averages: Averages
     ) -> tuple[np.ndarray, Averages]:
-        """Bring this rank's part of an epoch to the writing rank; there, return all parts as one.
+        """Bring this rank's part of an epoch to the writing rank, and return there the parts of all ranks as one.
 
-        Waits for at most PART_TIMEOUT_S, of which it says so once: to be called by a background thread. A rank whose
-        part has not come by then is not waited for again.
+        Waits for at most PART_TIMEOUT_S, so a background thread has to call it. If a rank's part has not come by then,
+        one log line says so, and that rank is not waited for again.
 
         Args:
-            epoch: its number, the same on every rank.
-            positions: (steps,) of the recorded steps within the epoch, ascending: a step is the same on every rank.
-            sums: (steps, layers, 4) as `hooks.MOMENTS` has them, layers in the order of the model.
-            averages: what else is averaged over the epoch; a rank that lacks one has no part in it.
+            epoch: the epoch's number, the same on every rank.
+            positions: (steps,) positions of the recorded steps within the epoch, ascending, the same on every rank.
+            sums: (steps, layers, 4) as `hooks.MOMENTS` has them, with layers in the order of the model.
+            averages: further averages over the epoch; a rank that lacks one does not count in it.
 
         Returns:
-            (steps, layers, 4) float64: the sums over the ranks that made the step, and the averages over the ranks;
-            elsewhere both as they are.
+            On the writing rank: (steps, layers, 4) float64 sums over the ranks that made the step, and the averages
+            over the ranks. On the other ranks: `sums` and `averages` as they are.
         """
         if not self.writes:
             self._hand_over(epoch, positions, sums, averages)
@@ -208,10 +220,10 @@ class Exchange:
         return total, averaged
 
     def agree(self, epoch: int, stop: bool) -> bool:
-        """The one answer of all ranks to whether to stop after `epoch`: the writing rank's.
+        """Whether to stop after `epoch`: the writing rank's answer, which is the same on all ranks.
 
-        Ranks that decide differently would wait for each other for ever. The first answer in the store holds for
-        all: a rank that has waited for DECISION_TIMEOUT_S settles that the training goes on.
+        Ranks that decide differently would wait for each other for ever. So the first answer in the store holds for all
+        ranks. A rank that has waited for DECISION_TIMEOUT_S answers that the training goes on.
         """
         key = f"stop/{epoch}"
         try:
@@ -225,11 +237,11 @@ class Exchange:
         return bool(answer == b"yes")
 
     def close(self) -> None:
-        """Nothing more is exchanged."""
+        """End the exchange."""
         self._home = None
 
     def _hand_over(self, epoch: int, positions: np.ndarray, sums: np.ndarray, averages: Averages) -> None:
-        """Put this rank's part into the store, unless nobody fetches them."""
+        """Put this rank's part into the store, unless nobody fetches its parts."""
         try:
             taken = f"taken/{self._rank}"
             if not self._appears(taken, time.monotonic() + PRESENCE_TIMEOUT_S):
@@ -241,12 +253,12 @@ class Exchange:
             data = packed.getvalue()
             pieces = [data[start : start + VALUE_BYTES] for start in range(0, len(data), VALUE_BYTES)]
             for number, piece in enumerate(pieces):
-                # Bytes are taken too, whatever torch's stubs say.
+                # The store takes bytes too, although torch's stubs say otherwise.
                 self._store.set(self._key(f"{epoch}/{self._rank}/{number}"), piece)  # type: ignore[arg-type]
             self._store.set(self._key(f"{epoch}/{self._rank}"), str(len(pieces)))
             self._handed[self._rank] += 1
         except distributed.DistError as error:
-            # The writing rank tells the user: it is the one that misses something.
+            # The writing rank, which misses the part, tells the user.
             logger.debug("Rank %d cannot hand over epoch %d: %s", self._rank, epoch, _reason(error))
 
     def _fetch(
@@ -262,7 +274,7 @@ class Exchange:
             return None
         keys = [f"{key}/{number}" for number in range(int(self._store.get(self._key(key))))]
         data = b"".join(self._store.get(self._key(piece)) for piece in keys)
-        if not isinstance(_bare(self._store), distributed.FileStore):  # which keeps everything
+        if not isinstance(_bare(self._store), distributed.FileStore):  # a FileStore keeps everything
             for old in (key, *keys):
                 self._store.delete_key(self._key(old))
         self._handed[rank] += 1
@@ -293,7 +305,7 @@ class Exchange:
 
 
 def _exact(sums: np.ndarray) -> np.ndarray:
-    """In double precision; where one part was summed its squared mean is so too: the ranks' means differ by little."""
+    """The sums in double precision; a single part's squared mean is computed in it: ranks' means differ by little."""
     sums = sums.astype(np.float64)
     sums[..., 3] = np.where(sums[..., 0] == 1, sums[..., 1] ** 2, sums[..., 3])
     return sums
@@ -306,4 +318,4 @@ def _bare(store: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return redact_text(str(error).partition("\n")[0])

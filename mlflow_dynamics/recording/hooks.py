@@ -8,97 +8,32 @@ changes.
 from __future__ import annotations
 
 import inspect
-import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.comptime import comptime
-from torch._dynamo.eval_frame import skip_code
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils._python_dispatch import _disable_current_modes
 
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.normalisation import Add, Readings
+from mlflow_dynamics.recording.reduction import moments
+from mlflow_dynamics.recording.torch_private import (
+    dispatch_modes,
+    graph_task_id,
+    is_replica,
+    is_sharded,
+    mark_static_address,
+    not_computing,
+    set_to_zero,
+    skip_code,
+    while_tracing,
+    without_dispatch_modes,
+)
 
 MOMENTS: Final = 4
 """A slot sums over the calls of its layer: 1, mean, variance, mean squared."""
-
-HALF: Final = (torch.float16, torch.bfloat16)
-"""Of these `var_mean` would round its results to three digits."""
-
-OFFSET: Final = 1000.0
-"""A squared mean so many times the variance would cost the difference of moments three of float32's seven digits."""
-
-
-def moments(output: Tensor, one: Tensor, samples: int | None) -> Tensor:
-    """(1, mean, population variance, squared mean) of `output`, or of its first `samples` entries."""
-    values = output.detach()
-    if samples is not None and values.dim() > 0 and not statically_known_true(values.shape[0] <= samples):
-        if not statically_known_true(values.shape[0] >= samples):
-            return _moments_of_at_most(values, one, samples)
-        values = values[:samples]
-    return (
-        _compiled_moments(values, one) if torch.compiler.is_compiling() else _moments_on_device(values, one)
-    )
-
-
-def host_moments(values: Tensor) -> tuple[float, float]:
-    """Mean and population variance of values in host memory.
-
-    As Python's numbers: beside the two sums, a dozen operations on tensors of one value would show.
-    """
-    size = values.numel()
-    mean, squares = (total.item() / size for total in _sums(values))
-    variance = squares - mean * mean
-    if mean * mean > OFFSET * variance:
-        centred = values.to(torch.promote_types(values.dtype, torch.float32)) - mean
-        variance = float(centred.square().mean())
-    return mean, variance
-
-
-def _compiled_moments(values: Tensor, one: Tensor) -> Tensor:
-    if values.dtype in HALF:
-        values = values.float()
-    if values.is_cuda:
-        variance, mean = torch.var_mean(values, dim=None, correction=0)
-    else:
-        mean = values.mean()
-        variance = torch.linalg.vector_norm(values - mean) ** 2 / values.numel()
-    return torch.stack((one, mean, variance, mean * mean))
-
-
-def _moments_on_device(values: Tensor, one: Tensor) -> Tensor:
-    """On a GPU nothing may be asked of a value: the answer would stall it."""
-    if values.dtype in HALF:
-        mean, squares = (total / values.numel() for total in _sums(values))
-        variance = squares - mean * mean
-    else:
-        variance, mean = torch.var_mean(values, dim=None, correction=0)
-    return torch.stack((one, mean, variance, mean * mean))
-
-
-def _sums(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and sum of squares: vectorised reductions that copy nothing, on a CPU many times as fast as `var_mean`."""
-    dtype = torch.float32 if values.dtype.itemsize < torch.float32.itemsize else None
-    total = values.sum(dtype=dtype)
-    # A norm for each sample: one running sum over millions of values would lose digits.
-    within = tuple(range(1, values.dim()))
-    norms = torch.linalg.vector_norm(values, dim=within or None, dtype=dtype)
-    return total, norms.dot(norms) if within else norms * norms
-
-
-def _moments_of_at_most(values: Tensor, one: Tensor, samples: int) -> Tensor:
-    """As `moments` in compiled code whose batch size may change: slicing would add a guard, and with it recompiles."""
-    rows = torch.arange(samples, device=values.device)
-    there = (rows < values.shape[0]).to(torch.float32)
-    values = values.index_select(0, rows.clamp(max=values.shape[0] - 1)).float()
-    variances, means = torch.var_mean(values.reshape(samples, -1), dim=1, correction=0)
-    mean = (there * means).sum() / there.sum()
-    variance = (there * (variances + (means - mean) ** 2)).sum() / there.sum()
-    return torch.stack((one, mean, variance, mean * mean))
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -156,6 +91,7 @@ class ForwardPass(Traceless):
         self.samples = samples
         self.boundary = boundary
         self.slots: list[Tensor] = []
+        self.readings = Readings(samples)
         self.called = False
         self.fresh = False
         self.inside = False
@@ -172,10 +108,11 @@ class ForwardPass(Traceless):
             return
         self.called = True
         if torch.compiler.is_compiling():
-            torch._foreach_zero_(self.slots)
+            set_to_zero(self.slots)
         elif not (_in_backward() or torch.jit.is_tracing()):
             with _unseen():
-                torch._foreach_zero_(self.slots)
+                self.readings.settle()
+                set_to_zero(self.slots)
 
 
 class ForwardPassEnd(Traceless):
@@ -189,13 +126,20 @@ class ForwardPassEnd(Traceless):
 
 
 class LayerHook(Traceless):
-    """The forward hook of one layer: adds the moments of its output to the layer's slot."""
+    """The forward hook of one layer: adds the moments of its output to the layer's slot.
+
+    Attributes:
+        shape: of one sample of the output.
+        known: an output has been seen.
+        declined: what the output is, where it is of a kind that has no mean and variance here.
+    """
 
     def __init__(self, position: int, forward: ForwardPass, device: torch.device) -> None:
         self.position = position
         self.forward = forward
         self.shape: tuple[int, ...] = ()
         self.known = False
+        self.declined: str | None = None
 
         def trace(context: Any) -> None:
             """Runs once, while dynamo traces the layer, in place of `_record`'s first call."""
@@ -209,10 +153,10 @@ class LayerHook(Traceless):
         # Whatever the script's default: half precision would lose digits, and numpy has no bfloat16.
         self.slot = torch.zeros(MOMENTS, device=device, dtype=torch.float32)
         memory: Any = self.slot.numpy() if self.slot.device.type == "cpu" else None
-        self._host: memoryview[Any] | None = None if memory is None else memoryview(memory)
+        self._add_on_host: Add | None = None if memory is None else partial(_add_to, memoryview(memory))
         self.one = torch.ones((), device=device, dtype=torch.float32)
         for tensor in (self.slot, self.one):  # without it CUDA graphs are given up: an input would be mutated
-            torch._dynamo.mark_static_address(tensor)
+            mark_static_address(tensor)
         if self.position < len(self.forward.slots):
             self.forward.slots[self.position] = self.slot
         else:
@@ -227,41 +171,48 @@ class LayerHook(Traceless):
 
     def _record(self, module: nn.Module, output: Any) -> None:
         tensor = first_tensor(output)
-        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
+        if tensor is None:
+            if not self.known and not torch.compiler.is_compiling():
+                self.declined = f"of type {type(output).__name__}, which holds no tensor"
             return
-        if torch.compiler.is_compiling():
-            comptime(self._trace)
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (
+            _in_backward() or not_computing(tensor)
+        ):  # a traced tensor is asked for nothing
+            return
+        if not _is_reducible(tensor):
+            if compiling:
+                while_tracing(self._trace, tensor)
+            else:
+                self._meet(tensor)
+            return
+        if tensor.numel() == 0:
+            return
+        if compiling:
+            while_tracing(self._trace, tensor)
             self._add(tensor)
             return
-        if _in_backward() or not_computing(tensor):
-            return
         self.forward.fresh = True
-        if not self.known or self.slot.device != tensor.device:
-            _decline_replica(module)
-            self._meet(tensor)
-        if self.forward.wanted:
-            with _unseen():
-                if self._host is None:
-                    self._add(tensor)
-                else:
-                    self._add_on_host(tensor, self._host)
+        with _unseen():
+            self.forward.readings.settle()
+            if not self.known or self.slot.device != tensor.device:
+                _decline_replica(module)
+                self._meet(tensor)
+            if not self.forward.wanted:
+                return
+            if self._add_on_host is None:
+                self._add(tensor)
+            else:
+                self.forward.readings.take(self.position, tensor, self._add_on_host)
 
     def _add(self, tensor: Tensor) -> None:
         self.forward.fresh = True
         self.slot.add_(moments(tensor, self.one, self.forward.samples))
 
-    def _add_on_host(self, tensor: Tensor, slot: memoryview[Any]) -> None:
-        """As `_add`, without an operation of torch, which costs as much as summing a small output."""
-        values = tensor.detach()
-        if self.forward.samples is not None and values.dim() > 0:
-            values = values[: self.forward.samples]
-        mean, variance = host_moments(values)
-        slot[0] += 1
-        slot[1] += mean
-        slot[2] += variance
-        slot[3] += mean * mean
-
     def _meet(self, tensor: Tensor) -> None:
+        if not _is_reducible(tensor):
+            self.declined = _kind(tensor)
+            return
         if not self.known:
             _decline_sharded(tensor)
             self.known = True
@@ -271,30 +222,59 @@ class LayerHook(Traceless):
             self.place(tensor.device)
 
 
+class NormHook(Traceless):
+    """The forward hook of a norm, which may have computed the moments of the layer before it."""
+
+    def __init__(self, forward: ForwardPass) -> None:
+        self.forward = forward
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.forward.boundary.run(self._take, module, args, output)
+
+    def _take(self, module: nn.Module, args: Any, output: Any) -> None:
+        with _unseen():
+            self.forward.readings.norm_called(module, args, output)
+
+
+def _add_to(slot: memoryview[Any], mean: float, variance: float) -> None:
+    """Without an operation of torch, which costs as much as summing a small output."""
+    slot[0] += 1
+    slot[1] += mean
+    slot[2] += variance
+    slot[3] += mean * mean
+
+
+def _is_reducible(tensor: Tensor) -> bool:
+    # Numbers of 8 bits and fewer (float8, float4) are for storage: torch reduces none.
+    summable = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    return summable and tensor.layout is torch.strided and not tensor.is_nested
+
+
+def _kind(tensor: Tensor) -> str:
+    """In words, what keeps a tensor from being reduced."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return "sparse" if "sparse" in str(tensor.layout) else str(tensor.layout)
+    if tensor.is_complex():
+        return "complex"
+    return "quantized" if tensor.is_quantized else f"of type {str(tensor.dtype).removeprefix('torch.')}"
+
+
 def _in_backward() -> bool:
     """True while autograd runs: activation checkpointing calls forwards a second time there."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    return bool(graph_task_id() != -1)
 
 
 def _unseen() -> AbstractContextManager[Any]:
     """Hides our operations from selective checkpointing and FLOP counters, which see every one of a forward pass."""
-    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() > 0 else nullcontext()
-
-
-def not_computing(tensor: Tensor) -> bool:
-    """True while the model is being examined rather than run: graph capture, shape inference, vmap."""
-    return (
-        tensor.is_meta
-        or isinstance(tensor, FakeTensor)
-        or torch.jit.is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    return without_dispatch_modes() if dispatch_modes() > 0 else nullcontext()
 
 
 def _decline_sharded(tensor: Tensor) -> None:
     """Refuse an output of which each process holds a part: reducing it is a collective, and could stop the training."""
-    sharding = sys.modules.get("torch.distributed.tensor")
-    if sharding is not None and isinstance(tensor, sharding.DTensor):
+    if is_sharded(tensor):
         raise RecordingError(
             "A layer's output is a DTensor, spread over several processes: tensor parallelism with "
             "use_local_output=False is not recorded; leave such layers out with exclude=(...)."
@@ -303,7 +283,7 @@ def _decline_sharded(tensor: Tensor) -> None:
 
 def _decline_replica(module: nn.Module) -> None:
     """Refuse DataParallel's copies on several GPUs: in threads, they share our hooks and would overwrite each other."""
-    if getattr(module, "_is_replica", False):
+    if is_replica(module):
         raise RecordingError(
             "The model runs under DataParallel on several GPUs, which is not recorded: train it on one of them "
             "(device_ids=[0]), or on all with DistributedDataParallel, which is."
@@ -322,6 +302,8 @@ def never_compile_alone(*owners: Any) -> None:
             skip_code(function.__code__)
 
 
-never_compile_alone(ForwardPass, ForwardPassEnd, LayerHook, Boundary)
-never_compile_alone(moments, host_moments, _compiled_moments, _moments_on_device, _sums, _moments_of_at_most)
-never_compile_alone(first_tensor, _in_backward, not_computing, _unseen, _decline_sharded, _decline_replica)
+never_compile_alone(ForwardPass, ForwardPassEnd, LayerHook, NormHook, Readings, Boundary)
+never_compile_alone(
+    first_tensor, _in_backward, not_computing, _unseen, _decline_sharded, _decline_replica, is_replica
+)
+never_compile_alone(_is_reducible, _kind, is_sharded, while_tracing)

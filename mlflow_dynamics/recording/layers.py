@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -12,11 +12,13 @@ from torch import nn
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.errors import ConfigError, RecordingError
+from mlflow_dynamics.recording.torch_private import ConvNd, compiled_original, sharding_kinds
+from mlflow_dynamics.records import Layer
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_LAYERS: Final = (
-    nn.modules.conv._ConvNd,
+    ConvNd,
     nn.Linear,
     nn.Bilinear,
     nn.MultiheadAttention,
@@ -29,27 +31,25 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
-            model = model._orig_mod
-        else:
+            continue
+        original = compiled_original(model)
+        if original is None:
             return model
+        model = original
 
 
 def type_name(module: nn.Module) -> str:
-    """The module's class as the user wrote it: fully_shard puts one of its own before it."""
+    """The name of the module's class as the user wrote it: fully_shard puts a class of its own before that one."""
     kinds = list(type(module).__mro__)
-    sharding = sys.modules.get("torch.distributed.fsdp")
-    if sharding is not None:
-        kinds = [kind for kind in kinds if not issubclass(kind, sharding.FSDPModule)]
-    return str(kinds[0].__name__)
+    return str(next(kind.__name__ for kind in kinds if not issubclass(kind, sharding_kinds())))
 
 
 def choose_layers(model: nn.Module, config: RecordingConfig) -> list[tuple[str, nn.Module]]:
     """The modules to record as (name, module), in the order in which the model registers them.
 
-    Without `include` these are the weight layers: convolutions, linear layers, attention and recurrent
-    modules, and leaf modules with a weight of two or more dimensions of their own that are no norm and no
-    embedding. A shared module appears once. More than `max_layers` are thinned evenly, first and last kept.
+    Without `include` these are the weight layers: convolutions, linear layers, attention and recurrent modules, and
+    every other leaf module that has a weight of two or more dimensions itself and is no norm and no embedding. A shared
+    module appears once. If there are more than `max_layers`, they are thinned evenly; the first and the last stay.
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left.
@@ -94,7 +94,7 @@ def choose_layers(model: nn.Module, config: RecordingConfig) -> list[tuple[str, 
 
 
 def _clean(name: str) -> str:
-    """The name without the parts that torch.compile puts into it, so that it is the same compiled or not."""
+    """The name without the parts that torch.compile adds, so that a layer has the same name compiled or not."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
@@ -113,7 +113,7 @@ def _is_weight_layer(module: nn.Module) -> bool:
 
 
 def _inner_projections(model: nn.Module) -> set[int]:
-    """Modules inside nn.MultiheadAttention: it uses their weights without ever calling them."""
+    """Modules inside nn.MultiheadAttention, which uses their weights without ever calling them."""
     return {
         id(child)
         for module in model.modules()
@@ -131,3 +131,21 @@ def _thin(chosen: list[tuple[str, nn.Module]], most: int) -> list[tuple[str, nn.
     if most == 1:
         return [chosen[count // 2]]
     return [chosen[round(k * (count - 1) / (most - 1))] for k in range(most)]
+
+
+def other_layer(chosen: Iterable[Layer], recorded: Iterable[Layer]) -> str | None:
+    """A layer by which two models differ, and how, in words; None if the models have the same layers."""
+    here, there = ({layer.name: layer for layer in layers} for layers in (chosen, recorded))
+    for name in sorted(here.keys() | there.keys()):
+        mine, other = here.get(name), there.get(name)
+        if mine is None or other is None:
+            return f"{name!r} ({'not in this model' if mine is None else 'not in the run'})"
+        # A lazy layer has neither its final type nor its parameters before the first forward pass.
+        unlike = mine.parameters > 0 and mine.parameters != other.parameters
+        if unlike or mine.type.removeprefix("Lazy") != other.type:
+            return f"{name!r} ({_kind_of(mine)} in this model, {_kind_of(other)} in the run)"
+    return None
+
+
+def _kind_of(layer: Layer) -> str:
+    return f"{layer.type} with {layer.parameters:,} parameters"

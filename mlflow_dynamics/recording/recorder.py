@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,19 +16,23 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.device_memory import StepHistory
 from mlflow_dynamics.recording.distributed import Averages, Exchange, join
-from mlflow_dynamics.recording.history import StepHistory
 from mlflow_dynamics.recording.hooks import (
     ForwardPass,
     ForwardPassEnd,
     LayerHook,
+    NormHook,
     forget_copied_hooks,
     never_compile_alone,
 )
 from mlflow_dynamics.recording.layers import choose_layers, type_name, unwrap
-from mlflow_dynamics.recording.pending import PendingEpoch
+from mlflow_dynamics.recording.normalisation import NORMS
+from mlflow_dynamics.recording.pending_epoch import PendingEpoch
 from mlflow_dynamics.recording.scripting import Scriptable
+from mlflow_dynamics.recording.torch_private import any_compiled, forget_compiled, set_to_zero, untraced
 from mlflow_dynamics.records import Layer
+from mlflow_dynamics.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Recorder:
     Attributes:
         exchange: with the other processes that train the model; None before the first step, and where there are none.
         averages: of the open epoch, to be taken over all ranks.
+        epochs_ended: so many epochs were handed over.
         epoch_end: the step before which the open epoch was over, where that is known late; None where it is now.
 
     Nothing is attached to parameters, buffers or the optimizer object. Use as a context manager, or call
@@ -85,24 +89,28 @@ class Recorder:
         self._joined = False
         self.exchange: Exchange | None = None
         self.averages: Averages = {}
+        self.epochs_ended = 0
         self.epoch_end: int | None = None
 
         self._chosen = choose_layers(self.model, config)
         forget_copied_hooks(self.model)
         self._forward = ForwardPass(self.model, config.batch_samples, self._boundary)
+        norms = [module for module in self.model.modules() if isinstance(module, NORMS)]
         self._hooks = [
             LayerHook(position, self._forward, _device_of(module, self.model))
             for position, (_, module) in enumerate(self._chosen)
         ]
         self._handles: list[Any] = [
             self.model.register_forward_pre_hook(self._forward),
+            # Before the layers' own, since a norm may be one: the layer before it comes first.
+            *(norm.register_forward_hook(NormHook(self._forward)) for norm in norms),
             *(
                 module.register_forward_hook(hook)
                 for (_, module), hook in zip(self._chosen, self._hooks, strict=True)
             ),
             self.model.register_forward_hook(ForwardPassEnd(self._forward)),
             # Traced with a step that is compiled it would have it compiled anew each time.
-            register_optimizer_step_post_hook(torch.compiler.disable(self._after_step)),
+            register_optimizer_step_post_hook(untraced(self._after_step)),
             Scriptable(),
         ]
         _forget_compiled_graphs()
@@ -123,6 +131,11 @@ class Recorder:
         if self._layers is not None:
             return self._layers
         return self._describe(self._forward.seen)
+
+    @property
+    def chosen_layers(self) -> tuple[Layer, ...]:
+        """The layers to be recorded, as the model lists them; of what shape their output is may not be known yet."""
+        return self._describe([*range(len(self._chosen))])
 
     @property
     def open_steps(self) -> int:
@@ -151,15 +164,19 @@ class Recorder:
             order=self._order,
             start=self._epoch_start,
             exchange=self.exchange,
+            turn=self.epochs_ended,
             averages=self.averages,
             on_counts=self._report_dead,
         )
         self.averages = {}
+        self.epochs_ended += 1
         self._boundary.run(self._hand_over, pending)
         return pending
 
     def _hand_over(self, pending: PendingEpoch) -> None:
         end = self.step if self.epoch_end is None else self.epoch_end
+        if end == self._epoch_start:
+            self._report_no_step(pending.epoch)
         self.epoch_end = None
         pending.steps, pending.copies = self._history.take(end)
         self._epoch_start = end
@@ -217,16 +234,48 @@ class Recorder:
             # Only now is it certain that the model has its wrapper and the processes know each other.
             self._joined = True
             self.exchange = join(self.model, [name for name, _ in self._chosen])
+        self._forward.readings.settle()
         if self.step % self.config.record_every == 0:
             self._history.append(self.step, self._forward.slots)
         self.step += 1
         self._forward.wanted = self.step % self.config.record_every == 0
-        torch._foreach_zero_(self._forward.slots)
+        set_to_zero(self._forward.slots)
+
+    def _report_no_step(self, epoch: int) -> None:
+        """Say once that an epoch is empty, and what is likely to be the reason."""
+        if self._dead_reported:
+            return
+        self._dead_reported = True
+        logger.warning(
+            "Epoch %d has no training step that could be recorded: %s.",
+            epoch,
+            "the model was called, but none of its recorded layers as a module (layer(x), in place of "
+            "layer.forward(x) or torch.func.vmap), or no optimizer made a step"
+            if self._forward.called
+            else "the model was not called as a module, in training mode (model.train()) and with gradients, or no "
+            "optimizer with parameters of it made a step",
+        )
 
     def _report_dead(self, counts: np.ndarray) -> None:
         """Say once, loudly, which layers recorded nothing in a whole epoch."""
-        dead = [self.layers[index].name for index in np.flatnonzero(~(counts > 0).any(axis=0))]
-        if dead and not self._dead_reported:
+        if self._dead_reported:
+            return
+        silent = np.flatnonzero(~(counts > 0).any(axis=0))
+        dead = []
+        for name, declined in (
+            (printable(self.layers[i].name), self._hooks[self._order[i]].declined) for i in silent
+        ):
+            if declined is None:
+                dead.append(name)
+                continue
+            self._dead_reported = True
+            logger.warning(
+                "The layer %s is not recorded: its output is %s, and only dense floating-point ones are. "
+                "Leave the layer out with exclude=(...).",
+                name,
+                declined,
+            )
+        if dead:
             self._dead_reported = True
             logger.warning(
                 "%d of %d layers recorded nothing in this epoch: %s. They were not called as modules in "
@@ -275,8 +324,8 @@ def _device_of(module: nn.Module, model: nn.Module) -> torch.device:
 
 def _forget_compiled_graphs() -> None:
     """Have code compiled again that does not contain our hooks: dynamo does not guard on them."""
-    if "torch._dynamo" in sys.modules and torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0:
+    if any_compiled():
         logger.info(
             "The model may have been compiled before it was recorded: compiled graphs are built once more."
         )
-        torch._dynamo.reset()
+        forget_compiled()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from mlflow_dynamics.report.figures import draw
 from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.report.page import page, picture
 from mlflow_dynamics.report.summary import summary
+from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
 
 DEFINITIONS: Final = {
     "signal": "what stands for a layer at a step: by default the root mean square of its output over the batch",
     "integration": "mean over layers of the signal's scaling exponent: 0.5 no memory, 1 1/f noise, 1.5 a random walk",
+    "global integration": "scaling exponent of the layers' mean z-scored signal: of what they share",
     "order parameter R(t)": "length of the layers' mean phasor (Hilbert phases): 1 in phase, 0 cancelling",
     "synchrony": "mean over time of R(t)",
     "metastability": "standard deviation over time of R(t)",
+    "metastability, unbiased": "standard deviation over time of R(t)^2 as of many layers: comparable across depths",
     "stability": "clip(integration / 1.5, 0, 1) (1 - 2 metastability)",
-    "volatility": "standard deviation of stability over the last epochs (volatility_window)",
+    "volatility": "standard deviation of stability over the last epochs (volatility_window), none of them start-up",
+    "start-up": "epochs whose window is not full or holds the training's first steps: not judged, not compared",
     "phase coherence": "mean cosine between a layer's phase and that of the others",
     "plateau": "first epoch whose 5-epoch median of validation accuracy is within half a point of the best",
 }
@@ -26,6 +31,7 @@ DEFINITIONS: Final = {
 
 def render(history: RunHistory, *, pictures: bool) -> dict[str, bytes]:
     """Artifact path -> content; the pictures only where asked for."""
+    history = _legible(history)
     figures = draw(history)
     recorded = [("layers", str(len(history.layers))), ("epochs", str(len(history.metrics)))]
     tables = {
@@ -36,3 +42,13 @@ def render(history: RunHistory, *, pictures: bool) -> dict[str, bytes]:
     if pictures:
         files |= {names.figure_path(figure.name): picture(figure) for figure in figures}
     return files
+
+
+def _legible(history: RunHistory) -> RunHistory:
+    """The history with every name in it as people can read and pictures take it."""
+    return replace(
+        history,
+        title=printable(history.title),
+        definitions={printable(name): printable(value) for name, value in history.definitions.items()},
+        layers=tuple(map(printable, history.layers)),
+    )

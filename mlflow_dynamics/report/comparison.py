@@ -13,16 +13,18 @@ from mlflow.entities import RunStatus
 
 from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.errors import TrackingError
-from mlflow_dynamics.report.answers import interval, styles_apart, tasks_apart, warning_leads
+from mlflow_dynamics.report.alike import ALIKE, SETTINGS, described, differing
+from mlflow_dynamics.report.drawing_process import pictures_apart
 from mlflow_dynamics.report.figures import Figure
-from mlflow_dynamics.report.page import page, picture
+from mlflow_dynamics.report.page import page, specification
+from mlflow_dynamics.report.paper_questions import student_interval, styles_apart, tasks_apart, warning_leads
+from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.query import find_runs, load_metrics
+from mlflow_dynamics.tracking.settings import UNKNOWN, meaning_in
 
-SETTINGS: Final = ("dataset", "model", "optimizer", "schedule")
-"""Parameters of a run; runs that agree in all of them are taken for repetitions of one training (seeds)."""
-
-UNKNOWN: Final = "not logged"
+LONGEST: Final = 6_000
+"""Characters of a parameter, as in MLflow: two that begin alike are two."""
 
 PADDING: Final = 8
 """Pixels between the outermost point and the axis."""
@@ -36,7 +38,7 @@ _logger = logging.getLogger(__name__)
 
 
 def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) -> pd.DataFrame:
-    """One row a run that holds dynamics; a warning says how many do not.
+    """One row a run that holds dynamics after its start-up; a warning says how many do not.
 
     Args:
         runs: run ids; None takes every run of `experiment`.
@@ -44,36 +46,41 @@ def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) 
 
     Returns:
         Columns run_id, run_name, status, dataset, model, optimizer, schedule ("not logged" where a run does not say),
-        integration and metastability (means over the second half of the epochs at which they are defined),
-        warning_epoch, plateau_epoch and lead_time (plateau minus warning, in epochs); NaN where there is none.
+        window (its length in steps, likewise), those of `settings.MEANING` (likewise), integration and metastability
+        (means over the second half of the epochs after start-up at which they are defined), warning_epoch,
+        plateau_epoch and lead_time (plateau minus warning, in epochs); NaN where there is none.
 
     Raises:
-        TrackingError: a run or the experiment is unknown or deleted, or no run holds dynamics.
+        TrackingError: a run or the experiment is unknown or deleted, no run holds dynamics, or the settings of one
+            are not ours.
         ConfigError: both `runs` and `experiment` are given.
     """
-    found = find_runs(runs, experiment=experiment)
+    found = find_runs(runs, experiment_names=experiment)
     keys = [names.INTEGRATION, names.METASTABILITY, names.CONVERGENCE_SIGNAL, names.VALIDATION_ACCURACY]
-    metrics = load_metrics([run.info.run_id for run in found], metrics=keys)
+    asked = [*keys, names.START_UP, names.WINDOW]
+    metrics = load_metrics([run.info.run_id for run in found], metrics=asked).dropna(subset=["epoch"])
     by_run = dict(tuple(metrics.groupby("run_id")))
+    numbers = {run_id: _numbers(one) for run_id, one in by_run.items()}
     rows = [
         {
             "run_id": run.info.run_id,
-            "run_name": run.info.run_name or run.info.run_id,
+            "run_name": printable(run.info.run_name or run.info.run_id),
             "status": run.info.status,
-            **{key: run.data.params.get(key, UNKNOWN) for key in SETTINGS},
-            **_numbers(by_run[run.info.run_id]),
+            **{key: printable(run.data.params.get(key, UNKNOWN), limit=LONGEST) for key in SETTINGS},
+            **meaning_in(run.info.run_id, run.data.params),
+            **numbers[run.info.run_id],
         }
         for run in found
-        if run.info.run_id in by_run and by_run[run.info.run_id][names.INTEGRATION].notna().any()
+        if run.info.run_id in numbers and not np.isnan(numbers[run.info.run_id]["integration"])
     ]
     if not rows:
         raise TrackingError(
-            f"None of the {len(found)} runs holds {names.INTEGRATION}; give runs that were recorded with "
-            "mlflow_dynamics for at least one measured epoch."
+            f"None of the {len(found)} runs holds {names.INTEGRATION} after its start-up; give runs that were "
+            "recorded with mlflow_dynamics for at least one measured epoch after start-up."
         )
     if len(rows) < len(found):
         _logger.warning(
-            "%d of %d runs hold no %s and are left out.",
+            "%d of %d runs hold no %s after their start-up and are left out.",
             len(found) - len(rows),
             len(found),
             names.INTEGRATION,
@@ -82,23 +89,23 @@ def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) 
 
 
 def integration_by_task(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean integration of each task, architecture, optimizer and schedule, with its 95 % Student interval over seeds.
+    """Mean integration of each task, architecture, optimizer, schedule and way of measuring, with its 95 % Student
+    interval over seeds.
 
     Returns:
-        Columns dataset, model, optimizer, schedule, runs, integration, low, high; low and high are NaN for a single
-        run.
+        Columns `ALIKE`, runs, integration, low, high; low and high are NaN for a single run.
     """
     rows = []
-    for settings, group in frame.groupby(list(SETTINGS)):
+    for settings, group in frame.groupby(list(ALIKE)):
         values = group["integration"].to_numpy(dtype=np.float64)
-        rows.append((*settings, len(values), values.mean(), *interval(values)))
-    return pd.DataFrame(rows, columns=[*SETTINGS, "runs", "integration", "low", "high"])
+        rows.append((*settings, len(values), values.mean(), *student_interval(values)))
+    return pd.DataFrame(rows, columns=[*ALIKE, "runs", "integration", "low", "high"])
 
 
 def limits(frame: pd.DataFrame) -> list[str]:
     """What cannot be concluded from these runs, a sentence each; empty where none of the limits applies."""
     said = []
-    repeated = frame.groupby(list(SETTINGS)).size()
+    repeated = frame.groupby(list(ALIKE)).size()
     if single := int((repeated == 1).sum()):
         said.append(
             f"{single} of {len(repeated)} combinations were trained once: whether they differ from others by "
@@ -109,6 +116,19 @@ def limits(frame: pd.DataFrame) -> list[str]:
     for what, word in (("model", "architecture"), ("optimizer", "optimizer"), ("schedule", "schedule")):
         if frame[what].nunique() == 1:
             said.append(f"All runs have one {word}: its influence cannot be seen.")
+    windows = sorted(set(frame["window"]), key=_steps)
+    if len(windows) > 1:
+        said.append(
+            f"The runs' windows differ ({', '.join(windows)} steps). Integration and metastability depend on the "
+            "length of the window, so only runs of one length are compared; mlflow-dynamics recompute --window "
+            "measures a run anew under another."
+        )
+    if others := [key for key in differing(frame) if key != "window"]:
+        values = "; ".join(f"{key}: {', '.join(sorted(set(frame[key])))}" for key in others)
+        said.append(
+            f"The runs were not measured alike ({values}). Integration and metastability are then other quantities, so "
+            "only runs measured alike are compared."
+        )
     going = sum(not RunStatus.is_terminated(RunStatus.from_string(status)) for status in frame["status"])
     if going:
         said.append(
@@ -131,19 +151,20 @@ def draw(frame: pd.DataFrame) -> list[Figure]:
 def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
     """The page as HTML, of a frame as `gather` returns it; it needs no network."""
     table = integration_by_task(frame)
+    shown = [*SETTINGS, "window", *(key for key in differing(frame) if key != "window")]
     # The numbers before the rest of what is long: a narrow window shows the left part of a table.
-    cells = [["data set", "integration", "95 % over seeds", "runs", *SETTINGS[1:]]]
-    for row in table.itertuples():
-        spread = "one run" if row.runs == 1 else f"{row.low:.3f} to {row.high:.3f}"
-        settings = [row.model, row.optimizer, row.schedule]
-        cells.append([row.dataset, f"{row.integration:.3f}", spread, str(row.runs), *settings])
+    cells = [["data set", "integration", "95 % over seeds", "runs", *shown[1:]]]
+    for _, row in table.iterrows():
+        spread = "one run" if row["runs"] == 1 else f"{row['low']:.3f} to {row['high']:.3f}"
+        dataset, *settings = row[shown]
+        cells.append([dataset, f"{row['integration']:.3f}", spread, str(row["runs"]), *settings])
     runs = [
-        ["run", "integration", "metastability", "warning", "plateau", "lead", "data set", *SETTINGS[1:], "id"]
+        ["run", "integration", "metastability", "warning", "plateau", "lead", "data set", *shown[1:], "id"]
     ]
     for _, row in frame.iterrows():
         numbers = [f"{row[key]:.3f}" for key in ("integration", "metastability")]
         epochs = [_epoch(row[key]) for key in ("warning_epoch", "plateau_epoch", "lead_time")]
-        runs.append([row["run_name"], *numbers, *epochs, *(row[key] for key in SETTINGS), row["run_id"][:8]])
+        runs.append([row["run_name"], *numbers, *epochs, *row[shown], row["run_id"][:8]])
     lines = [
         f"{len(frame)} {'run' if len(frame) == 1 else 'runs'}.",
         *(limits(frame) or ["Runs differ by seed within every combination."]),
@@ -153,17 +174,20 @@ def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
 
 def comparison_pictures(frame: pd.DataFrame) -> dict[str, bytes]:
     """Figure name -> PNG of each figure of the page, of a frame as `gather` returns it."""
-    return {figure.name: picture(figure) for figure in draw(frame) if figure.charts}
+    return pictures_apart({figure.name: specification(figure) for figure in draw(frame) if figure.charts})
 
 
-def _numbers(metrics: pd.DataFrame) -> dict[str, float]:
-    defined = metrics.dropna(subset=[names.INTEGRATION, names.METASTABILITY])
+def _numbers(metrics: pd.DataFrame) -> dict[str, Any]:
+    after = metrics[metrics[names.START_UP] != 1.0]
+    defined = after.dropna(subset=[names.INTEGRATION, names.METASTABILITY])
     late = defined.iloc[len(defined) // 2 :]
     fired = metrics.loc[metrics[names.CONVERGENCE_SIGNAL] > 0, "epoch"]
     warning = float(fired.iloc[0]) if len(fired) else np.nan
     position = plateau_epoch(metrics[names.VALIDATION_ACCURACY])
     plateau = np.nan if position is None else float(metrics["epoch"].iloc[position])
+    length = after[names.WINDOW].max()
     return {
+        "window": UNKNOWN if np.isnan(length) else f"{length:.0f}",
         "integration": float(late[names.INTEGRATION].mean()),
         "metastability": float(late[names.METASTABILITY].mean()),
         "warning_epoch": warning,
@@ -184,17 +208,17 @@ def _by_task(frame: pd.DataFrame) -> Figure:
         .mark_circle(size=50)
         .encode(x=axis, y=y, yOffset=shift, color=color, tooltip=tooltip)
     )
-    intervals = integration_by_task(frame).dropna(subset=["low"])
+    intervals = _named(integration_by_task(frame)).dropna(subset=["low"])
     bars = (
-        alt.Chart(_named(intervals))
+        alt.Chart(intervals[["training", "dataset", "low", "high"]])
         .mark_rule(size=2, opacity=0.6)
         .encode(x=alt.X("low:Q", title="integration"), x2="high:Q", y=y, yOffset=shift, color=color)
     )
     return _figure(
         "integration",
         "Does integration separate tasks?",
-        f"{tasks_apart(frame)} A point a run, mean over the second half of its epochs; a bar is the 95 % interval of "
-        "the mean over seeds.",
+        f"{tasks_apart(frame)} A point a run, mean over the second half of its epochs after start-up; a bar is the "
+        "95 % interval of the mean over seeds.",
         points if intervals.empty else alt.layer(bars, points),
         rows=named["training"].nunique() * frame["dataset"].nunique(),
     )
@@ -202,7 +226,10 @@ def _by_task(frame: pd.DataFrame) -> Figure:
 
 def _named(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with one name for what is trained alike, on whatever data."""
-    return frame.assign(training=frame["model"] + ", " + frame["optimizer"] + ", " + frame["schedule"])
+    training = frame["model"] + ", " + frame["optimizer"] + ", " + frame["schedule"]
+    if told := differing(frame):
+        training += ", " + described(frame, told)
+    return frame.assign(training=training)
 
 
 def _rows(field: str) -> alt.Y:
@@ -212,7 +239,7 @@ def _rows(field: str) -> alt.Y:
 def _lead(frame: pd.DataFrame) -> Figure:
     shown = ["run_name", "dataset", "training", "warning_epoch", "plateau_epoch", "lead_time"]
     title = "Does the warning come before the plateau?"
-    defined = _named(frame.dropna(subset=["lead_time"]))[shown]
+    defined = _named(frame).dropna(subset=["lead_time"])[shown]
     if defined.empty:
         return Figure(name="lead", title=title, caption=warning_leads(frame), charts=())
     points = (
@@ -242,7 +269,22 @@ def _lead(frame: pd.DataFrame) -> Figure:
 
 
 def _styles(frame: pd.DataFrame) -> Figure:
-    style = frame.assign(style=frame["optimizer"] + ", " + frame["schedule"])
+    groups = frame.assign(
+        style=frame["optimizer"] + ", " + frame["schedule"], measured=described(frame, differing(frame))
+    ).groupby("measured")
+    # Points in one chart are compared by whoever looks at them, so each way of measuring has its own.
+    charts = [_style_chart(group, measured) for measured, group in groups]
+    return _figure(
+        "styles",
+        "Do integration and metastability tell training styles apart?",
+        f"{styles_apart(frame)} A point a run; runs that were not measured alike are in charts of their own. "
+        "Metastability depends on the number of layers: compare within one architecture.",
+        *charts,
+        rows=HIGHEST_ROWS // 2,
+    )
+
+
+def _style_chart(style: pd.DataFrame, measured: str) -> alt.Chart:
     chart = (
         alt.Chart(style[["run_name", "style", "model", "integration", "metastability"]])
         .mark_point(size=60, filled=True)
@@ -260,20 +302,20 @@ def _styles(frame: pd.DataFrame) -> Figure:
             ],
         )
     )
-    return _figure(
-        "styles",
-        "Do integration and metastability tell training styles apart?",
-        f"{styles_apart(frame)} A point a run. Metastability depends on the number of layers: compare within one "
-        "architecture.",
-        chart,
-        rows=HIGHEST_ROWS // 2,
-    )
+    return chart.properties(title=measured) if measured else chart
 
 
-def _figure(name: str, title: str, caption: str, chart: Any, *, rows: int) -> Figure:
+def _figure(name: str, title: str, caption: str, *charts: Any, rows: int) -> Figure:
     height = ROW_HEIGHT * min(max(rows, LEAST_ROWS), HIGHEST_ROWS)
-    finished = chart.properties(width="container", height=height).configure_legend(orient="bottom", columns=2)
-    return Figure(name=name, title=title, caption=caption, charts=(finished,))
+    finished = tuple(
+        chart.properties(width="container", height=height).configure_legend(orient="bottom", columns=2)
+        for chart in charts
+    )
+    return Figure(name=name, title=title, caption=caption, charts=finished)
+
+
+def _steps(window: str) -> float:
+    return np.inf if window == UNKNOWN else float(window)
 
 
 def _epoch(value: float) -> str:

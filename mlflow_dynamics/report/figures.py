@@ -20,12 +20,23 @@ AXIS_WIDTH: Final = 46
 
 WARNING: Final = "#d95f02"
 PLATEAU: Final = "#1b9e77"
+START_UP: Final = "#888888"
+"""Shades the epochs whose window is not full or holds some of the training's first steps."""
+
+FAINT: Final = 0.35
 
 _PANELS: Final[Sequence[tuple[str, Mapping[str, str]]]] = (
     ("accuracy", {names.TRAIN_ACCURACY: "train", names.VALIDATION_ACCURACY: "validation"}),
     ("loss", {names.TRAIN_LOSS: "train", names.VALIDATION_LOSS: "validation"}),
-    ("integration", {names.INTEGRATION: "integration"}),
-    ("order parameter", {names.SYNCHRONY: "synchrony", names.METASTABILITY: "metastability"}),
+    ("integration", {names.INTEGRATION: "integration", names.GLOBAL_INTEGRATION: "global integration"}),
+    (
+        "order parameter",
+        {
+            names.SYNCHRONY: "synchrony",
+            names.METASTABILITY: "metastability",
+            names.METASTABILITY_UNBIASED: "metastability, unbiased",
+        },
+    ),
     ("stability", {names.STABILITY: "stability"}),
 )
 
@@ -93,8 +104,12 @@ def _lines(long: pd.DataFrame, title: str, last: float, *, axis_title: str | Non
 
 
 def _marks(history: RunHistory) -> Any | None:
-    """Vertical rules at the warning and at the plateau."""
+    """Vertical rules at the warning and at the plateau, and a shade over start-up."""
     rules = []
+    if history.start_up:
+        spans = [{"from": max(epoch - 0.5, 0), "to": epoch + 0.5} for epoch in history.start_up]
+        shade = alt.Chart(alt.Data(values=spans)).mark_rect(color=START_UP, opacity=0.2, clip=True)
+        rules.append(shade.encode(x="from:Q", x2="to:Q"))
     for epoch, what, colour, dash in (
         (history.converged_epoch, "convergence signal", WARNING, [6, 3]),
         (history.plateau, "plateau of validation accuracy", PLATEAU, [2, 2]),
@@ -128,7 +143,18 @@ def _when(history: RunHistory) -> str:
     warning, plateau = history.converged_epoch, history.plateau
     said = "No convergence signal" if warning is None else f"Convergence signal at epoch {warning} (dashed)"
     flat = "" if plateau is None else f"; validation accuracy is flat from epoch {plateau} (dotted)"
-    return f"{said}{flat}."
+    return f"{said}{flat}.{_shaded(history)}"
+
+
+def _shaded(history: RunHistory) -> str:
+    if not history.start_up:
+        return ""
+    return " Shaded: start-up, when the window is not full or holds the training's first steps."
+
+
+def _faint(history: RunHistory) -> Any:
+    """Full opacity, but in start-up."""
+    return alt.condition(f"indexof({history.start_up}, +datum.epoch) >= 0", alt.value(FAINT), alt.value(1))
 
 
 def _path(history: RunHistory) -> Figure | None:
@@ -142,7 +168,8 @@ def _path(history: RunHistory) -> Figure | None:
         y=alt.Y("metastability:Q", scale=alt.Scale(zero=False, padding=8)),
         order="epoch:Q",
     )
-    points = base.mark_circle(size=60, opacity=1).encode(
+    points = base.mark_circle(size=60).encode(
+        opacity=_faint(history),
         color=alt.Color("epoch:Q", scale=alt.Scale(scheme="viridis")),
         tooltip=[
             "epoch:Q",
@@ -153,7 +180,8 @@ def _path(history: RunHistory) -> Figure | None:
     return Figure(
         name="path",
         title="The path through integration and metastability",
-        caption="One point an epoch: trainings of different style take different paths.",
+        caption="One point an epoch: trainings of different style take different paths."
+        + (" Faint: start-up." if history.start_up else ""),
         charts=(_finish(alt.layer(base.mark_line(color="#bbbbbb"), points), height=300),),
     )
 
@@ -214,30 +242,34 @@ def _heat_map(
                 axis=alt.Axis(labelLimit=150, labelOverlap=True, labelFontSize=9),
             ),
             color=alt.Color("value:Q", scale=scale, title=None),
+            opacity=_faint(history),
             tooltip=["layer:N", "epoch:O", "value:Q"],
         )
     )
     height = int(min(max(12 * len(rows), 120), 600))
+    caption += " Faint: start-up." if history.start_up else ""
     return Figure(name=name, title=title, caption=caption, charts=(_finish(chart, height=height),))
 
 
 def _order(history: RunHistory) -> Figure | None:
     if len(history.order) == 0 or not history.measured:
         return None
-    frame = pd.DataFrame({"step": np.arange(len(history.order)), "R": history.order.round(4)})
+    frame = pd.DataFrame({"point": np.arange(len(history.order)), "R": history.order.round(4)})
+    start_up = bool(history.metrics) and history.metrics[-1].get(names.START_UP) == 1.0
     chart = (
         alt.Chart(frame)
         .mark_line(size=1)
         .encode(
-            x=alt.X("step:Q", title="step of the last window"),
+            x=alt.X("point:Q", title="point of the last window, its edges left out"),
             y=alt.Y("R:Q", scale=alt.Scale(domain=[0, 1])),
-            tooltip=["step:Q", "R:Q"],
+            tooltip=["point:Q", "R:Q"],
         )
     )
     return Figure(
         name="order_parameter",
         title="The order parameter R(t) over the last window",
-        caption="Its mean is the synchrony of the last epoch, its standard deviation the metastability.",
+        caption="Its mean is the synchrony of the last epoch, its standard deviation the metastability."
+        + (" The last epoch still belongs to start-up." if start_up else ""),
         charts=(_finish(chart),),
     )
 

@@ -1,29 +1,20 @@
-"""What a report is drawn from: a run's epochs so far, collected as it trains or read back from the store."""
+"""What a report is drawn from: a run's epochs so far."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Run
 from numpy.typing import NDArray
 
-from mlflow_dynamics.config import MeasureConfig
 from mlflow_dynamics.convergence.plateau import plateau_epoch
-from mlflow_dynamics.measures import SignalWindow, order_parameter
-from mlflow_dynamics.records import Measures
+from mlflow_dynamics.records import EpochActivations, Measures
+from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
-from mlflow_dynamics.tracking.activations import load_layers
-from mlflow_dynamics.tracking.parquet import read_layer_measures
-from mlflow_dynamics.tracking.query import find_runs, load_metrics
-from mlflow_dynamics.tracking.replay import recorded_epochs
-from mlflow_dynamics.tracking.store import download, list_folder
 
 MAX_CELLS: Final = 40_000
 """A heat map of more layers times epochs is thinned to fewer epochs: a page must stay small."""
@@ -42,6 +33,9 @@ class RunHistory:
         order: (steps,) the order parameter over the last window.
         converged_epoch: the first epoch with the convergence signal, or None.
         unsettled_epoch, diverging_epoch: likewise with risen volatility and of divergence.
+        first_not_finite: the layer, and the training step, at which a layer's output first was not finite that had been
+            before.
+        running: the training goes on.
     """
 
     title: str
@@ -54,6 +48,16 @@ class RunHistory:
     converged_epoch: int | None = None
     unsettled_epoch: int | None = None
     diverging_epoch: int | None = None
+    first_not_finite: tuple[str, int] | None = None
+    running: bool = False
+
+    def look_at(self, activations: EpochActivations) -> None:
+        """Take in which layers an epoch was recorded of, and where their outputs ceased to be finite."""
+        self.layers = self.layers or tuple(printable(layer.name) for layer in activations.layers)
+        if self.metrics and activations.epoch <= self.metrics[-1]["epoch"]:
+            self.first_not_finite = None
+        if self.first_not_finite is None:
+            self.first_not_finite = _first_not_finite(activations)
 
     def add(self, epoch: int, metrics: Mapping[str, float], measures: Measures) -> None:
         """Take in an epoch; one that was there before is replaced, with all after it."""
@@ -83,6 +87,8 @@ class RunHistory:
         values = json.loads(packed)
         for key in ("exponents", "phase_coherence"):
             values[key] = {int(epoch): np.array(series) for epoch, series in values[key].items()}
+        if values["first_not_finite"] is not None:
+            values["first_not_finite"] = tuple(values["first_not_finite"])
         return cls(**values | {"layers": tuple(values["layers"]), "order": np.array(values["order"])})
 
     @property
@@ -94,6 +100,11 @@ class RunHistory:
     def frame(self) -> pd.DataFrame:
         """One row an epoch, one column a metric."""
         return pd.DataFrame.from_records(self.metrics)
+
+    @property
+    def start_up(self) -> list[int]:
+        """The epochs whose window is not full or holds some of the training's first steps."""
+        return [int(row["epoch"]) for row in self.metrics if row.get(names.START_UP) == 1.0]
 
     @property
     def plateau(self) -> int | None:
@@ -114,56 +125,21 @@ class RunHistory:
         return epochs, np.stack([values[epoch] for epoch in epochs], axis=1)
 
 
-def history_of(run_id: str, config: MeasureConfig) -> RunHistory:
-    """A run's history read back from the store; `config` is how it was measured.
+def _first_not_finite(activations: EpochActivations) -> tuple[str, int] | None:
+    """The first layer in forward order among those that cease to be finite first, and the step at which they do.
 
-    Raises:
-        TrackingError: the run is unknown, deleted, holds no activations or cannot be read.
-        DataError: one of its files is damaged.
+    A layer that is not called at a step is no number there either: only a layer counts that is finite at every step up
+    to one, and at none from there on.
     """
-    (run,) = find_runs([run_id])
-    prefix = "dynamics/"
-    definitions = {
-        key.removeprefix(prefix): value for key, value in run.data.params.items() if key.startswith(prefix)
-    }
-    history = RunHistory(title=run.info.run_name or run_id, definitions=definitions)
-    window = SignalWindow(config)
-    epochs: dict[int, dict[str, float]] = {}
-    for recorded in recorded_epochs(run_id):
-        window.append(recorded.activations)
-        epochs[recorded.activations.epoch] = {}
-    history.layers = tuple(layer.name for layer in load_layers(run_id))
-    for row in load_metrics([run_id]).drop(columns="run_id").to_dict("records"):
-        epochs[int(row["epoch"])] = {str(key): float(value) for key, value in row.items() if value == value}
-    history.metrics = [{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs)]
-    history.converged_epoch = names.epoch_in(run.data.tags, names.TAG_CONVERGED_EPOCH)
-    history.unsettled_epoch = names.epoch_in(run.data.tags, names.TAG_UNSETTLED_EPOCH)
-    history.diverging_epoch = names.epoch_in(run.data.tags, names.TAG_DIVERGING_EPOCH)
-    for epoch, table in _layer_measures(run).items():
-        history.exponents[epoch] = table["exponent"].to_numpy(dtype=np.float64)
-        history.phase_coherence[epoch] = table["phase_coherence"].to_numpy(dtype=np.float64)
-    history.order = last_order(window)
-    return history
-
-
-def last_order(window: SignalWindow) -> NDArray[np.float64]:
-    """(steps,) the order parameter over the window; empty where it is not defined."""
-    signals = window.signals()
-    if 0 in signals.shape:
-        return np.empty(0)
-    order = order_parameter(signals)
-    return order[np.isfinite(order)]
-
-
-def _layer_measures(run: Run) -> dict[int, pd.DataFrame]:
-    """Epoch -> what each layer measured, for the epochs at which the measures were defined."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "file.parquet"
-        for partition in list_folder(run, names.LAYER_MEASURES):
-            artifact = f"{partition.path}/part-0.parquet"
-            path.write_bytes(download(run, artifact))
-            table = read_layer_measures(path).to_pandas().sort_values("layer")
-            if table["exponent"].notna().any():
-                found[names.epoch_of(artifact)] = table
-    return found
+    finite = np.isfinite(activations.mean) & np.isfinite(activations.std)
+    steps = finite.shape[1]
+    after = finite.sum(axis=1)
+    ceased = (
+        (after > 0)
+        & (after < steps)
+        & np.array([row[:end].all() for row, end in zip(finite, after, strict=True)])
+    )
+    if not ceased.any():
+        return None
+    first = int(np.argmin(np.where(ceased, after, steps)))
+    return printable(activations.layers[first].name), int(activations.step[after[first]])

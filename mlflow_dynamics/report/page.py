@@ -89,14 +89,17 @@ def page(
 
 
 def picture(figure: Figure) -> bytes:
-    """A figure as PNG."""
+    """A figure as PNG, drawn here."""
+    png: bytes = vl_convert.vegalite_to_png(specification(figure))
+    return png
+
+
+def specification(figure: Figure) -> str:
+    """A figure of a picture's width, as Vega-Lite."""
     charts = [chart.copy().properties(width=PICTURE_WIDTH) for chart in figure.charts]
     for chart in charts:
         chart.config = alt.Undefined
-    whole: Any = alt.vconcat(*charts) if len(charts) > 1 else charts[0]
-    png: bytes = vl_convert.vegalite_to_png(
-        whole.resolve_scale(color="independent").configure_axisY(minExtent=50).to_json()
-        if len(charts) > 1
-        else whole.to_json()
-    )
-    return png
+    whole: Any = charts[0]
+    if len(charts) > 1:
+        whole = alt.vconcat(*charts).resolve_scale(color="independent").configure_axisY(minExtent=50)
+    return str(whole.to_json())

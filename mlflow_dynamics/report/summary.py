@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlflow_dynamics.report.history import RunHistory
+from mlflow_dynamics.report.verdict import verdict
 from mlflow_dynamics.tracking import names
 
 
 def summary(history: RunHistory) -> list[str]:
-    """What happened, in three lines: plateau, warning and what else was raised, final numbers."""
-    plateau, warning = history.plateau, history.converged_epoch
-    if plateau is not None:
-        accuracy = f"flat (within half a point of its best) from epoch {plateau}"
-    elif names.VALIDATION_ACCURACY in history.frame:
-        accuracy = "not flat: it never stays within half a point of its best"
-    else:
-        accuracy = "not logged"
-    raised = (
-        "The early warning did not fire."
-        if warning is None
-        else f"The early warning fired at epoch {warning}."
-    )
+    """What happened, in three lines: what the run came to, the warning and what else was raised, final numbers."""
+    raised = _warning(history)
     if history.unsettled_epoch is not None:
         raised += f" The volatility of stability had risen at epoch {history.unsettled_epoch}."
-    if history.diverging_epoch is not None:
-        raised += f" Training diverged at epoch {history.diverging_epoch}."
-    lines = [f"Validation accuracy is {accuracy}.", raised]
+    if history.start_up:
+        spans = ", ".join(map(_span, _runs(history.start_up)))
+        raised += f" Start-up, from which no measure is judged or compared: {spans}."
+    lines = [verdict(history), raised]
     last = history.metrics[-1] if history.metrics else {}
     shown = {
         "validation accuracy": names.VALIDATION_ACCURACY,
@@ -36,3 +29,25 @@ def summary(history: RunHistory) -> list[str]:
     numbers = ", ".join(f"{name} {last[key]:.3f}" for name, key in shown.items() if key in last)
     lines.append(f"After epoch {last.get('epoch', 0):.0f}: {numbers or 'nothing measured'}.")
     return lines
+
+
+def _warning(history: RunHistory) -> str:
+    if history.converged_epoch is not None:
+        return f"The early warning fired at epoch {history.converged_epoch}."
+    if any(names.CONVERGENCE_SCORE in row for row in history.metrics):
+        return "The early warning did not fire."
+    if any(names.CONVERGENCE_SIGNAL in row for row in history.metrics):
+        return "The early warning could not fire: no epoch could be judged."
+    return "The early warning was off."
+
+
+def _runs(epochs: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and last of each run of epochs that follow each other."""
+    firsts = [one for one in epochs if one - 1 not in epochs]
+    lasts = [one for one in epochs if one + 1 not in epochs]
+    return list(zip(firsts, lasts, strict=True))
+
+
+def _span(run: tuple[int, int]) -> str:
+    first, last = run
+    return f"epoch {first}" if first == last else f"epochs {first} to {last}"

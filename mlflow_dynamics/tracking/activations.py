@@ -21,10 +21,12 @@ from pyarrow import fs
 
 from mlflow_dynamics.errors import DataError, TrackingError, unknown_choice
 from mlflow_dynamics.records import Layer
+from mlflow_dynamics.text import encodable, printable
 from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.artifacts import download, list_folder
 from mlflow_dynamics.tracking.parquet import ACTIVATIONS_SCHEMA, check_file, read_layers, write_file
 from mlflow_dynamics.tracking.query import find_runs
-from mlflow_dynamics.tracking.store import download, list_folder, reason_of
+from mlflow_dynamics.tracking.store import reason_of
 
 SCHEMA: Final = pa.schema([("run_id", pa.string()), ("epoch", pa.int32()), *ACTIVATIONS_SCHEMA])
 """Of what is read: a row per run, epoch, layer and training step."""
@@ -122,9 +124,9 @@ def _layer_condition(runs: Sequence[Run], layers: Sequence[int | str]) -> pc.Exp
             by_name = {layer.name: layer.index for layer in _layers(run)}
             for name in layers:
                 if isinstance(name, str):
-                    if name not in by_name:
-                        raise unknown_choice("layers", name, by_name)
-                    indices.append(by_name[name])
+                    if encodable(name) not in by_name:
+                        raise unknown_choice("layers", name, map(printable, by_name))
+                    indices.append(by_name[encodable(name)])
         condition |= (ds.field("run_id") == run.info.run_id) & ds.field("layer").isin(indices)
     return condition
 
@@ -152,8 +154,8 @@ def _files(
     """The epochs' files of a run, in order: (epoch, file system, path)."""
     run_id = run.info.run_id
     partitions = [one.path for one in list_folder(run, names.ACTIVATIONS) if one.is_dir]
-    paths = {names.epoch_of(f"{one}/part-0.parquet"): f"{one}/part-0.parquet" for one in sorted(partitions)}
-    wanted = {epoch: path for epoch, path in paths.items() if epochs is None or epoch in epochs}
+    paths = {names.epoch_of(f"{one}/part-0.parquet"): f"{one}/part-0.parquet" for one in partitions}
+    wanted = {epoch: path for epoch, path in sorted(paths.items()) if epochs is None or epoch in epochs}
     file_system, root = _file_system(run.info.artifact_uri)
     if file_system is not None:
         yield from ((epoch, file_system, f"{root}/{path}") for epoch, path in wanted.items())

@@ -16,6 +16,9 @@ SCHEMA_VERSION: Final = 1
 MAX_KEY_LENGTH: Final = 250
 """MLflow's limit on metric, parameter and tag keys (mlflow.utils.validation.MAX_ENTITY_KEY_LENGTH)."""
 
+OURS: Final = "dynamics/"
+"""Begins the key of every metric that is ours."""
+
 TRAIN_LOSS: Final = "train/loss"
 TRAIN_ACCURACY: Final = "train/accuracy"
 LEARNING_RATE: Final = "train/learning_rate"
@@ -25,9 +28,11 @@ VALIDATION_LOSS: Final = "validation/loss"
 VALIDATION_ACCURACY: Final = "validation/accuracy"
 
 INTEGRATION: Final = "dynamics/integration"
+GLOBAL_INTEGRATION: Final = "dynamics/global_integration"
 METASTABILITY: Final = "dynamics/metastability"
 SYNCHRONY: Final = "dynamics/synchrony"
 METASTABILITY_RATIO: Final = "dynamics/metastability_ratio"
+METASTABILITY_UNBIASED: Final = "dynamics/metastability_unbiased"
 STABILITY: Final = "dynamics/stability"
 INTEGRATION_LOW: Final = "dynamics/integration_low"
 INTEGRATION_HIGH: Final = "dynamics/integration_high"
@@ -35,16 +40,25 @@ COUPLING_P: Final = "dynamics/coupling_p"
 METASTABILITY_P: Final = "dynamics/metastability_p"
 VOLATILITY: Final = "dynamics/volatility"
 LAYERS_DROPPED: Final = "dynamics/layers_dropped"
+WINDOW: Final = "dynamics/window"
+START_UP: Final = "dynamics/start_up"
+"""1 while an epoch's window is not full or holds some of the training's first steps, else 0."""
 CONVERGENCE_SIGNAL: Final = "dynamics/convergence_signal"
 CONVERGENCE_SCORE: Final = "dynamics/convergence_score"
+GLOBAL_STEP: Final = "dynamics/global_step"
+"""The last step of the framework's own count by which it logs, at the end of each epoch."""
 
 MEASURE_METRICS: Final = {
     INTEGRATION: "integration",
+    GLOBAL_INTEGRATION: "global_integration",
     METASTABILITY: "metastability",
     SYNCHRONY: "synchrony",
     METASTABILITY_RATIO: "metastability_ratio",
+    METASTABILITY_UNBIASED: "metastability_unbiased",
     STABILITY: "stability",
     LAYERS_DROPPED: "layers_dropped",
+    WINDOW: "window",
+    START_UP: "start_up",
 }
 """Metric key -> field of `records.Measures`."""
 
@@ -92,23 +106,40 @@ REPORT: Final = "dynamics/report.html"
 
 FIGURES: Final = "dynamics/figures"
 
+RUN_ID: Final = "[0-9a-zA-Z_-]{1,64}"
+"""What MLflow makes, and local names."""
+
+RUN_ID_WORDS: Final = "the id of an MLflow run: 1 to 64 letters, digits, '_' or '-'"
+
 LOCAL_PREFIX: Final = "local-"
 """Begins the local name of a run whose server did not answer when it began."""
 
 ENV_SPOOL: Final = "MLFLOW_DYNAMICS_SPOOL"
 DEFAULT_SPOOL: Final = ".mlflow_dynamics"
 
-_EPOCH_PATH = re.compile(r"(?:^|/)epoch=(\d{5,})/part-0\.parquet$")
+_EPOCH_PATH = re.compile(r"(?:^|/)epoch=(\d{1,9})/part-0\.parquet$")
 _KEY = re.compile(r"^[/\w.\- :]+$")
 
 
+def is_run_id(text: object) -> bool:
+    """Whether `text` is an id such as MLflow makes, or a local name: the only ones that become a folder's name."""
+    return isinstance(text, str) and re.fullmatch(RUN_ID, text) is not None
+
+
+def check_run_id(run_id: str) -> str:
+    """`run_id` as it is; ConfigError unless it is one that MLflow makes, or a local name."""
+    if not is_run_id(run_id):
+        raise ConfigError(f"run_id={run_id!r:.100} must be {RUN_ID_WORDS}.")
+    return run_id
+
+
 def activations_path(epoch: int) -> str:
-    """`dynamics/activations/epoch=00000/part-0.parquet`: one file of the Hive-partitioned data set."""
+    """`dynamics/activations/epoch=0/part-0.parquet`: one file of the Hive-partitioned data set."""
     return _partition(ACTIVATIONS, epoch)
 
 
 def layer_measures_path(epoch: int) -> str:
-    """`dynamics/layer_measures.parquet/epoch=00000/part-0.parquet`.
+    """`dynamics/layer_measures.parquet/epoch=0/part-0.parquet`.
 
     One file an epoch rather than one that is rewritten: nothing recorded earlier has to be at hand to write
     the next epoch, so a resumed run and a run without a server write the same files.
@@ -125,7 +156,7 @@ def epoch_of(path: str) -> int:
     """The epoch in a partition's path; DataError where there is none."""
     match = _EPOCH_PATH.search(path)
     if match is None:
-        raise DataError(f"{path!r} is no epoch's file; expected .../epoch=00000/part-0.parquet.")
+        raise DataError(f"{path!r} is no epoch's file; expected .../epoch=0/part-0.parquet.")
     return int(match[1])
 
 
@@ -146,15 +177,15 @@ def measure_metrics(measures: Measures) -> dict[str, float]:
     return {key: value for key, value in values.items() if value == value}
 
 
-def encodable(text: str) -> str:
-    """`text` as stores and drawings take it: without lone surrogates (undecodable bytes) and zero characters."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+def is_key(key: object) -> bool:
+    """Whether MLflow takes it as the key of a metric, parameter or tag."""
+    safe = isinstance(key, str) and _KEY.match(key) is not None and _is_normal_path(key)
+    return safe and len(str(key)) <= MAX_KEY_LENGTH
 
 
 def check_key(kind: str, key: str) -> str:
     """`key` as it is; ConfigError where MLflow would refuse it as the key of a metric, parameter or tag."""
-    unsafe = not isinstance(key, str) or not _KEY.match(key) or not _is_normal_path(key)
-    if unsafe or len(key) > MAX_KEY_LENGTH:
+    if not is_key(key):
         raise ConfigError(
             f"{kind} key {key!r} is not one that MLflow takes: use at most {MAX_KEY_LENGTH} letters, digits, "
             "spaces and _ - . : / and no part that is empty, '.' or '..'."
@@ -170,16 +201,17 @@ def check_keys(kind: str, values: Mapping[str, object]) -> None:
 
 def check_artifact_path(path: str) -> str:
     """`path` as it is; ConfigError unless it is relative, in POSIX form and stays in the run's folder."""
-    if not path or "\\" in path or ":" in path or "\0" in path or not _is_normal_path(path):
+    if not path or "\\" in path or ":" in path or not path.isprintable() or not _is_normal_path(path):
         raise ConfigError(
             f"artifact path {path!r} must be a relative path with '/' between its parts that stays in the "
-            "run's artifact folder: no '..', '.', '\\', ':' or empty part."
+            "run's artifact folder: no '..', '.', '\\', ':', empty part or character that cannot be printed."
         )
     return path
 
 
 def _partition(root: str, epoch: int) -> str:
-    return f"{root}/epoch={epoch:05d}/part-0.parquet"
+    # Without zeros before it, which earlier versions wrote: DuckDB takes `epoch=00008` for text.
+    return f"{root}/epoch={epoch}/part-0.parquet"
 
 
 def _is_normal_path(path: str) -> bool:

@@ -1,7 +1,7 @@
 """The record as Parquet: schemas, writing to bytes, reading back with one clear sentence for what is wrong.
 
 `activations`: one row per layer and step, sorted by layer and then step: `step` int32, `layer` int16,
-`mean` float32, `std` float32; the epoch is the partition (`epoch=00000/`).
+`mean` float32, `std` float32; the epoch is the partition (`epoch=0/`).
 `layers`: `index` int16, `name` string, `type` string, `output_shape` list<int32>, `parameters` int64.
 `layer_measures`: `layer` int16, `exponent` float32, `phase_coherence` float32; the epoch is the partition.
 
@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from mlflow_dynamics.errors import DataError
 from mlflow_dynamics.records import EpochActivations, Layer, Measures
-from mlflow_dynamics.tracking.names import SCHEMA_VERSION, encodable
+from mlflow_dynamics.text import encodable
+from mlflow_dynamics.tracking.names import SCHEMA_VERSION
 
 ACTIVATIONS_SCHEMA: Final = pa.schema(
     [("step", pa.int32()), ("layer", pa.int16()), ("mean", pa.float32()), ("std", pa.float32())]
@@ -64,7 +65,8 @@ def activations_to_parquet(activations: EpochActivations) -> bytes:
 def layers_to_parquet(layers: Sequence[Layer]) -> bytes:
     """The recorded layers as a Parquet file, in forward order."""
     columns = {name: [getattr(layer, name) for layer in layers] for name in LAYERS_SCHEMA.names}
-    columns["name"] = [encodable(layer.name) for layer in layers]
+    # True names: they are joined with those of `model.named_modules()`. Parquet takes any UTF-8.
+    columns |= {key: [encodable(name) for name in columns[key]] for key in ("name", "type")}
     return _to_bytes(pa.table(columns, schema=LAYERS_SCHEMA), None)
 
 
@@ -119,14 +121,6 @@ def read_layers(path: Path | pa.NativeFile) -> tuple[Layer, ...]:
     return tuple(
         Layer(**{**row, "output_shape": tuple(row["output_shape"] or ())}) for row in table.to_pylist()
     )
-
-
-def read_layer_measures(path: Path) -> pa.Table:
-    """One epoch's layer measures with an `epoch` column; DataError as for `read_activations`."""
-    table, epoch = _read(path, LAYER_MEASURES_SCHEMA)
-    if epoch is None:
-        raise DataError(f"{path} does not say which epoch it holds; it was not written by mlflow_dynamics.")
-    return table.add_column(0, "epoch", pa.array(np.full(table.num_rows, epoch, np.int32)))
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -10,16 +10,25 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import fluent
+from mlflow.store.tracking.abstract_store import AbstractStore
 
+from mlflow_dynamics.checks import is_whole, require
 from mlflow_dynamics.convergence.plateau import plateau_epoch
+from mlflow_dynamics.deprecation import renamed
 from mlflow_dynamics.errors import ConfigError, TrackingError
+from mlflow_dynamics.redaction import redact
 from mlflow_dynamics.tracking import names
-from mlflow_dynamics.tracking.history import metric_histories
-from mlflow_dynamics.tracking.store import reason_of, redact
+from mlflow_dynamics.tracking.epoch_numbers import MARKS, epochs_of
+from mlflow_dynamics.tracking.metric_history import metric_histories
+from mlflow_dynamics.tracking.mlflow_private import experiment_id
+from mlflow_dynamics.tracking.store import (
+    connect_to_read,
+    connect_to_read_runs,
+    reading,
+    whole_experiment,
+    whole_run,
+)
 
 _GROUPS: Final = ("dynamics/", "train/", "validation/")
 _RUN_COLUMNS: Final = ("run_id", "run_name", "experiment_id", "status", "start_time", "end_time")
@@ -28,10 +37,11 @@ _IDS_PER_SEARCH: Final = 200
 _RUN_ID: Final = re.compile(r"[\w-]{1,256}")
 
 
+@renamed(experiment="experiment_names")
 def load_metrics(
     runs: str | Sequence[str] | None = None,
     *,
-    experiment: str | Sequence[str] | None = None,
+    experiment_names: str | Sequence[str] | None = None,
     filter_string: str = "",
     metrics: Sequence[str] | None = None,
     params: Sequence[str] = (),
@@ -40,8 +50,8 @@ def load_metrics(
     """The metrics of many runs as one tidy frame, a row for each run and epoch.
 
     Args:
-        runs: a run id or several; without them, all runs of `experiment` that pass `filter_string`.
-        experiment: the name of an experiment, or several; None with `runs` None is MLflow's active one.
+        runs: a run id or several; without them, all runs of `experiment_names` that pass `filter_string`.
+        experiment_names: the name of an experiment, or several; None with `runs` None is MLflow's active one.
         filter_string: MLflow's own search syntax.
         metrics: metric keys; None takes every one below dynamics/, train/ and validation/.
         params: parameters that become columns `params.NAME`.
@@ -49,15 +59,16 @@ def load_metrics(
 
     Returns:
         Columns run_id, epoch, the metrics, then params and tags; ordered as the runs were asked for (the newest
-        first in a search) and by epoch. A metric that a run lacks is NaN; where one was logged twice at a step, the
-        later value counts. Runs that still train give what is there; with nothing to return the frame is empty but
-        has its columns.
+        first in a search) and by epoch. A metric that a run lacks is NaN; where one was logged twice in an epoch, the
+        later value counts. What a framework has logged by its global step stands at the epoch in which that was; where
+        it is not known by what a run counts, a row for each step has no epoch (missing). Runs that still train
+        give what is there; with nothing to return the frame is empty but has its columns.
 
     Raises:
         TrackingError: a run of `runs` or an experiment is unknown or deleted, or the store cannot be read.
-        ConfigError: both `runs` and `experiment` are given.
+        ConfigError: both `runs` and `experiment_names` are given.
     """
-    found = find_runs(runs, experiment=experiment, filter_string=filter_string)
+    found = find_runs(runs, experiment_names=experiment_names, filter_string=filter_string)
     keys = list(metrics) if metrics is not None else _keys(found)
     ids = [run.info.run_id for run in found]
     wide = _by_epoch(ids, keys)
@@ -68,10 +79,11 @@ def load_metrics(
     return wide
 
 
+@renamed(experiment="experiment_names")
 def load_metrics_table(
     runs: str | Sequence[str] | None = None,
     *,
-    experiment: str | Sequence[str] | None = None,
+    experiment_names: str | Sequence[str] | None = None,
     filter_string: str = "",
     metrics: Sequence[str] | None = None,
     params: Sequence[str] = (),
@@ -79,25 +91,31 @@ def load_metrics_table(
 ) -> pa.Table:
     """`load_metrics` as an Arrow table; a metric that a run lacks is null."""
     frame = load_metrics(
-        runs, experiment=experiment, filter_string=filter_string, metrics=metrics, params=params, tags=tags
+        runs,
+        experiment_names=experiment_names,
+        filter_string=filter_string,
+        metrics=metrics,
+        params=params,
+        tags=tags,
     )
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
+@renamed(experiment="experiment_names")
 def search_runs(
-    experiment: str | Sequence[str] | None = None,
+    experiment_names: str | Sequence[str] | None = None,
     filter_string: str = "",
     *,
-    order_by: Sequence[str] = (),
     max_results: int | None = None,
+    order_by: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Runs with what convergence came to, a row each.
+    """Runs with what convergence came to, a row each; arguments as for `mlflow.search_runs`.
 
     Args:
-        experiment: the name of an experiment, or several; None is MLflow's active one.
+        experiment_names: the name of an experiment, or several; None is MLflow's active one.
         filter_string: MLflow's own search syntax, as are the terms of `order_by`.
-        order_by: default: the newest run first.
         max_results: at most so many runs; None is all.
+        order_by: None is the newest run first.
 
     Returns:
         Columns run_id, run_name, experiment_id, status, start_time, end_time (UTC), warning_epoch (the convergence
@@ -108,13 +126,21 @@ def search_runs(
 
     Raises:
         TrackingError: an experiment is unknown or deleted, or the store cannot be read, or refuses the filter.
+        ConfigError: `max_results` is no number of runs.
     """
+    holds = max_results is None or is_whole(max_results, least=0)
+    require(holds, "max_results", max_results, "a whole number of at least 0, or None")
     found = find_runs(
-        None, experiment=experiment, filter_string=filter_string, order_by=order_by, max_results=max_results
+        None,
+        experiment_names=experiment_names,
+        filter_string=filter_string,
+        order_by=order_by or (),
+        max_results=max_results,
     )
     frame = pd.DataFrame.from_records([_describe(run) for run in found], columns=list(_RUN_COLUMNS))
     for column in ("start_time", "end_time"):
-        frame[column] = pd.to_datetime(frame[column], unit="ms", utc=True)
+        # Beyond the years that pandas knows there is no date: missing.
+        frame[column] = pd.to_datetime(frame[column], unit="ms", utc=True, errors="coerce")
     tags = [run.data.tags for run in found]
     frame["warning_epoch"] = _integers(names.epoch_in(one, names.TAG_CONVERGED_EPOCH) for one in tags)
     frame["unsettled_epoch"] = _integers(names.epoch_in(one, names.TAG_UNSETTLED_EPOCH) for one in tags)
@@ -130,32 +156,59 @@ def search_runs(
 def find_runs(
     runs: str | Sequence[str] | None,
     *,
-    experiment: str | Sequence[str] | None = None,
+    experiment_names: str | Sequence[str] | None = None,
     filter_string: str = "",
     order_by: Sequence[str] = (),
     max_results: int | None = None,
 ) -> list[Run]:
     """The runs that `runs` names, in that order, or that a search finds; errors as for `load_metrics`."""
-    client = MlflowClient()
-    try:
+    uri = mlflow.get_tracking_uri()
+    with reading("The runs"):
+        store = connect_to_read(uri) if runs is None else connect_to_read_runs(runs, uri)
         if runs is None:
-            ids = _experiment_ids(client, experiment)
-            return _search(client, ids, filter_string, ViewType.ACTIVE_ONLY, order_by, max_results)
-        if experiment is not None or filter_string:
-            raise ConfigError("Give runs, or experiment and filter_string, not both.")
-        return _named(client, [runs] if isinstance(runs, str) else list(runs))
-    except MlflowException as error:
-        raise TrackingError(f"The runs cannot be read: {reason_of(error)}") from error
+            ids = _experiment_ids(store, experiment_names)
+            return _search(store, ids, filter_string, order_by=order_by, max_results=max_results)
+        if experiment_names is not None or filter_string:
+            raise ConfigError("Give runs, or experiment_names and filter_string, not both.")
+        return _named(store, [runs] if isinstance(runs, str) else list(runs))
 
 
-def _named(client: MlflowClient, run_ids: list[str]) -> list[Run]:
-    everywhere = [one.experiment_id for one in client.search_experiments(view_type=ViewType.ALL)]
+def tagged_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
+    """The runs of an experiment that have this tag, the newest first; TrackingError where the store cannot be read."""
+    with reading("The runs"):
+        return _search(connect_to_read(mlflow.get_tracking_uri()), [experiment_id], _has(tag, value))
+
+
+def created_run(name: str) -> str:
+    """The id of the MLflow run that a local name has become; an id is returned as it is.
+
+    Raises:
+        TrackingError: the run is not created yet, or the store cannot be read.
+    """
+    if not name.startswith(names.LOCAL_PREFIX):
+        return name
+    with reading(f"What {name!r:.100} has become"):
+        store = connect_to_read(mlflow.get_tracking_uri())
+        everywhere = [one.experiment_id for one in store.search_experiments(max_results=_PAGE)]
+        had = _has(names.TAG_LOCAL_ID, name.removeprefix(names.LOCAL_PREFIX))
+        found = _search(store, everywhere, had, max_results=1)
+    if not found:
+        raise TrackingError(f"Run {name!r} is not in MLflow yet; send it with: mlflow-dynamics sync")
+    return str(found[0].info.run_id)
+
+
+def _has(tag: str, value: str) -> str:
+    return f"tags.`{tag}` = '{value}'"
+
+
+def _named(store: AbstractStore, run_ids: list[str]) -> list[Run]:
+    everywhere = [one.experiment_id for one in store.search_experiments(ViewType.ALL, _PAGE)]
     found: dict[str, Run] = {}
     for start in range(0, len(run_ids), _IDS_PER_SEARCH):
         some = [one for one in run_ids[start : start + _IDS_PER_SEARCH] if _RUN_ID.fullmatch(str(one))]
         quoted = ", ".join(f"'{one}'" for one in some)
         if some:
-            page = _search(client, everywhere, f"attributes.run_id IN ({quoted})", ViewType.ALL)
+            page = _search(store, everywhere, f"attributes.run_id IN ({quoted})", ViewType.ALL)
             found.update({run.info.run_id: run for run in page})
     for run_id in run_ids:
         if run_id not in found:
@@ -168,31 +221,32 @@ def _named(client: MlflowClient, run_ids: list[str]) -> list[Run]:
 
 
 def _search(
-    client: MlflowClient,
+    store: AbstractStore,
     experiment_ids: list[str],
     filter_string: str,
-    view: int,
+    view: int = ViewType.ACTIVE_ONLY,
     order_by: Sequence[str] = (),
     max_results: int | None = None,
 ) -> list[Run]:
-    found: list[Run] = []
+    found: dict[str, Run] = {}
     token = None
     while max_results is None or len(found) < max_results:
         size = _PAGE if max_results is None else min(_PAGE, max_results - len(found))
-        page = client.search_runs(experiment_ids, filter_string, view, size, list(order_by), token)
-        found += page
+        page = store.search_runs(experiment_ids, filter_string, view, size, list(order_by), token)
+        before = len(found)
+        found |= {run.info.run_id: whole_run(run) for run in page}
         token = page.token
-        if not token:
+        if not token or len(found) == before:
             break
-    return found
+    return list(found.values())
 
 
-def _experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None) -> list[str]:
+def _experiment_ids(store: AbstractStore, experiment: str | Sequence[str] | None) -> list[str]:
     if experiment is None:
-        return [str(fluent._get_experiment_id())]
+        return [experiment_id()]
     ids = []
     for name in [experiment] if isinstance(experiment, str) else experiment:
-        one = client.get_experiment_by_name(name)
+        one = store.get_experiment_by_name(name)
         if one is None:
             raise TrackingError(f"There is no experiment {name!r} in {redact(mlflow.get_tracking_uri())}.")
         if one.lifecycle_stage == LifecycleStage.DELETED:
@@ -200,7 +254,7 @@ def _experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None
                 f"Experiment {name!r} is deleted; mlflow experiments restore --experiment-id {one.experiment_id} "
                 "brings it back."
             )
-        ids.append(one.experiment_id)
+        ids.append(whole_experiment(one).experiment_id)
     return ids
 
 
@@ -211,28 +265,28 @@ def _keys(runs: Iterable[Run]) -> list[str]:
 
 def _by_epoch(run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
     """A row for each run and epoch, in the order of the runs, with a column for each key."""
-    try:
-        long = metric_histories(mlflow.get_tracking_uri(), run_ids, keys)
-    except MlflowException as error:
-        raise TrackingError(f"The metrics cannot be read: {reason_of(error)}") from error
-    long = long.sort_values("timestamp", kind="stable").drop_duplicates(
-        ["run_id", "step", "key"], keep="last"
-    )
-    wide = long.set_index(["run_id", "step", "key"])["value"].unstack("key")
-    wide = wide.reindex(columns=list(keys)).astype("float64").rename_axis(columns=None)
-    wide = wide.reset_index().rename(columns={"step": "epoch"})
-    wide = wide.astype({"run_id": "str", "epoch": "int64"})
+    long = metric_histories(mlflow.get_tracking_uri(), run_ids, list(dict.fromkeys((*keys, *MARKS))))
+    epoch = epochs_of(long)
+    # What has no epoch keeps its steps apart from each other and from the epochs.
+    long = long.assign(known=epoch.notna(), at=epoch.fillna(long["step"]))[long["key"].isin(keys)]
+    row = ["run_id", "known", "at"]
+    long = long.sort_values("timestamp", kind="stable").drop_duplicates([*row, "key"], keep="last")
+    wide = long.set_index([*row, "key"])["value"].unstack("key")
+    wide = wide.reindex(columns=list(keys)).astype("float64").rename_axis(columns=None).reset_index()
+    wide.insert(1, "epoch", wide.pop("at").astype("Int64").where(wide.pop("known").astype(bool)))
+    wide = wide.astype({"run_id": "str"})
     order = {run_id: position for position, run_id in enumerate(run_ids)}
     return wide.sort_values(
         ["run_id", "epoch"],
         key=lambda one: one.map(order) if one.name == "run_id" else one,
+        kind="stable",
         ignore_index=True,
     )
 
 
 def _plateaus(runs: Sequence[Run]) -> pd.Series:
     ids = [run.info.run_id for run in runs if names.VALIDATION_ACCURACY in run.data.metrics]
-    accuracy = _by_epoch(ids, [names.VALIDATION_ACCURACY])
+    accuracy = _by_epoch(ids, [names.VALIDATION_ACCURACY]).dropna(subset=["epoch"])
     found: dict[str, int | None] = {}
     for run_id, one in accuracy.groupby("run_id"):
         position = plateau_epoch(one[names.VALIDATION_ACCURACY])

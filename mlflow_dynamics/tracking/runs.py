@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
 
 import mlflow
 import requests
 from mlflow import ActiveRun
-from mlflow.entities import Run
+from mlflow.entities import Run, RunStatus
 from mlflow.environment_variables import (
     MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING,
     MLFLOW_EXPERIMENT_ID,
@@ -21,20 +22,47 @@ from mlflow.environment_variables import (
     MLFLOW_RUN_ID,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.tracking import fluent
+from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.workspace_context import get_request_workspace
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from mlflow_dynamics.errors import TrackingError
-from mlflow_dynamics.tracking.names import ENV_SPOOL, LOCAL_PREFIX, TAG_LOCAL_ID
-from mlflow_dynamics.tracking.sender import create_run
-from mlflow_dynamics.tracking.spool import RunRecord, save_run, spool_root
-from mlflow_dynamics.tracking.store import absolute, connect, reason_of, redact
+from mlflow_dynamics.redaction import redact
+from mlflow_dynamics.text import encodable
+from mlflow_dynamics.threads import Result, within
+from mlflow_dynamics.tracking import mlflow_private
+from mlflow_dynamics.tracking.creation import create_run, found_run
+from mlflow_dynamics.tracking.names import (
+    ENV_SPOOL,
+    RUN_ID_WORDS,
+    is_run_id,
+)
+from mlflow_dynamics.tracking.run_record import MAX_ID_LENGTH, RunRecord, save_run
+from mlflow_dynamics.tracking.spool import open_folder, spool_root
+from mlflow_dynamics.tracking.store import (
+    CONNECT_TIMEOUT_S,
+    HttpStore,
+    RefusedAccess,
+    connect,
+    reason_of,
+    run_of,
+    stored_uri,
+)
 from mlflow_dynamics.tracking.writer import RunWriter
 
 OPEN_TIMEOUT_S: Final = 10.0
 """Training begins without the server where an answer takes longer than this."""
+
+LONGEST_OPEN_S: Final = 3 * (CONNECT_TIMEOUT_S + OPEN_TIMEOUT_S)
+"""However the answers to the requests with which a run is opened come."""
+
+INTERRUPTED_TIMEOUT_S: Final = 5.0
+"""A run that was being created when the user interrupted is looked for, to be ended, for this long."""
+
+INTERRUPTED_POLL_S: Final = 0.2
+
+MAX_NAME_LENGTH: Final = 250
+"""Of a run in MLflow's SQL stores (mlflow.store.tracking.dbmodels.models.SqlRun), of which some refuse a longer one."""
 
 _MODEL_TRAINING: Final = {"workflowType": "machine_learning"}
 
@@ -45,38 +73,14 @@ class OwnRun(ActiveRun):
     """On MLflow's stack of active runs: one that was started here, for a recording that ends it."""
 
 
-class OpenedRun(NamedTuple):
-    """A run to record into; `owned` where it was opened here and is to be ended here."""
-
-    run_id: str
-    owned: bool
-
-
-def open_run(
-    *,
-    experiment_name: str | None = None,
-    run_name: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    spool_dir: Path | None = None,
-) -> OpenedRun:
-    """The run to record into, for the calling thread.
-
-    The active MLflow run where there is one; else the one that `mlflow run` prepared (MLFLOW_RUN_ID); else a
-    new one in `experiment_name` (default: MLflow's active experiment), as `start_run` makes it. So it is where the
-    active one is that of another recording, whose epochs are not these.
-
-    Raises:
-        TrackingError: the experiment is deleted, or neither the server nor the spool's disk can take a run.
-    """
-    joined = run_to_join()
-    if joined is not None:
-        return OpenedRun(joined, owned=False)
-    other = mlflow.active_run()
-    if other is not None:
-        _logger.info("Recorded in a run of its own: another recording is still open, in run %s; close() a tracker, or "
-                     "use it in a `with` block, to end its run.", other.info.run_id)  # fmt: skip
-    run_id = start_run(experiment_name=experiment_name, run_name=run_name, tags=tags, spool_dir=spool_dir)
-    return OpenedRun(run_id, owned=True)
+def known_id(run_id: str) -> str:
+    """`run_id` as it is; TrackingError where MLflow, or who has set MLFLOW_RUN_ID, names a run by what is no id."""
+    if not is_run_id(run_id):
+        raise TrackingError(
+            f"The run to record into is {run_id!r:.100}, which is not {RUN_ID_WORDS}. MLflow at "
+            f"{redact(mlflow.get_tracking_uri())} or MLFLOW_RUN_ID says so; end that run, or name another."
+        )
+    return run_id
 
 
 def script_run() -> Run | None:
@@ -95,7 +99,7 @@ def run_to_join() -> str | None:
 
 def active_runs() -> list[str]:
     """The thread's active runs, each nested in the one before it."""
-    return [run.info.run_id for run in fluent._active_run_stack.get()]
+    return [run.info.run_id for run in mlflow_private.run_stack()]
 
 
 def start_run(
@@ -115,7 +119,7 @@ def start_run(
 
     Args:
         experiment_name: default: MLflow's active experiment.
-        run_name: default: MLflow makes one up.
+        run_name: default: MLflow makes one up. A prepared run that somebody has named keeps its name.
         tags: beside those that MLflow sets by itself.
         spool_dir: default: as for `RunWriter`.
         prepared: take up this run instead of creating one.
@@ -125,18 +129,61 @@ def start_run(
         The run's id, or its local name.
 
     Raises:
-        TrackingError: the experiment is deleted, or neither the server nor the spool's disk can take a run.
+        TrackingError: the experiment is deleted, the store cannot be used as it is, or neither the server nor the
+            spool's disk can take a run.
     """
+    if prepared is not None:
+        known_id(prepared)
     record = new_run(
         resolve_tags(dict(tags or {})), experiment_name=experiment_name, run_name=run_name, prepared=prepared
     )
     try:
-        store = connect(mlflow.get_tracking_uri(), read_timeout_s=OPEN_TIMEOUT_S)
-        run = create_run(store, record) if prepared is None else store.get_run(prepared)
+        run = _answered(record)
     except (MlflowException, requests.RequestException, OSError) as error:
         return _open_offline(record, spool_dir, error)
     activate_run(run, system_metrics=system_metrics)
     return str(run.info.run_id)
+
+
+def _answered(record: RunRecord) -> Run:
+    """The run, created or looked up, with a bounded wait."""
+    tracking_uri, run_id = mlflow.get_tracking_uri(), record.run_id
+    store = connect(tracking_uri, read_timeout_s=OPEN_TIMEOUT_S)
+
+    def ask() -> Run:
+        if run_id is None:
+            return create_run(store, record)
+        return _taken_up(store, run_id, record.run_name)
+
+    try:
+        return bounded(store, ask)
+    except KeyboardInterrupt:
+        if run_id is None:
+            _end_interrupted(store, record)
+        raise
+
+
+def _end_interrupted(store: AbstractStore, record: RunRecord) -> None:
+    """End the run of a record, which may be created only now: nobody else will know of it."""
+
+    def end() -> None:
+        deadline = time.monotonic() + INTERRUPTED_TIMEOUT_S
+        while (found := found_run(store, record)) is None and time.monotonic() < deadline:
+            time.sleep(INTERRUPTED_POLL_S)
+        if found is not None:
+            store.update_run_info(found.info.run_id, RunStatus.KILLED, int(time.time() * 1000), None)
+
+    with suppress(MlflowException, TrackingError, requests.RequestException, OSError):
+        within(2 * INTERRUPTED_TIMEOUT_S, end)
+
+
+def bounded(store: AbstractStore, ask: Callable[[], Result]) -> Result:
+    """What a store is asked before a training begins, within seconds; a database has limits of its own.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    return within(LONGEST_OPEN_S, ask) if isinstance(store, HttpStore) else ask()
 
 
 def new_run(
@@ -147,28 +194,41 @@ def new_run(
     prepared: str | None = None,
 ) -> RunRecord:
     """How to create a run that begins now, for whoever does it later: all of its tags, the rest as for `start_run`."""
+    chosen = mlflow_private.chosen_experiment_id() or MLFLOW_EXPERIMENT_ID.get()
+    experiment_id = None if experiment_name else chosen
+    experiment_name = experiment_name or MLFLOW_EXPERIMENT_NAME.get()
+    # Any of it may come from an environment that is no UTF-8, and run.json is to be read back as it was written.
     return RunRecord(
-        tracking_uri=redact(absolute(mlflow.get_tracking_uri())),
+        tracking_uri=stored_uri(mlflow.get_tracking_uri()),
         run_id=prepared,
         local_id=uuid.uuid4().hex,
-        experiment_id=None if experiment_name else fluent._active_experiment_id or MLFLOW_EXPERIMENT_ID.get(),
-        experiment_name=experiment_name or MLFLOW_EXPERIMENT_NAME.get(),
-        run_name=run_name,
+        experiment_id=None if experiment_id is None else encodable(experiment_id)[:MAX_ID_LENGTH],
+        experiment_name=None if experiment_name is None else encodable(experiment_name),
+        run_name=None if run_name is None else encodable(run_name)[:MAX_NAME_LENGTH],
         start_time=int(time.time() * 1000),
-        tags=tags,
+        tags={encodable(key): _tag_value(key, value) for key, value in tags.items()},
+        owned=prepared is None,
     )
+
+
+def _tag_value(key: str, value: str) -> str:
+    # Where the script's code comes from may be a URI with a password.
+    return encodable(redact(value) if key.startswith("mlflow.source.") else value)[:MAX_TAG_VAL_LENGTH]
 
 
 def activate_run(run: Run, *, system_metrics: bool | None = None) -> None:
     """Make a run the calling thread's active and last one, as `mlflow.start_run` does, and say which it is."""
     run_id = str(run.info.run_id)
     _logger.info("The run is %s", named(run))
-    fluent._active_run_stack.get().append(OwnRun(run))
-    fluent._last_active_run_id.set(run_id)
+    mlflow_private.run_stack().append(OwnRun(run))
+    mlflow_private.set_last_active_run(run_id)
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get() if system_metrics is None else system_metrics:
-        monitor = SystemMetricsMonitor(run_id)
-        fluent.run_id_to_system_metrics_monitor[run_id] = monitor
-        monitor.start()
+        try:
+            mlflow_private.start_monitor(run_id)
+        except ImportError as error:
+            _logger.warning(
+                "The machine's load is not logged: MLflow needs %s for it; pip install %s", *[error.name] * 2
+            )
 
 
 def named(run: Run) -> str:
@@ -181,7 +241,7 @@ def named(run: Run) -> str:
     tracking_uri = mlflow.get_tracking_uri()
     if urlsplit(tracking_uri).scheme not in {"http", "https"}:
         return run_id
-    workspace = get_request_workspace()
+    workspace = mlflow_private.get_request_workspace()
     query = ({} if workspace is None else {"workspace": workspace}) | _MODEL_TRAINING
     return (
         f"{run_id}: {redact(tracking_uri).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
@@ -190,7 +250,7 @@ def named(run: Run) -> str:
 
 
 def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0) -> int:
-    """End a run that `open_run` owns and close its writer; to be called on the thread that opened the run.
+    """End a run that `open_run` owns and close its writer; of whichever thread it is the active one, it is no more.
 
     The end is sent after everything recorded before it, so a run that MLflow calls finished is complete.
     Returns how many records could not be sent within `timeout_s`.
@@ -198,22 +258,24 @@ def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0
     writer.end_run(status)
     unsent = writer.close(timeout_s)
     run_id = writer.run_id
-    stack = fluent._active_run_stack.get()
-    active = next((run for run in stack if run.info.run_id == run_id), None)
+    here, *_ = stacks = mlflow_private.run_stacks()
+    stack, active = next(
+        ((stack, run) for stack in stacks for run in stack if run.info.run_id == run_id), (here, None)
+    )
     if active is None:
         if not stack and run_id is not None:  # it was never made active: created after the last step
-            fluent._last_active_run_id.set(run_id)
+            mlflow_private.set_last_active_run(run_id)
             if writer.created is not None and unsent == 0:
                 _logger.info("Ended: run %s", named(writer.created))
         return unsent
-    if unsent == 0 and active is stack[-1]:
-        mlflow.end_run(status)
-    else:
-        # MLflow's own end_run ends the last one, and waits minutes for a server that just failed, as its monitor does.
-        stack[:] = [run for run in stack if run is not active]
-        monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
-        if monitor is not None:
-            monitor._shutdown_event.set()
+    # MLflow's own end_run would send the end once more, wait minutes for a server that just failed, print its words.
+    if stack is here and active is stack[-1]:
+        MLFLOW_RUN_ID.unset()
+        mlflow_private.set_last_active_run(run_id)
+    stack[:] = [run for run in stack if run is not active]
+    monitor = mlflow_private.monitors.pop(run_id, None)
+    if monitor is not None:
+        mlflow_private.stop_without_waiting(monitor)
     if unsent == 0:
         _logger.info("Ended: run %s", named(active))
     return unsent
@@ -223,35 +285,41 @@ def _open_offline(record: RunRecord, spool_dir: Path | None, error: Exception) -
     name = record.name
     folder = spool_root(spool_dir) / name
     try:
-        save_run(folder, record)
+        save_run(open_folder(folder, create=True), record)
     except OSError as disk_error:
         raise TrackingError(
             f"MLflow at {record.tracking_uri} takes no run ({reason_of(error)}) and {folder} cannot be "
             f"written ({disk_error.strerror}): start the server, or set {ENV_SPOOL} to another folder."
         ) from error
-    _logger.warning(
-        "MLflow at %s takes no run (%s). Training goes on, recorded in %s, to be sent when MLflow answers.",
-        record.tracking_uri,
-        reason_of(error),
-        folder,
-    )
+    if isinstance(error, RefusedAccess):
+        _logger.error(
+            "MLflow at %s takes no run: %s. Training goes on, recorded in %s, to be sent then by: mlflow-dynamics sync",
+            record.tracking_uri,
+            reason_of(error),
+            folder,
+        )
+    else:
+        _logger.warning(
+            "MLflow at %s takes no run (%s). Training goes on, recorded in %s, to be sent when MLflow answers.",
+            record.tracking_uri,
+            reason_of(error),
+            folder,
+        )
     return name
 
 
-def created_run(name: str) -> str:
-    """The id of the MLflow run that a local name has become; an id is returned as it is.
+def _taken_up(store: AbstractStore, run_id: str, run_name: str | None) -> Run:
+    run = run_of(store, run_id)
+    if run_name is None or _has_chosen_name(run):
+        return run
+    store.update_run_info(run_id, RunStatus.from_string(run.info.status), run.info.end_time, run_name)
+    return run_of(store, run_id)
 
-    Raises:
-        TrackingError: the run is not created yet.
-    """
-    if not name.startswith(LOCAL_PREFIX):
-        return name
-    found = mlflow.search_runs(
-        search_all_experiments=True,
-        filter_string=f"tags.`{TAG_LOCAL_ID}` = '{name.removeprefix(LOCAL_PREFIX)}'",
-        output_format="list",
-        max_results=1,
+
+def _has_chosen_name(run: Run) -> bool:
+    """Whether somebody gave the run its name, where MLflow makes one up of its words."""
+    predicate, _, rest = str(run.info.run_name).partition("-")
+    noun, _, number = rest.rpartition("-")
+    return not (
+        predicate in mlflow_private.PREDICATES and noun in mlflow_private.NOUNS and number.isdecimal()
     )
-    if not found:
-        raise TrackingError(f"Run {name!r} is not in MLflow yet; send it with: mlflow-dynamics sync")
-    return str(found[0].info.run_id)

@@ -7,7 +7,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Final
 
 import requests
@@ -22,23 +23,37 @@ from mlflow.entities import (
     Run,
     RunStatus,
     RunTag,
-    ViewType,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.store.tracking.abstract_store import AbstractStore
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME, MLFLOW_USER
-from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from mlflow_dynamics.errors import DataError, TrackingError
+from mlflow_dynamics.redaction import redact
 from mlflow_dynamics.tracking import names
-from mlflow_dynamics.tracking.entry import Batch, Entry
-from mlflow_dynamics.tracking.spool import RunRecord, Spool
-from mlflow_dynamics.tracking.store import connect, reason_of, redact, upload
+from mlflow_dynamics.tracking.artifacts import artifact_root, confirm, upload
+from mlflow_dynamics.tracking.creation import create_run
+from mlflow_dynamics.tracking.mlflow_private import latest_metrics
+from mlflow_dynamics.tracking.queue_entry import Batch, Entry
+from mlflow_dynamics.tracking.spool import Spool
+from mlflow_dynamics.tracking.store import (
+    NOT_MLFLOW,
+    RefusedAccess,
+    UnusableStore,
+    connect,
+    reason_of,
+    run_of,
+    whole_experiment,
+)
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
+LONGEST_PAUSE_IF_REFUSED_S: Final = 300.0
+"""Credentials may be renewed while a training goes on; a server that counts wrong ones may lock their user out."""
+
+CREATED_POLL_S: Final = 0.05
 
 TOO_LARGE: Final = 413
 """What a server, or a proxy before it (nginx by default above 1 MB), answers to a file it will never take."""
@@ -51,7 +66,13 @@ class Delivery:
 
     A record whose first sending had an unknown outcome, and a resumed run that repeats an epoch, are met by
     one rule: before the first metrics after a start or a failure, the store is asked which steps it already
-    has, and these are left out.
+    has, and these are left out. And a record is forgotten only when the run, asked for anew, holds it: that
+    something has answered does not say that MLflow has it.
+
+    Attributes:
+        created: the run, if it was created here.
+        refusal: why a file waits for the next `sync`, or None.
+        stop_requested: whether, when last something was sent, the run had been asked from outside to stop.
     """
 
     def __init__(self, spool: Spool, tracking_uri: str) -> None:
@@ -59,10 +80,11 @@ class Delivery:
         self._spool = spool
         self._tracking_uri = tracking_uri
         self._store: AbstractStore | None = None
-        self._artifact_uri: str | None = None
+        self._run: Run | None = None
         self._sent_steps: dict[str, set[int]] = {}
         self._refused: set[tuple[int, str]] = set()
         self.refusal: str | None = None
+        self.stop_requested = False
 
     def run_once(self) -> Exception | None:
         """Send what can be sent now; returns why the rest cannot, or None where nothing is left to be tried.
@@ -89,15 +111,6 @@ class Delivery:
                     self._spool.finish(entry)
         return artifact_error
 
-    def stop_is_requested(self) -> bool:
-        """Whether the run has been asked from outside to stop; False where the store cannot say."""
-        if self._store is None or self._spool.run.run_id is None:
-            return False
-        try:
-            return names.TAG_STOP_REQUESTED in self._store.get_run(self._spool.run.run_id).data.tags
-        except Exception:  # noqa: BLE001 - stores are plug-ins; the next record to send will tell of the failure
-            return False
-
     def _ready(self) -> str:
         if self._store is None:
             self._store = connect(self._tracking_uri)
@@ -107,13 +120,18 @@ class Delivery:
             self.created = created
         run_id = self._spool.run.run_id
         assert run_id is not None
-        if self._artifact_uri is None:
-            info = self._store.get_run(run_id).info
-            experiment = self._store.get_experiment(info.experiment_id)
+        if self._run is None:
+            run = self._get_run(run_id)
+            experiment_id = run.info.experiment_id
+            experiment = whole_experiment(self._store.get_experiment(experiment_id), asked=experiment_id)
             if names.MODEL_TRAINING_KIND[0] not in experiment.tags:
-                self._store.set_experiment_tag(info.experiment_id, ExperimentTag(*names.MODEL_TRAINING_KIND))
-            self._artifact_uri = info.artifact_uri
+                self._store.set_experiment_tag(experiment_id, ExperimentTag(*names.MODEL_TRAINING_KIND))
+            self._run = run
         return run_id
+
+    def _get_run(self, run_id: str) -> Run:
+        assert self._store is not None
+        return run_of(self._store, run_id)
 
     def _send_batch(self, run_id: str, entry: Entry) -> None:
         assert self._store is not None
@@ -130,9 +148,12 @@ class Delivery:
                 part = slice(start, start + MAX_PARAMS_TAGS_PER_BATCH)
                 self._store.log_batch(run_id, [], params[part], tags[part])
             if batch.datasets:
-                self._store.log_inputs(run_id, [_dataset_input(**values) for values in batch.datasets])
+                self._store.log_inputs(
+                    run_id, [_dataset_input(**asdict(dataset)) for dataset in batch.datasets]
+                )
             if batch.status is not None:
                 self._store.update_run_info(run_id, RunStatus.from_string(batch.status), batch.end_time, None)
+            self._confirm(run_id, batch, metrics, tags)
         except DataError as error:
             self._reject(entry, str(error))
         except MlflowException as error:
@@ -146,48 +167,81 @@ class Delivery:
         else:
             for metric in metrics:
                 self._sent_steps[metric.key].add(metric.step)
-        entry.drop_batch()
+            self._spool.batch_sent(entry)
+            if batch.status is not None:
+                self._spool.ended()
 
     def _ours(self, run_id: str, tags: Mapping[str, str]) -> Mapping[str, str]:
         """The tags less a description where the run has one of the user's own."""
-        assert self._store is not None
         if names.TAG_DESCRIPTION not in tags:
             return tags
-        present = self._store.get_run(run_id).data.tags.get(names.TAG_DESCRIPTION, names.DESCRIPTION)
+        present = self._get_run(run_id).data.tags.get(names.TAG_DESCRIPTION, names.DESCRIPTION)
         if present.startswith(names.DESCRIPTION):
             return tags
         return {key: value for key, value in tags.items() if key != names.TAG_DESCRIPTION}
 
     def _unsent(self, run_id: str, batch: Batch) -> list[Metric]:
         assert self._store is not None
-        for key in {metric[0] for metric in batch.metrics} - self._sent_steps.keys():
-            history = self._store.get_metric_history(run_id, key)
-            self._sent_steps[key] = {metric.step for metric in history}
+        unknown = {metric[0] for metric in batch.metrics} - self._sent_steps.keys()
+        latest = _latest_steps(self._get_run(run_id)) if unknown else {}
+        for key in unknown:
+            steps = {metric.step for metric in self._store.get_metric_history(run_id, key)}
+            if key in latest and latest[key] not in steps:
+                raise MlflowException(f"{NOT_MLFLOW}: the history of {key} lacks step {latest[key]}")
+            self._sent_steps[key] = steps
         return [
             Metric(key, value, timestamp, step)
             for key, value, timestamp, step in batch.metrics
             if step not in self._sent_steps[key]
         ]
 
+    def _confirm(self, run_id: str, batch: Batch, metrics: Sequence[Metric], tags: Sequence[RunTag]) -> None:
+        """See that the run holds what was sent; MlflowException where it does not."""
+        run = self._get_run(run_id)
+        self.stop_requested = self.stop_requested or names.TAG_STOP_REQUESTED in run.data.tags
+        latest = _latest_steps(run)
+        known = run.inputs.dataset_inputs if run.inputs is not None else []
+        inputs = {(one.dataset.name, one.dataset.digest) for one in known}
+        missing = [
+            *(metric.key for metric in metrics if latest.get(metric.key, -math.inf) < metric.step),
+            *(key for key in batch.params if key not in run.data.params),
+            *(tag.key for tag in tags if tag.key not in run.data.tags),
+            *(one.name for one in batch.datasets if (one.name, one.digest) not in inputs),
+            *([batch.status] if batch.status not in (None, run.info.status) else []),
+        ]
+        if missing:
+            raise MlflowException(
+                f"MLflow took a record and does not have it: {missing[0]} is not in the run"
+            )
+
     def _send_artifacts(self, entry: Entry) -> bool:
         """Whether MLflow now has every file of the record."""
-        assert self._artifact_uri is not None
-        complete = True
+        assert self._run is not None
+        folders: dict[str, dict[str, bytes]] = {}
         for path in entry.artifact_paths():
             data = None if (entry.number, path) in self._refused else entry.read_artifact(path)
-            if data is None:
-                complete = complete and (entry.number, path) not in self._refused
-                continue
+            if data is not None:
+                folders.setdefault(path.rpartition("/")[0], {})[path] = data
+        for folder, files in folders.items():
+            self._send_folder(entry, folder, files)
+        return not any((entry.number, path) in self._refused for path in entry.artifact_paths())
+
+    def _send_folder(self, entry: Entry, folder: str, files: Mapping[str, bytes]) -> None:
+        assert self._run is not None
+        root = artifact_root(self._run, self._tracking_uri)
+        taken: dict[str, int] = {}
+        for path, data in files.items():
             try:
-                upload(self._artifact_uri, self._tracking_uri, path, data)
+                upload(root, self._tracking_uri, path, data)
             except requests.HTTPError as error:
                 if error.response is None or error.response.status_code != TOO_LARGE:
                     raise
                 self._refuse(entry, path, len(data))
-                complete = False
             else:
-                self._spool.artifact_sent(entry, path)
-        return complete
+                taken[path] = len(data)
+        confirm(root, self._tracking_uri, folder, taken)
+        for path in taken:
+            self._spool.artifact_sent(entry, path)
 
     def _refuse(self, entry: Entry, path: str, size: int) -> None:
         self._refused.add((entry.number, path))
@@ -211,8 +265,7 @@ class Delivery:
         )
 
     def _is_deleted(self, run_id: str) -> bool:
-        assert self._store is not None
-        return self._store.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
+        return self._get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
 
 
 class Sender(threading.Thread):
@@ -233,15 +286,29 @@ class Sender(threading.Thread):
         self._closing = threading.Event()
         self._deadline = math.inf
         self._random = random.Random()  # the module's own numbers are the training's
+        self._said_at_start = failed_before
         self.failing: Exception | None = (
             TrackingError("the run is not created yet") if failed_before else None
         )
-        self.stop_requested = False
 
     @property
     def created(self) -> Run | None:
         """The run, once this thread has created it."""
         return self._delivery.created
+
+    def created_within(self, timeout_s: float) -> Run | None:
+        """The run, waited for while this thread may be creating it; None also where the store does not answer."""
+        deadline = time.monotonic() + timeout_s
+        while (
+            self.created is None and self.failing is None and self.is_alive() and time.monotonic() < deadline
+        ):
+            time.sleep(CREATED_POLL_S)
+        return self.created
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether, when last something was sent, the run had been asked from outside to stop."""
+        return self._delivery.stop_requested
 
     @property
     def reason(self) -> str:
@@ -273,18 +340,21 @@ class Sender(threading.Thread):
             # A pass with nothing to send has not met the store, and says nothing of it.
             waiting = bool(self._spool.entries())
             error = self._delivery.run_once()
-            if waiting:
+            if waiting or error is not None:
                 self._report(error)
-            if waiting and error is None and not self.stop_requested:
-                self.stop_requested = self._delivery.stop_is_requested()
-            if closing and error is None:
+            if closing and (error is None or isinstance(error, RefusedAccess)):
+                break
+            if isinstance(error, UnusableStore):  # a second try would not help
+                self._closing.wait()
                 break
             if error is None:
                 pause = FIRST_PAUSE_S
                 self._work.wait()
             else:
                 self._sleep(pause * self._random.uniform(0.8, 1.2))
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                refused = isinstance(error, RefusedAccess)
+                longest = LONGEST_PAUSE_IF_REFUSED_S if refused else LONGEST_PAUSE_S
+                pause = min(2 * pause, longest)
         self._spool.close()
 
     def _sleep(self, seconds: float) -> None:
@@ -295,7 +365,15 @@ class Sender(threading.Thread):
             self._closing.wait(seconds)
 
     def _report(self, error: Exception | None) -> None:
-        if error is not None and self.failing is None:
+        said = self._said_at_start or isinstance(self.failing, RefusedAccess)
+        if isinstance(error, RefusedAccess) and not said:
+            _logger.error(
+                "MLflow at %s takes nothing of this training: %s. Training goes on; records wait in %s.",
+                self._where,
+                reason_of(error),
+                self._spool.folder,
+            )
+        elif error is not None and self.failing is None:
             _logger.warning(
                 "Sending to MLflow at %s fails (%s). Training goes on; records wait in %s.",
                 self._where,
@@ -307,54 +385,13 @@ class Sender(threading.Thread):
                 "MLflow at %s takes records again; everything recorded so far is sent.", self._where
             )
         self.failing = error
+        self._said_at_start = False
+
+
+def _latest_steps(run: Run) -> dict[str, int]:
+    """Metric key -> the last step at which the run has it."""
+    return {metric.key: metric.step for metric in latest_metrics(run)}
 
 
 def _dataset_input(context: str, **dataset: str) -> DatasetInput:
     return DatasetInput(Dataset(**dataset), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
-
-
-def create_run(store: AbstractStore, record: RunRecord) -> Run:
-    """Create the run of a record, once: one that an earlier try created is found by its tag.
-
-    Raises:
-        TrackingError: its experiment is deleted.
-    """
-    experiment_id = record.experiment_id or _experiment_id(store, record.experiment_name or "Default")
-    found = store.search_runs(
-        [experiment_id], f"tags.`{names.TAG_LOCAL_ID}` = '{record.local_id}'", ViewType.ALL, max_results=1
-    )
-    if found:
-        return found[0]
-    tags = {**record.tags, names.TAG_LOCAL_ID: str(record.local_id)}
-    return store.create_run(
-        experiment_id=experiment_id,
-        user_id=tags.get(MLFLOW_USER, "unknown"),
-        start_time=record.start_time,
-        tags=[RunTag(key, value) for key, value in tags.items()],
-        run_name=record.run_name or tags.get(MLFLOW_RUN_NAME) or _made_up_name(record),
-    )
-
-
-def _made_up_name(record: RunRecord) -> str:
-    """A name of MLflow's words: a local store that makes it up itself draws from the training's random numbers."""
-    draw = random.Random(record.local_id)
-    words = draw.choice(_GENERATOR_PREDICATES), draw.choice(_GENERATOR_NOUNS)
-    return f"{'-'.join(words).lower()}-{draw.randint(0, 999)}"
-
-
-def _experiment_id(store: AbstractStore, name: str) -> str:
-    experiment = store.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(store.create_experiment(name, None, tags=[ExperimentTag(*names.MODEL_TRAINING_KIND)]))
-        except MlflowException:
-            # Another run has created it in between.
-            experiment = store.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage == LifecycleStage.DELETED:
-        raise TrackingError(
-            f"The experiment {name!r} is deleted; restore it (mlflow experiments restore -x "
-            f"{experiment.experiment_id}) or choose another name."
-        )
-    return str(experiment.experiment_id)

@@ -6,36 +6,31 @@
         queue/00000012/                 one record, written aside and then renamed: all of it or nothing
             batch.json                  metrics, parameters, tags, the end of the run
             artifacts/dynamics/...      files, each under its artifact path
-        rejected/00000007/              what the store refused for good: batch.json and reason.txt
+        rejected/00000007/              what the store refused for good, or is no record of ours, and reason.txt
 
-It outlives the process, whatever ends it. Nothing is forced to disk: a power cut can cost seconds.
+It outlives the process, whatever ends it. Nothing is forced to disk: a power cut can cost seconds. Anything else that
+lies in it is left alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import itertools
 import logging
 import os
-import shutil
+import re
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-from filelock import FileLock, Timeout
-
 from mlflow_dynamics.errors import DataError, TrackingError
-from mlflow_dynamics.tracking.entry import Batch, Entry
-from mlflow_dynamics.tracking.names import (
-    ACTIVATIONS,
-    DEFAULT_SPOOL,
-    ENV_SPOOL,
-    LOCAL_PREFIX,
-    SCHEMA_VERSION,
-)
-from mlflow_dynamics.tracking.parquet import write_file
+from mlflow_dynamics.tracking.folder import Folder, NotOursError
+from mlflow_dynamics.tracking.names import ACTIVATIONS, DEFAULT_SPOOL, ENV_SPOOL, check_run_id
+from mlflow_dynamics.tracking.queue_entry import ARTIFACTS, BATCH, QUEUE, Batch, Entry
+from mlflow_dynamics.tracking.run_record import FILE, RunRecord, read_run, save_run
 
 MAX_DISK_BYTES: Final = 2 * 1024**3
 """Bound on one run's unsent files: 170,000 epochs of 21 layers x 79 steps, 200 of 256 x 5,000."""
@@ -46,90 +41,116 @@ MAX_MEMORY_BYTES: Final = 64 * 1024**2
 LOCK_WAIT_S: Final = 10.0
 """How long a run recorded offline waits for a `sync` that looks into its folder just when it begins."""
 
+LOCK: Final = "lock"
+REJECTED: Final = "rejected"
+REASON: Final = "reason.txt"
+
+
+_NUMBER = re.compile("[0-9]{8,12}")
+_ASIDE = re.compile(r"\.[0-9]{8,12}")
+_ASIDE_RUN = re.compile(r"\.run\.json\.\w{8}")
+
 _logger = logging.getLogger(__name__)
 
 
 def spool_root(spool_dir: Path | None = None) -> Path:
-    """Where the runs' folders lie: `spool_dir`, else MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics` here."""
-    return Path(spool_dir or os.environ.get(ENV_SPOOL) or DEFAULT_SPOOL).absolute()
+    """Where the runs' folders lie: `spool_dir`, else MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics` here.
+
+    What the environment names may be a link: it is the user's own. A checkout's `.mlflow_dynamics` may not.
+    """
+    named = os.environ.get(ENV_SPOOL)
+    if spool_dir is None and named:
+        return Path(named).resolve()
+    return Path(spool_dir or DEFAULT_SPOOL).absolute()
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """Which run a folder belongs to. A run recorded offline has no `run_id` before it is created."""
+def open_folder(path: Path, *, create: bool = False) -> Folder:
+    """A run's folder in its root.
 
-    tracking_uri: str
-    run_id: str | None
-    local_id: str | None = None
-    experiment_id: str | None = None
-    experiment_name: str | None = None
-    run_name: str | None = None
-    start_time: int | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
+    Raises:
+        NotOursError: one of the two is a link, another user's, or one that others can write.
+    """
+    return Folder.open(path.parent, create=create).child(path.name, create=create)
 
-    @property
-    def name(self) -> str:
-        """The run's id, or the local name of one that is still to be created."""
-        return self.run_id or f"{LOCAL_PREFIX}{self.local_id}"
+
+def numbers(home: Folder) -> list[int]:
+    """The numbers of the records on disk, oldest first."""
+    with contextlib.suppress(FileNotFoundError, NotOursError), home.at(QUEUE) as queue:
+        return [int(name) for name in queue.names() if _NUMBER.fullmatch(name) and queue.is_folder(name)]
+    return []
+
+
+def last_change(home: Folder) -> float:
+    """When a record was last added to a run's folder or taken from it, in seconds since 1970."""
+    with contextlib.suppress(FileNotFoundError, NotOursError), home.at(QUEUE) as queue:
+        return max(home.modified(), queue.modified())
+    return home.modified()
+
+
+class InUseError(TrackingError):
+    """Another process or writer holds a run's folder."""
 
 
 class Spool:
     """The queue of one run. `put` may be called from any thread, beside the one that sends.
 
+    Nothing in a folder is changed before its run.json is read and its lock is held. A folder that cannot be made or
+    is not ours is no reason not to record: what is put is kept in memory, and said once.
+
+    Args:
+        folder: the run's folder.
+        run: what to record; None opens the folder of a run that was recorded before.
+        wait_s: how long to wait for another process that holds the folder.
+
     Raises:
-        TrackingError: another process or writer holds this folder.
-        DataError: the folder's run.json is damaged or of a newer version.
+        InUseError: another process or writer holds this folder.
+        DataError: the folder holds another run, or its run.json is damaged or of a newer version; without `run`, also
+            that it is not there or not ours.
     """
 
     def __init__(self, folder: Path, run: RunRecord | None = None, *, wait_s: float = 0) -> None:
         self.folder = folder
         self._mutex = threading.Lock()
         self._memory: list[Entry] = []
+        self._forgotten: set[tuple[int, str]] = set()
         self._owners: dict[str, Entry] = {}
         self._over_bound = False
         self._refused_bytes: int | None = None
-        self._lock = FileLock(folder / "lock", timeout=wait_s, thread_local=False)
+        self._home: Folder | None = None
+        self._lock: int | None = None
+        self._kept: set[int] = set()
+        self._keeps = False
+        self._closed = False
+        self._ended = False
+        stored = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except Timeout as error:
-            raise TrackingError(f"{folder} is in use by another process or writer.") from error
+            stored = self._enter(run, wait_s)
         except OSError as error:
+            if run is None or (isinstance(error, NotOursError) and error.filename != str(folder.parent)):
+                raise DataError(f"{error.filename or folder} is left alone: {error.strerror}.") from error
             self._report_disk(error)
-        stored = _read_run(folder)
-        if stored is None and run is None:
-            # Another `sync` may have just sent and removed the folder: taking the lock has made it anew.
-            with contextlib.suppress(OSError):
-                (folder / "lock").unlink()
-                folder.rmdir()
-            self._lock.release()
-            raise DataError(f"{folder} is not a folder of recorded runs: it holds no run.json.")
-        self.run: RunRecord = stored or run  # type: ignore[assignment]
-        self._run_saved = stored is not None
-        for leftover in folder.glob("queue/.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        # Whoever records into a run last says whether it is ours to end.
+        self.run: RunRecord = replace(stored, owned=run.owned) if stored and run else stored or run  # type: ignore[assignment]
+        self._run_saved = stored == self.run
         entries = self.entries()
         self._next = entries[-1].number + 1 if entries else 0
-        self._disk_bytes = sum(
-            file.stat().st_size for file in folder.glob("queue/*/artifacts/**/*") if file.is_file()
-        )
+        self._disk_bytes = sum(entry.artifact_bytes() for entry in entries)
         for entry in entries:
             self._owners.update(dict.fromkeys(entry.artifact_paths(), entry))
 
     def put(self, batch: Batch | None = None, files: Mapping[str, bytes] = {}) -> None:
         """Add a record at the end of the queue: on disk, or in memory where the disk refuses (said once)."""
+        size = sum(map(len, files.values()))
         with self._mutex:
             number, self._next = self._next, self._next + 1
             try:
-                self._save_run()
                 entry = self._write(number, batch, files)
-                self._disk_took(sum(map(len, files.values())))
+                self._disk_took(size)
+                self._disk_bytes += size
             except OSError as error:
-                self._report_disk(error, sum(map(len, files.values())))
+                self._report_disk(error, size)
                 entry = Entry(number, batch=batch, files=files)
                 self._memory.append(entry)
-            if entry.folder is not None:
-                self._disk_bytes += sum(map(len, files.values()))
             for path in files:
                 older = self._owners.get(path)
                 if older is not None:
@@ -143,11 +164,20 @@ class Spool:
             return self._entries()
 
     def _entries(self) -> list[Entry]:
-        names = [path for path in self.folder.glob("queue/*") if path.name.isdigit()]
-        return sorted(
-            [*(Entry(int(path.name), folder=path) for path in names), *self._memory],
-            key=lambda entry: entry.number,
-        )
+        found = [] if self._home is None else numbers(self._home)
+        on_disk = [
+            Entry(number, home=self._home, forgotten=self._forgotten)
+            for number in found
+            if number not in self._kept
+        ]
+        return sorted([*on_disk, *self._memory], key=lambda entry: entry.number)
+
+    def batch_sent(self, entry: Entry) -> None:
+        """Forget the metrics, parameters and tags that MLflow has."""
+        try:
+            entry.drop_batch()
+        except OSError as error:
+            self._report_kept(error)
 
     def artifact_sent(self, entry: Entry, path: str) -> None:
         """Forget a file that MLflow has."""
@@ -157,29 +187,34 @@ class Spool:
                 del self._owners[path]
 
     def finish(self, entry: Entry) -> None:
-        """Forget a record all of whose parts have left."""
+        """Forget a record all of whose parts have left; what else lies in its folder is set aside."""
         with self._mutex:
             if entry in self._memory:
                 self._memory.remove(entry)
-            else:
-                # Also of a record that closing has written down while it was being sent from memory.
-                shutil.rmtree(self._folder_of(entry.number), ignore_errors=True)
+            elif self._home is not None:
+                self._clear(self._home, entry)
 
     def reject(self, entry: Entry, reason: str) -> None:
-        """Set the metrics, parameters and tags of a record aside: the store refuses them for good."""
-        target = self.folder / "rejected" / f"{entry.number:08d}"
-        if entry.folder is not None:
-            target.mkdir(parents=True, exist_ok=True)
-            (entry.folder / "batch.json").replace(target / "batch.json")
-            write_file(target / "reason.txt", reason.encode())
-        entry.drop_batch()
+        """Set the metrics, parameters and tags of a record aside: they can be sent neither now nor later."""
+        if entry.home is None:
+            entry.drop_batch()
+            return
+        try:
+            with entry.home.at(*entry.parts) as record:
+                _set_aside(entry.home, entry.number, record, BATCH, reason)
+        except OSError as error:
+            self._forgotten.add((entry.number, BATCH))
+            self._report_kept(error)
 
     def set_run_id(self, run_id: str) -> None:
         """Remember the run that was created for this folder."""
         with self._mutex:
             self.run = replace(self.run, run_id=run_id)
             self._run_saved = False
-            self._save_run()
+            try:
+                self._writable()
+            except OSError as error:
+                self._report_disk(error)
 
     def in_memory(self) -> int:
         """Try once more to write what is only in memory; returns how many records the disk still refuses."""
@@ -187,57 +222,147 @@ class Spool:
             for entry in list(self._memory):
                 files = {path: entry.read_artifact(path) or b"" for path in entry.artifact_paths()}
                 try:
-                    self._save_run()
                     self._write(entry.number, entry.batch(), files)
                 except OSError as error:
                     self._report_disk(error)
                     break
                 self._memory.remove(entry)
+            if self._closed:
+                self._release()
             return len(self._memory)
 
+    @property
+    def awaits_end(self) -> bool:
+        """Whether the run is ours to end and its end has not been sent: its folder stays until it is."""
+        return self.run.owned and not self._ended
+
+    def ended(self) -> None:
+        """The store has the run's end."""
+        self._ended = True
+
     def close(self) -> None:
-        """Release the folder; it is removed where nothing is left in it."""
+        """Release the folder; it is removed where nothing is left in it and the run needs no end from us."""
         with self._mutex:
-            created = self.run.run_id is not None
-            if created and not self._entries() and not (self.folder / "rejected").exists():
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self._lock.release()
+            self._closed = True
+            if self._home is not None and self.run.run_id and not self._entries() and not self.awaits_end:
+                with contextlib.suppress(OSError):
+                    _remove(self._home)
+            self._release()
 
-    def _save_run(self) -> None:
-        if not self._run_saved:
-            save_run(self.folder, self.run)
+    def _enter(self, run: RunRecord | None, wait_s: float = 0) -> RunRecord | None:
+        """Take the folder, made anew for `run` where it is absent; returns what its run.json says."""
+        try:
+            home = open_folder(self.folder, create=run is not None)
+            self._check_run(read_run(home), run)
+            lock = home.lock(LOCK, wait_s=wait_s)
+        except FileNotFoundError:
+            if run is not None:
+                raise
+            self._check_run(None, None)
+        if lock is None:
+            raise InUseError(f"{self.folder} is in use by another process or writer.")
+        with contextlib.ExitStack() as refused:
+            refused.callback(os.close, lock)
+            stored = read_run(home)
+            self._check_run(stored, run)
+            refused.pop_all()
+        with contextlib.suppress(OSError), home.at(QUEUE) as queue:
+            for name in filter(_ASIDE.fullmatch, queue.names()):
+                with contextlib.suppress(OSError):
+                    queue.remove_tree(name, files=True)
+        self._home, self._lock = home, lock
+        return stored
+
+    def _check_run(self, stored: RunRecord | None, run: RunRecord | None) -> None:
+        if stored is None and run is None:
+            raise DataError(f"{self.folder} is not a folder of recorded runs: it holds no run.json.")
+        if stored is not None and run is not None and not stored.is_same(run):
+            raise DataError(f"{self.folder} holds records of another run.")
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _writable(self) -> Folder:
+        """The folder, with its run.json; made anew where somebody has removed it."""
+        home = self._home
+        if home is None or not home.is_at(self.folder) or not self._holds_lock(home):
+            if home is not None and not self._closed:
+                _logger.warning("%s was removed or moved: it is made anew.", self.folder)
+            self._release()
+            try:
+                self._enter(self.run)
+            except (DataError, TrackingError) as error:
+                raise OSError(errno.EBUSY, str(error)) from error
+            home = self._home
+            assert home is not None
+        if not self._run_saved or not home.holds(FILE):
+            save_run(home, self.run)
             self._run_saved = True
+        return home
 
-    def _folder_of(self, number: int) -> Path:
-        return self.folder / "queue" / f"{number:08d}"
+    def _holds_lock(self, home: Folder) -> bool:
+        return self._lock is not None and home.holds(LOCK, self._lock)
 
     def _write(self, number: int, batch: Batch | None, files: Mapping[str, bytes]) -> Entry:
-        folder = self._folder_of(number)
-        aside = folder.with_name(f".{number:08d}")
+        home = self._writable()
+        entry = Entry(number, home=home, forgotten=self._forgotten)
+        name = entry.parts[-1]
+        with home.at(QUEUE, create=True) as queue:
+            try:
+                with queue.at(f".{name}", create=True) as record:
+                    if batch is not None:
+                        record.create(BATCH, batch.to_json())
+                    for path, data in files.items():
+                        *folders, last = PurePosixPath(path).parts
+                        with record.at(ARTIFACTS, *folders, create=True) as target:
+                            target.create(last, data)
+                queue.move(f".{name}", queue, name)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    queue.remove_tree(f".{name}", files=True)
+                raise
+        return entry
+
+    def _clear(self, home: Folder, entry: Entry) -> None:
+        """Remove a record's folder, of which nothing is left but what could be no record of ours."""
+        queue, name = entry.parts
         try:
-            aside.mkdir(parents=True)
-            if batch is not None:
-                (aside / "batch.json").write_text(json.dumps(asdict(batch)))
-            for path, data in files.items():
-                target = aside / "artifacts" / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
-            aside.rename(folder)
-        except OSError:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-        return Entry(number, folder=folder)
+            if entry.home is None:  # it was sent from memory, while closing has written it down
+                on_disk = Entry(entry.number, home=home)
+                on_disk.drop_batch()
+                for path in on_disk.artifact_paths():
+                    on_disk.drop_artifact(path)
+            with home.at(queue) as folder:
+                try:
+                    folder.remove_tree(name, files=False)
+                except OSError:
+                    if any(number == entry.number for number, _ in self._forgotten):
+                        raise
+                    _set_aside(
+                        home, entry.number, folder, name, "It holds what is no record of this project."
+                    )
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._kept.add(entry.number)
+            self._report_kept(error)
 
     def _forget(self, entry: Entry, path: str) -> int:
-        freed = entry.drop_artifact(path)
-        if entry.folder is not None:
+        try:
+            freed = entry.drop_artifact(path)
+        except OSError as error:
+            self._report_kept(error)
+            return 0
+        if entry.home is not None:
             self._disk_bytes -= freed
         return freed
 
     def _keep_bounds(self) -> None:
         """Where the files outgrow a bound, the oldest unsent activations go first; numbers never go."""
         self._drop_oldest(self._disk_bytes - MAX_DISK_BYTES, on_disk=True)
-        in_memory = sum(entry.memory_bytes() for entry in self._memory)
+        in_memory = sum(entry.artifact_bytes() for entry in self._memory)
         self._drop_oldest(in_memory - MAX_MEMORY_BYTES, on_disk=False)
 
     def _drop_oldest(self, excess: int, *, on_disk: bool) -> None:
@@ -251,7 +376,7 @@ class Spool:
         for path, entry in list(self._owners.items()):
             if excess <= 0:
                 return
-            if path.startswith(f"{ACTIVATIONS}/") and (entry.folder is not None) == on_disk:
+            if path.startswith(f"{ACTIVATIONS}/") and (entry.home is not None) == on_disk:
                 excess -= self._forget(entry, path)
                 del self._owners[path]
 
@@ -267,42 +392,56 @@ class Spool:
             self._refused_bytes = size
             _logger.warning(
                 "Cannot write to %s (%s): records are kept in memory until they are sent.",
+                error.filename if isinstance(error, NotOursError) else self.folder,
+                error.strerror,
+            )
+
+    def _report_kept(self, error: OSError) -> None:
+        if not self._keeps:
+            self._keeps = True
+            _logger.warning(
+                "Cannot remove from %s what MLflow has (%s): sending goes on, and `mlflow-dynamics sync` will find it "
+                "again.",
                 self.folder,
                 error.strerror,
             )
 
 
-def save_run(folder: Path, run: RunRecord) -> None:
-    """Write which run a folder belongs to."""
-    values = {"schema_version": SCHEMA_VERSION, **asdict(run)}
-    write_file(folder / "run.json", json.dumps(values, indent=1).encode())
-
-
 def open_spool(root: Path, name: str, run: RunRecord | None) -> Spool:
-    """The spool folder of a run; beside it (`name.1`, ...) where another process is still sending from it.
+    """The spool folder of a run; beside it (`name.1`, ...) where that is in use, another run's or not ours.
 
     Raises:
+        ConfigError: `name` could be no run's.
         DataError: `run` is None and the folder does not say which run it belongs to.
     """
+    check_run_id(name)
     if run is None:
         return Spool(root / name, wait_s=LOCK_WAIT_S)
     for folder in (root / name, *(root / f"{name}.{number}" for number in range(1, 100))):
-        with contextlib.suppress(TrackingError):
+        with contextlib.suppress(TrackingError, DataError):
             return Spool(folder, run)
     raise TrackingError(f"100 processes record the run {name} at once in {root}; let one of them do it.")
 
 
-def _read_run(folder: Path) -> RunRecord | None:
-    path = folder / "run.json"
-    try:
-        values = json.loads(path.read_bytes())
-        version = values.pop("schema_version")
-        if version <= SCHEMA_VERSION:
-            return RunRecord(**values)
-    except OSError:
-        return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is damaged; it does not say which run this folder belongs to.") from error
-    raise DataError(
-        f"{path} has schema version {version}, newer than {SCHEMA_VERSION}; upgrade mlflow-dynamics."
-    )
+def _set_aside(home: Folder, number: int, folder: Folder, name: str, reason: str) -> None:
+    """Move `name` from a folder of the queue to the rejected ones, with the reason beside it."""
+    with home.at(REJECTED, create=True) as rejected:
+        # Numbers begin anew where a queue was empty when a run was resumed.
+        again = (f"{number:08d}.{count}" for count in itertools.count(1))
+        free = next(one for one in itertools.chain([f"{number:08d}"], again) if not rejected.holds(one))
+        with rejected.at(free, create=True) as target:
+            folder.move(name, target, name)
+            target.create(REASON, reason.encode("utf-8", "replace"))
+
+
+def _remove(home: Folder) -> None:
+    """Remove a run's folder, as far as there is nothing in it but what this project writes and has sent."""
+    names = home.names()
+    ours = [name for name in names if name in (FILE, LOCK) or _ASIDE_RUN.fullmatch(name)]
+    if set(names) - set(ours) - {QUEUE}:
+        return
+    if QUEUE in names:
+        home.remove_tree(QUEUE, files=False)
+    for name in ours:
+        home.remove(name)
+    Folder.open(home.path.parent).remove_tree(home.path.name, files=False, depth=0)

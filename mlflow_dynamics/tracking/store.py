@@ -1,55 +1,111 @@
-"""MLflow's tracking store as the sender needs it: one try and a bounded wait for each request.
+"""MLflow's tracking store: one try and a bounded wait for each request of the sender, and what is believed of answers.
 
 MLflow's own client hides up to seven retries (minutes) inside each call. They are steered by environment
 variables that count for the whole process, the user's own calls included, so the sender leaves those alone
 and passes "no retries" and a timeout with each request; it retries by itself, where that can be stopped.
+
+A server may be another than it should be, or not be up yet. No redirect is followed, and an answer counts only when it
+is whole and of what was asked for; anything else is a failure like no answer.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import mlflow
 import requests
 from google.protobuf.json_format import ParseError
-from mlflow import MlflowClient
-from mlflow.entities import FileInfo, Run
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.entities import Experiment, Run
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.store.tracking.rest_store import RestStore
-from mlflow.tracking._tracking_service.utils import _get_store
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.mime_type_utils import _guess_mime_type
+from mlflow.utils.databricks_utils import get_databricks_host_creds
 from mlflow.utils.proto_json_utils import parse_dict
-from mlflow.utils.request_utils import augmented_raise_for_status
-from mlflow.utils.rest_utils import http_request, verify_rest_response
+from mlflow.utils.rest_utils import MlflowHostCreds, http_request, verify_rest_response
+from mlflow.utils.uri import is_databricks_uri
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
-from mlflow_dynamics.errors import TrackingError
+from mlflow_dynamics.errors import DynamicsError, TrackingError
+from mlflow_dynamics.redaction import redact, redact_text
+from mlflow_dynamics.text import printable
+from mlflow_dynamics.threads import within
+from mlflow_dynamics.tracking.mlflow_private import endpoint_of, get_store, set_content
+from mlflow_dynamics.tracking.names import LOCAL_PREFIX, is_run_id
+from mlflow_dynamics.tracking.run_record import MAX_URI_LENGTH
 
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 60.0
-_HTTP: Final = ("http", "https")
-_WITHOUT_HOST: Final = ("sqlite", "file")
-_ONE_TRY: Final = {"max_retries": 0, "raise_on_status": False}
+LONGEST_READ_S: Final = 600.0
+"""For a request of who waits for the answer, MLflow's tries included."""
+
+SLOWEST_BYTES_PER_S: Final = 10_000
+"""What a request carries at this speed does not count as waiting."""
+
+MAX_ANSWER_BYTES: Final = 256 * 1024**2
+"""A longer answer is none: 25,000 values of a metric, MLflow's page, take 4 MB."""
+
+HTTP: Final = ("http", "https")
+ONE_TRY: Final[Mapping[str, Any]] = {"max_retries": 0, "raise_on_status": False}
+NOT_MLFLOW: Final = "the server's answer is not that of an MLflow server"
+
+UNAUTHORIZED: Final = 401
+FORBIDDEN: Final = 403
+CREDENTIALS: Final = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+
+_CHUNK_BYTES: Final = 2**10
+"""Small, for no one else can end the reading of one that comes byte by byte."""
+
+_DISTRIBUTIONS: Final = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
+"""Module of a database's driver -> what installs it, where the two have other names."""
+
+_MALFORMED: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError, ParseError)
+"""What MLflow's client makes of an answer of another form than it expects."""
 
 
-class _OneTryRestStore(RestStore):
-    """MLflow's REST store without its hidden retries."""
+class UnusableStore(TrackingError):
+    """What the tracking URI names cannot take records as things are, and no second try will help."""
 
-    def __init__(self, tracking_uri: str, read_timeout_s: float) -> None:
+
+class RefusedAccess(MlflowException):
+    """The server is there and does not let in who asks: what is to be set, or asked for, is the message."""
+
+
+class HttpStore(RestStore):
+    """MLflow's REST store as `connect` makes it.
+
+    Args:
+        tracking_uri: of the server, with credentials.
+        request: what is passed with each request, such as a timeout; what is missing is as MLflow's variables say.
+    """
+
+    def __init__(self, tracking_uri: str, request: Mapping[str, Any]) -> None:
         super().__init__(partial(get_default_host_creds, tracking_uri))
-        self._timeout = (CONNECT_TIMEOUT_S, read_timeout_s)
+        self._request = request
+
+    def ask(self, endpoint: str, method: str, **payload: Any) -> Any:
+        """The server's answer to a request, as JSON reads it."""
+        response = ask(self.get_host_creds(), endpoint, method, **self._request, **payload)
+        try:
+            answer = json.loads(verify_rest_response(response, endpoint).text)
+        except RestException:
+            raise
+        except (MlflowException, *_MALFORMED) as error:
+            if response.status_code == 200:
+                raise MlflowException(NOT_MLFLOW) from error
+            # Not with MLflow's own code for what it refuses for good: a proxy's page says no such thing.
+            raise MlflowException(
+                f"the server answers {response.status_code}: {response.text[:500]}"
+            ) from error
+        return answer
 
     def _call_endpoint(
         self,
@@ -59,108 +115,211 @@ class _OneTryRestStore(RestStore):
         retry_timeout_seconds: Any = None,
         response_proto: Any = None,
     ) -> Any:
-        path, method = self._METHOD_TO_INFO[api]
+        path, method = endpoint_of(self, api)
         body = json.loads(json_body) if json_body else None
-        payload = {"params" if method == "GET" else "json": body}
-        creds = self.get_host_creds()
-        response = http_request(creds, endpoint or path, method, timeout=self._timeout, **_ONE_TRY, **payload)
-        response = verify_rest_response(response, endpoint or path)
+        answer = self.ask(endpoint or path, method, **{"params" if method == "GET" else "json": body})
         message = response_proto or api.Response()
         try:
-            parse_dict(js_dict=json.loads(response.text), message=message)
-        except (ValueError, ParseError) as error:
-            raise MlflowException("the server's answer is not that of an MLflow server") from error
+            parse_dict(js_dict=answer, message=message)
+        except _MALFORMED as error:
+            raise MlflowException(NOT_MLFLOW) from error
         return message
 
 
 def connect(tracking_uri: str, *, read_timeout_s: float = READ_TIMEOUT_S) -> AbstractStore:
-    """The store behind a tracking URI; nothing is sent yet to a server, while a database is opened."""
-    if urlsplit(tracking_uri).scheme in _HTTP:
-        return _OneTryRestStore(tracking_uri, read_timeout_s)
-    return _get_store(tracking_uri)
-
-
-def upload(artifact_uri: str, tracking_uri: str, path: str, data: bytes) -> None:
-    """Write one artifact, replacing an older version of it."""
-    repository = get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
-    if isinstance(repository, HttpArtifactRepository):
-        response = http_request(
-            get_default_host_creds(repository.artifact_uri),
-            f"/{path}",
-            "PUT",
-            data=data,
-            extra_headers={"Content-Type": _guess_mime_type(path)},
-            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            **_ONE_TRY,
-        )
-        augmented_raise_for_status(response)
-        return
-    target = PurePosixPath(path)
-    with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
-        file = Path(folder) / target.name
-        file.write_bytes(data)
-        parent = target.parent.as_posix()
-        repository.log_artifact(str(file), None if parent == "." else parent)
-
-
-def download(run: Run, path: str) -> bytes:
-    """Read one artifact of a run.
+    """The store behind a tracking URI; nothing is sent yet to a server, while a database is opened.
 
     Raises:
-        TrackingError: the artifact store has no such file, refuses it or does not answer.
+        UnusableStore: MLflow has no such store, declines it, or lacks a login or a database's driver for it.
     """
-    with _artifacts_of(run, path):
-        repository = get_artifact_repository(run.info.artifact_uri, tracking_uri=mlflow.get_tracking_uri())
-        if isinstance(repository, HttpArtifactRepository):
-            creds = get_default_host_creds(repository.artifact_uri)
-            response = http_request(creds, f"/{path}", "GET")
-            augmented_raise_for_status(response)
-            return response.content
-        if isinstance(repository, LocalArtifactRepository):
-            return Path(repository.artifact_dir, path).read_bytes()
-        with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_") as folder:
-            return Path(repository.download_artifacts(path, folder)).read_bytes()
+    return _connect(tracking_uri, {"timeout": (CONNECT_TIMEOUT_S, read_timeout_s), **ONE_TRY})
 
 
-def list_folder(run: Run, path: str) -> list[FileInfo]:
-    """What lies in a folder of a run's artifacts, nothing where there is no such folder; raises as `download` does."""
-    with _artifacts_of(run, path):
-        return list(MlflowClient().list_artifacts(run.info.run_id, path))
+def connect_to_read(tracking_uri: str) -> AbstractStore:
+    """Likewise for who can wait for the answer: tries and waits follow MLflow's variables. Raises as `connect` does."""
+    return _connect(tracking_uri, {})
 
 
-@contextmanager
-def _artifacts_of(run: Run, path: str) -> Iterator[None]:
+def connect_to_read_runs(runs: object, tracking_uri: str) -> AbstractStore:
+    """Likewise for who asks for runs by their ids, for whom MLflow would make a database that is not there.
+
+    Raises:
+        TrackingError: there is no database, so no run.
+    """
+    if lacks_database(tracking_uri):
+        raise TrackingError(f"There is no run {runs!r} in {redact(tracking_uri)}: no such database is there.")
+    return connect_to_read(tracking_uri)
+
+
+def _connect(tracking_uri: str, request: Mapping[str, Any]) -> AbstractStore:
+    if urlsplit(tracking_uri).scheme in HTTP:
+        return HttpStore(tracking_uri, request)
     try:
-        yield
-    except Exception as error:  # stores are plug-ins, and cloud clients have errors of their own
-        raise TrackingError(
-            f"{path} of run {run.info.run_id!r} cannot be read from {redact(run.info.artifact_uri)}: {reason_of(error)}"
+        if is_databricks_uri(tracking_uri):
+            get_databricks_host_creds(tracking_uri)
+        return get_store(tracking_uri)
+    except ImportError as error:
+        raise UnusableStore(
+            f"MLflow at {redact(tracking_uri)} needs the Python package {error.name}, which is not installed: pip "
+            f"install {_DISTRIBUTIONS.get(str(error.name), error.name)}"
+        ) from error
+    except ArgumentError as error:  # of SQLAlchemy: no such database, or no such driver of it
+        raise UnusableStore(
+            f"MLflow at {redact(tracking_uri)} cannot be used: {_quoted(error, tracking_uri)}"
+        ) from error
+    except MlflowException as error:
+        if urlsplit(tracking_uri).scheme.partition("+")[0] in DATABASE_ENGINES:
+            raise  # a database that does not answer may do so later
+        raise UnusableStore(
+            f"MLflow at {redact(tracking_uri)} cannot be used: {_quoted(error, tracking_uri)}"
         ) from error
 
 
-def redact(uri: str) -> str:
-    """The URI without user, password and query: what may be written down and logged."""
-    scheme, separator, rest = uri.partition("://")
-    rest = rest.partition("?")[0]
-    if not separator or scheme.startswith(_WITHOUT_HOST):
-        return f"{scheme}{separator}{rest}" if separator else uri
-    if scheme in _HTTP:
-        host, slash, path = rest.partition("/")
-        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    # A database's password may hold a slash, as SQLAlchemy reads it.
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def _quoted(error: Exception, tracking_uri: str) -> str:
+    """What MLflow or a driver says of a tracking URI, which it may quote."""
+    return redact_text(str(error).strip().replace(tracking_uri, redact(tracking_uri)))
+
+
+def ask(creds: MlflowHostCreds, endpoint: str, method: str, **request: Any) -> requests.Response:
+    """A server's answer, of whatever other status.
+
+    Raises:
+        RefusedAccess: the server refuses the credentials, or asks for some.
+        MlflowException: there is no answer, it is a redirect, or too long.
+        TimeoutError: the request as a whole takes too long.
+    """
+    send = partial(http_request, creds, endpoint, method, allow_redirects=False, stream=True, **request)
+    response = read_answer(send, limit_s=limit_of(request))
+    if response.status_code in (UNAUTHORIZED, FORBIDDEN):
+        raise RefusedAccess(_refusal(creds, response.status_code))
+    return response
+
+
+def _refusal(creds: MlflowHostCreds, status: int) -> str:
+    if status == FORBIDDEN:
+        return f"it does not permit this (403); ask for the permission, or set {CREDENTIALS}, of a user who has it"
+    if creds.username or creds.token or "@" in urlsplit(creds.host).netloc:
+        return f"it refuses the credentials that are set (401); correct {CREDENTIALS}"
+    return f"it asks for credentials and none are set (401); set {CREDENTIALS}"
+
+
+def limit_of(request: Mapping[str, Any]) -> float:
+    """The seconds that a request may take as a whole, less those for its answer's bytes."""
+    waiting = sum(request["timeout"]) if "timeout" in request else LONGEST_READ_S
+    return waiting + len(request.get("data", b"")) / SLOWEST_BYTES_PER_S
+
+
+def read_answer(send: Callable[[], requests.Response], *, limit_s: float) -> requests.Response:
+    """The answer to a request that `send` makes, streamed, with its content; raises as `ask` does.
+
+    A timeout of MLflow's or of `requests` counts anew with each byte that comes.
+    """
+    content = bytearray()
+    given_up = threading.Event()
+
+    def answer() -> requests.Response:
+        with send() as response:
+            if 300 <= response.status_code < 400:
+                where = redact(response.headers.get("Location", "nowhere"))
+                raise MlflowException(
+                    f"it redirects to {where} ({response.status_code}), and no redirect is followed: set the "
+                    "tracking URI to where MLflow itself answers"
+                )
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                content.extend(chunk)
+                if given_up.is_set():
+                    break
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise MlflowException(f"its answer is longer than {MAX_ANSWER_BYTES:,} bytes")
+            set_content(response, bytes(content))
+        return response
+
+    try:
+        return within(limit_s, answer, more=lambda: len(content) / SLOWEST_BYTES_PER_S)
+    finally:
+        given_up.set()
+
+
+def run_of(store: AbstractStore, run_id: str) -> Run:
+    """The run as the store has it.
+
+    Raises:
+        MlflowException: there is none, or the answer lacks something or is of another run.
+    """
+    run = whole_run(store.get_run(run_id))
+    if run.info.run_id != run_id:
+        raise MlflowException(f"{NOT_MLFLOW}: asked for run {run_id} it gives {run.info.run_id}")
+    return run
+
+
+def whole_run(run: Run) -> Run:
+    """`run` as it is.
+
+    Raises:
+        MlflowException: the answer that it was read from lacks something.
+    """
+    info = run.info
+    if not is_run_id(info.run_id) or info.run_id.startswith(LOCAL_PREFIX):
+        raise MlflowException(f"{NOT_MLFLOW}: its run id is {info.run_id!r:.100}")
+    if not is_run_id(info.experiment_id) or not info.artifact_uri:
+        raise MlflowException(
+            f"{NOT_MLFLOW}: run {info.run_id} has no experiment or no place for its artifacts"
+        )
+    return run
+
+
+def whole_experiment(experiment: Experiment, *, asked: str | None = None) -> Experiment:
+    """`experiment` as it is; raises as `whole_run` does."""
+    if not is_run_id(experiment.experiment_id) or asked not in (None, experiment.experiment_id):
+        raise MlflowException(f"{NOT_MLFLOW}: its experiment id is {experiment.experiment_id!r:.100}")
+    return experiment
+
+
+@contextmanager
+def reading(what: str, *, place: str | None = None) -> Iterator[None]:
+    """A store that cannot be reached, refuses, or gives what is none, is a TrackingError: `what` cannot be read."""
+    with failing_as(f"{what} cannot be read" + ("" if place is None else f" from {redact(place)}")):
+        yield
+
+
+@contextmanager
+def failing_as(failure: str) -> Iterator[None]:
+    """Likewise for what is not only read: the TrackingError says the failure in these words, and the reason."""
+    try:
+        yield
+    except DynamicsError:
+        raise
+    except Exception as error:  # stores are plug-ins, and cloud clients have errors of their own
+        raise TrackingError(f"{failure}: {reason_of(error)}") from error
 
 
 def reason_of(error: BaseException) -> str:
     """The reason of a failure in one line of at most 200 characters, without credentials."""
     cause = error.__context__ if isinstance(error.__context__, requests.RequestException) else error
-    if isinstance(cause, requests.Timeout):
+    if isinstance(cause, requests.Timeout | TimeoutError):
         return "it does not answer in time"
     if isinstance(cause, requests.ConnectionError):
         return "there is no connection"
-    line = re.sub(r"://\S*@", "://", " ".join(str(error).split())) or type(error).__name__
-    line = re.sub(r"(/[^\s?]*)\?\S*", r"\1", line)
-    return line if len(line) <= 200 else f"{line[:197]}..."
+    if isinstance(cause, requests.exceptions.ChunkedEncodingError):
+        return "its answer is cut off"
+    said = redact_text(" ".join(str(error).split())) or type(error).__name__
+    # The remedy of what cannot be used is all that helps: it is given whole.
+    return printable(said, limit=len(said)) if isinstance(error, UnusableStore) else printable(said)
+
+
+def stored_uri(uri: str) -> str:
+    """The URI as a run's record names its store: the same from any folder, without credentials, on one line."""
+    return printable(redact(absolute(uri)), limit=MAX_URI_LENGTH)
+
+
+def lacks_database(tracking_uri: str) -> bool:
+    """Whether MLflow would make the SQLite database of this URI, which is not there: no run can be in it."""
+    try:
+        url = make_url(tracking_uri)
+    except ArgumentError:
+        return False
+    kept = url.drivername.startswith("sqlite") and url.database not in (None, "", ":memory:")
+    return kept and "uri" not in url.query and not Path(str(url.database)).exists()
 
 
 def absolute(uri: str) -> str:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import mlflow
+import requests
+from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mlflow_dynamics.errors import DataError, TrackingError
+from mlflow_dynamics.redaction import redact
 from mlflow_dynamics.threads import started
+from mlflow_dynamics.tracking.folder import Folder, NotOursError
+from mlflow_dynamics.tracking.mlflow_private import latest_metrics
+from mlflow_dynamics.tracking.queue_entry import Batch
+from mlflow_dynamics.tracking.run_record import FILE, RunRecord, read_run
 from mlflow_dynamics.tracking.sender import FIRST_PAUSE_S, Delivery
-from mlflow_dynamics.tracking.spool import Spool, spool_root
-from mlflow_dynamics.tracking.store import absolute, reason_of, redact
+from mlflow_dynamics.tracking.spool import InUseError, Spool, last_change, numbers, open_folder, spool_root
+from mlflow_dynamics.tracking.store import RefusedAccess, connect, reason_of, stored_uri
+
+STORE_ERRORS: Final = (MlflowException, requests.RequestException, OSError)
 
 TRIES: Final = 3
 """Passes over a run's records before the rest is left for the next call."""
@@ -33,6 +46,10 @@ class SyncedRun:
         sent: records sent now.
         left: records that are still to be sent.
         reason: why some are left, or None.
+        ended: whether the run was ended now, for an owner that is dead.
+        tried: whether it was tried to send them: not for another store, nor once the store has not answered.
+        running: whether its owner is dead, and has left it running.
+        in_use: whether it is left to whoever records into it or sends it at this moment.
     """
 
     folder: Path
@@ -40,80 +57,239 @@ class SyncedRun:
     sent: int
     left: int
     reason: str | None
+    ended: bool = False
+    tried: bool = True
+    running: bool = False
+    in_use: bool = False
 
 
-def sync(spool_dir: Path | None = None) -> tuple[SyncedRun, ...]:
-    """Send the records of all runs in a spool, oldest run first, each value once.
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A folder that was looked at, and not changed: what is in it, or why it is left alone."""
+
+    folder: Path
+    run: RunRecord | None = None
+    waiting: int = 0
+    modified: float = 0.0
+    reason: str | None = None
+
+
+def sync(
+    spool_dir: Path | None = None,
+    *,
+    tracking_uri: str | None = None,
+    end_stale: bool = False,
+    tell: Callable[[SyncedRun], None] = lambda run: None,
+) -> tuple[SyncedRun, ...]:
+    """Send the records of the runs of one store, oldest run first, each value once.
 
     May be killed and called again at any time. A folder that another process records into or sends from is left
-    to it. What cannot be sent or read is reported and does not keep the other runs from being sent.
+    to it. What cannot be sent or read is reported and does not keep the other runs from being sent; once the store
+    itself does not answer, the others are not tried. What lies in a spool is not trusted: nothing in it says where
+    records, or credentials, go.
 
     Args:
-        spool_dir: default MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics` in the working folder. Passwords in
-            tracking URIs are not kept there: set MLFLOW_TRACKING_URI where the store needs one.
+        spool_dir: default MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics` in the working folder.
+        tracking_uri: the store, with the password that is not kept in the spool unless it is MLflow's own; default:
+            MLflow's own. Runs of another one are counted as left.
+        end_stale: also end, as KILLED, the runs that were begun for their recording, whose process is dead, and that
+            the store still calls RUNNING; at the time of their last record.
+        tell: is called with each run as soon as it is known what came of it.
     """
-    folders = _run_folders(spool_root(spool_dir))
-    runs = (_sync_run(folder) for folder in sorted(folders, key=_modified))
-    return tuple(run for run in runs if run is not None)
+    uri = _with_credentials(tracking_uri or mlflow.get_tracking_uri())
+    done: list[SyncedRun] = []
+    for run in _synced(spool_root(spool_dir), uri, end_stale=end_stale):
+        done.append(run)
+        tell(run)
+    return tuple(done)
 
 
-def sync_in_background(root: Path, *, own: Path) -> threading.Thread | None:
-    """Start `sync` beside the training that records into `own`, where earlier runs left something."""
-    if not set(_run_folders(root)) - {own}:
+def sync_run(
+    run_id: str, spool_dir: Path | None = None, *, tracking_uri: str | None = None
+) -> SyncedRun | None:
+    """Send what waits of one run, as `sync` does; None where nothing does."""
+    found = _look_into(spool_root(spool_dir) / run_id)
+    if found is None:
         return None
-    thread = threading.Thread(target=_sync_quietly, args=(root,), name="mlflow-dynamics-sync", daemon=True)
+    if found.run is None:
+        return _left(found, found.reason, tried=True)
+    return _sync_run(found, tracking_uri or mlflow.get_tracking_uri(), end_stale=False)
+
+
+def sync_in_background(root: Path, *, own: Path, tracking_uri: str) -> threading.Thread | None:
+    """Start `sync` beside the training that records into `own`, where another run's folder lies beside it.
+
+    What is in it is read by that thread: a spool that came with a checkout may hold any number of large ones.
+    """
+    try:
+        home = Folder.open(root)
+        others = any(root / name != own and home.holds(f"{name}/{FILE}") for name in home.names())
+    except OSError:
+        return None
+    if not others:
+        return None
+    thread = threading.Thread(
+        target=_sync_quietly, args=(root, tracking_uri), name="mlflow-dynamics-sync", daemon=True
+    )
     return thread if started(thread) else None
 
 
-def _sync_quietly(root: Path) -> None:
-    for run in sync(root):
+def _sync_quietly(root: Path, tracking_uri: str) -> None:
+    if isinstance(_failure(tracking_uri), RefusedAccess):
+        return  # the training's own sender says so
+    for run in _synced(root, tracking_uri, end_stale=False):
         if run.sent:
             _logger.info("Sent %d records of the earlier run %s.", run.sent, run.run_id)
-        if run.left:
+        if run.left and run.tried:
             _logger.info("%d records of %s are still not sent: %s", run.left, run.folder, run.reason)
 
 
-def _sync_run(folder: Path) -> SyncedRun | None:
+def _synced(root: Path, tracking_uri: str, *, end_stale: bool) -> Iterator[SyncedRun]:
+    unanswered: str | None = None
+    for found in sorted(_look(root), key=lambda found: found.modified):
+        if found.run is None:
+            yield _left(found, found.reason, tried=True)
+        elif not _is_of(found.run, tracking_uri):
+            other = shlex.quote(found.run.tracking_uri)
+            yield _left(found, f"of another store; `mlflow-dynamics sync --tracking-uri {other}` sends them")
+        elif unanswered is not None:
+            yield _left(found, unanswered)
+        else:
+            run = _sync_run(found, tracking_uri, end_stale=end_stale)
+            if run is not None:
+                failure = _failure(tracking_uri) if run.left else None
+                if failure is not None:
+                    refused = isinstance(failure, RefusedAccess)
+                    why = f": {reason_of(failure)}" if refused else " does not answer"
+                    unanswered = redact(tracking_uri) + why
+                yield run
+
+
+def _left(found: _Found, reason: str | None, *, tried: bool = False) -> SyncedRun:
+    run_id = None if found.run is None else found.run.run_id
+    return SyncedRun(
+        folder=found.folder, run_id=run_id, sent=0, left=found.waiting, reason=reason, tried=tried
+    )
+
+
+def _sync_run(found: _Found, tracking_uri: str, *, end_stale: bool) -> SyncedRun | None:
     """What came of a folder; None where another process has sent and removed it meanwhile."""
     try:
-        spool = Spool(folder)
-    except (TrackingError, DataError, OSError) as error:
-        if not (folder / "run.json").exists():
-            return None
-        return SyncedRun(folder=folder, run_id=None, sent=0, left=0, reason=str(error))
+        return _sent(found, tracking_uri, end_stale=end_stale)
+    except OSError as error:  # somebody changes the folder meanwhile, or its disk fails
+        return _left(found, _left_alone(found.folder, error), tried=True)
+
+
+def _sent(found: _Found, tracking_uri: str, *, end_stale: bool) -> SyncedRun | None:
     try:
-        delivery = Delivery(spool, _with_credentials(spool.run.tracking_uri))
+        spool = Spool(found.folder)
+    except (TrackingError, DataError) as error:
+        still = _look_into(found.folder)
+        if still is None:
+            return None
+        return replace(_left(still, str(error), tried=True), in_use=isinstance(error, InUseError))
+    try:
+        delivery = Delivery(spool, tracking_uri)
         before = len(spool.entries())
-        failure = delivery.run_once()
-        for attempt in range(TRIES - 1):
-            if failure is None:
-                break
-            time.sleep(FIRST_PAUSE_S * 2**attempt)
-            failure = delivery.run_once()
-        left = len(spool.entries())
+        failure = _send(delivery)
+        sent = before - len(spool.entries())
+        ended = running = False
+        if failure is None and not spool.entries() and spool.awaits_end:
+            try:
+                last_sign = _last_sign(spool.run, tracking_uri, found.modified)
+            except STORE_ERRORS as error:
+                failure = error
+            else:
+                running = last_sign is not None
+                if last_sign is None:
+                    spool.ended()
+                elif end_stale:
+                    spool.put(Batch(status="KILLED", end_time=last_sign))
+                    failure = _send(delivery)
+                    ended = failure is None
         return SyncedRun(
-            folder=folder,
+            folder=found.folder,
             run_id=spool.run.run_id,
-            sent=before - left,
-            left=left,
+            sent=sent,
+            left=len(spool.entries()),
             reason=delivery.refusal if failure is None else reason_of(failure),
+            ended=ended,
+            running=running and not ended,
         )
     finally:
         spool.close()
 
 
-def _modified(folder: Path) -> float:
-    """When the folder was last written; 0 where another process has just sent and removed it."""
+def _send(delivery: Delivery) -> Exception | None:
+    """Why not all was sent, after some tries."""
+    failure = delivery.run_once()
+    for attempt in range(TRIES - 1):
+        if failure is None or isinstance(failure, RefusedAccess):
+            break
+        time.sleep(FIRST_PAUSE_S * 2**attempt)
+        failure = delivery.run_once()
+    return failure
+
+
+def _last_sign(run: RunRecord, tracking_uri: str, modified: float) -> int | None:
+    """When (in ms) a run that its store calls RUNNING last recorded something; None where it is not RUNNING."""
     try:
-        return folder.stat().st_mtime
+        stored = connect(tracking_uri).get_run(str(run.run_id))
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return None
+        raise
+    if stored.info.status != "RUNNING" or stored.info.lifecycle_stage == LifecycleStage.DELETED:
+        return None
+    return max((metric.timestamp for metric in latest_metrics(stored)), default=int(modified * 1000))
+
+
+def _failure(tracking_uri: str) -> Exception | None:
+    """Why the store itself does not answer; None where it does, whatever was wrong with a run."""
+    try:
+        connect(tracking_uri).search_experiments(max_results=1)
+    except STORE_ERRORS as error:
+        return error
+    return None
+
+
+def _look(root: Path) -> list[_Found]:
+    """The runs' folders in a spool, and what is wrong with those that are not ours; nothing is changed."""
+    try:
+        home = Folder.open(root)
     except FileNotFoundError:
-        return 0.0
+        return []
+    except OSError as error:
+        return [_Found(folder=root, reason=_left_alone(root, error))]
+    found = [_look_into(root / name) for name in home.names() if home.holds(f"{name}/{FILE}")]
+    return [one for one in found if one is not None]
 
 
-def _run_folders(root: Path) -> list[Path]:
-    return [path.parent for path in root.glob("*/run.json")]
+def _look_into(folder: Path) -> _Found | None:
+    """What is in a run's folder; None where it is gone."""
+    try:
+        home = open_folder(folder)
+        run = read_run(home)
+        if run is None:
+            return None
+        return _Found(folder=folder, run=run, waiting=len(numbers(home)), modified=last_change(home))
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        return _Found(folder=folder, reason=str(error))
+    except OSError as error:
+        return _Found(folder=folder, reason=_left_alone(folder, error))
+
+
+def _left_alone(folder: Path, error: OSError) -> str:
+    path = error.filename if isinstance(error, NotOursError) else folder
+    return f"{path} is left alone: {error.strerror}."
+
+
+def _is_of(run: RunRecord | None, tracking_uri: str) -> bool:
+    return run is not None and run.tracking_uri.rstrip("/") == stored_uri(tracking_uri).rstrip("/")
 
 
 def _with_credentials(tracking_uri: str) -> str:
     current = mlflow.get_tracking_uri()
-    return current if redact(absolute(current)) == tracking_uri else tracking_uri
+    return current if stored_uri(current) == tracking_uri else tracking_uri

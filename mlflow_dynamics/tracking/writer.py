@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import mlflow
 from mlflow.data.dataset import Dataset
@@ -16,15 +15,16 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from mlflow_dynamics.errors import ConfigError, unknown_choice
 from mlflow_dynamics.records import EpochActivations, Layer, Measures
+from mlflow_dynamics.text import encodable
 from mlflow_dynamics.threads import started
 from mlflow_dynamics.tracking import names, parquet
-from mlflow_dynamics.tracking.entry import Batch
+from mlflow_dynamics.tracking.mlflow_private import dataset_fields
+from mlflow_dynamics.tracking.queue_entry import END_STATUSES, Batch, InputDataset
+from mlflow_dynamics.tracking.run_record import RunRecord
 from mlflow_dynamics.tracking.sender import Sender
-from mlflow_dynamics.tracking.spool import RunRecord, open_spool, spool_root
-from mlflow_dynamics.tracking.store import absolute, redact
+from mlflow_dynamics.tracking.spool import open_spool, spool_root
+from mlflow_dynamics.tracking.store import stored_uri
 from mlflow_dynamics.tracking.sync import sync_in_background
-
-_END_STATUSES: Final = ("FINISHED", "FAILED", "KILLED")
 
 _logger = logging.getLogger(__name__)
 
@@ -41,29 +41,41 @@ class RunWriter:
             of a new one, which is created in the background.
         tracking_uri: where that run lives; default: MLflow's own.
         spool_dir: the folder of all runs' folders; default: MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics`.
+        owned: whether the run of this id is ours to end, also by `mlflow-dynamics sync --end-stale` once we are dead.
 
     Raises:
+        ConfigError: `run` is a text that is no run's id.
         DataError: `run` is a local name and its folder is not there or damaged.
     """
 
     def __init__(
-        self, run: str | RunRecord, *, tracking_uri: str | None = None, spool_dir: Path | None = None
+        self,
+        run: str | RunRecord,
+        *,
+        tracking_uri: str | None = None,
+        spool_dir: Path | None = None,
+        owned: bool = False,
     ) -> None:
+        if not isinstance(run, RunRecord):
+            names.check_run_id(run)
         self._root = spool_root(spool_dir)
-        tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+        self._tracking_uri = tracking_uri = tracking_uri or mlflow.get_tracking_uri()
         offline = isinstance(run, str) and run.startswith(names.LOCAL_PREFIX)
         if isinstance(run, RunRecord):
             self._spool = open_spool(self._root, run.name, run)
         elif offline:
             self._spool = open_spool(self._root, run, None)
         else:
-            record = RunRecord(tracking_uri=redact(absolute(tracking_uri)), run_id=run)
+            record = RunRecord(tracking_uri=stored_uri(tracking_uri), run_id=run, owned=owned)
             self._spool = open_spool(self._root, run, record)
         self._layers: Sequence[Layer] = ()
         self._sender = Sender(self._spool, tracking_uri, failed_before=offline)
-        started(self._sender)  # else it sends when it is to finish
-        sync_in_background(self._root, own=self._spool.folder)
-        self.set_tags({names.TAG_SCHEMA_VERSION: str(names.SCHEMA_VERSION)})
+
+    def start(self) -> RunWriter:
+        """Begin to send, in a thread; what earlier runs have left is sent beside it. Returns the writer itself."""
+        started(self._sender)  # where no thread starts, the sender sends when it is to finish
+        sync_in_background(self._root, own=self._spool.folder, tracking_uri=self._tracking_uri)
+        return self
 
     @property
     def run_id(self) -> str | None:
@@ -74,6 +86,10 @@ class RunWriter:
     def created(self) -> Run | None:
         """The run, once it has been created for this writer."""
         return self._sender.created
+
+    def created_within(self, timeout_s: float) -> Run | None:
+        """Likewise, waited for."""
+        return self._sender.created_within(timeout_s)
 
     @property
     def title(self) -> str:
@@ -91,8 +107,12 @@ class RunWriter:
         return self._sender.stop_requested
 
     def write_layers(self, layers: Sequence[Layer]) -> None:
-        """Record the layers, to which the rows of the other files refer: `dynamics/layers.parquet`."""
+        """Record the layers, to which the rows of the other files refer: `dynamics/layers.parquet`.
+
+        With them the run is marked as one that holds a training.
+        """
         self._layers = tuple(layers)
+        self.set_tags({names.TAG_SCHEMA_VERSION: str(names.SCHEMA_VERSION)})
         self._put(files={names.LAYERS: parquet.layers_to_parquet(layers)})
 
     def write_epoch(
@@ -129,24 +149,20 @@ class RunWriter:
         """Record parameters; values become text, cut at MLflow's limit of 6,000 characters."""
         names.check_keys("parameter", params)
         self._put(
-            Batch(
-                params={
-                    key: names.encodable(str(value))[:MAX_PARAM_VAL_LENGTH] for key, value in params.items()
-                }
-            )
+            Batch(params={key: encodable(str(value))[:MAX_PARAM_VAL_LENGTH] for key, value in params.items()})
         )
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; values become text, cut at MLflow's limit of 8,000 characters."""
         names.check_keys("tag", tags)
         self._put(
-            Batch(tags={key: names.encodable(str(value))[:MAX_TAG_VAL_LENGTH] for key, value in tags.items()})
+            Batch(tags={key: encodable(str(value))[:MAX_TAG_VAL_LENGTH] for key, value in tags.items()})
         )
 
     def log_dataset(self, dataset: Dataset, *, context: str) -> None:
         """Record a data set as an input of the run; `context` says what for, such as "training"."""
-        fields = dict(dataset._to_mlflow_entity())
-        self._put(Batch(datasets=({"context": context, **fields},)))
+        fields = {key: value and encodable(value) for key, value in dataset_fields(dataset).items()}
+        self._put(Batch(datasets=(InputDataset(context=context, **fields),)))
 
     def log_artifact(self, local_path: Path, artifact_dir: str = names.ARTIFACT_ROOT) -> None:
         """Record a file's present content under `artifact_dir`; it replaces an older one that still waits.
@@ -169,8 +185,8 @@ class RunWriter:
 
     def end_run(self, status: str = "FINISHED", end_time_ms: int | None = None) -> None:
         """Record the end of a run that we opened: the store learns of it after everything before it."""
-        if status not in _END_STATUSES:
-            raise unknown_choice("status", status, _END_STATUSES)
+        if status not in END_STATUSES:
+            raise unknown_choice("status", status, END_STATUSES)
         self._put(Batch(status=status, end_time=end_time_ms or int(time.time() * 1000)))
 
     def all_sent(self, timeout_s: float) -> bool:
@@ -193,11 +209,12 @@ class RunWriter:
         lost = self._spool.in_memory()
         if left:
             _logger.warning(
-                "%d records of run %s are not sent (%s). Send them with: mlflow-dynamics sync %s",
+                "%d records of run %s are not sent (%s). Send them with: mlflow-dynamics sync %s --tracking-uri %s",
                 left,
                 self._spool.folder.name,
                 self._sender.reason,
                 shlex.quote(str(self._root)),
+                shlex.quote(self._spool.run.tracking_uri),
             )
         if lost:
             _logger.error(

@@ -1,4 +1,4 @@
-"""The best weights of a training so far, kept on disk, so that an early stop, also of a resumed one, can go back."""
+"""The best weights of a training so far, kept on disk, so that its end, also of a resumed one, can go back to them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlflow_dynamics.tracking.folder import Folder
 from mlflow_dynamics.training.loop import Epoch
 
 logger = logging.getLogger(__name__)
@@ -33,26 +34,23 @@ class BestWeights:
         if not epoch.validation_accuracy > self._accuracy:
             return
         self._accuracy = epoch.validation_accuracy
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         state = {"epoch": epoch.number, "accuracy": epoch.validation_accuracy, "model": model.state_dict()}
-        partial = self._path.with_suffix(".best-partial")
-        torch.save(state, partial)
-        partial.replace(self._path)
+        with Folder.open(self._path.parent, create=True).replacing(self._path.name) as file:
+            torch.save(state, file)
 
-    def restore(self, model: nn.Module) -> None:
-        """Give the model the best weights; where no epoch had an accuracy it keeps the last ones."""
+    def restore(self, model: nn.Module) -> int | None:
+        """Give the model the best weights and return their epoch; where no epoch had an accuracy it keeps the last."""
         if not self._path.is_file():
-            logger.info(
-                "Stopped early; no epoch has a validation accuracy, the model is that of the last one."
-            )
-            return
+            logger.info("No epoch has a validation accuracy: the model is that of the last one.")
+            return None
         state = self._load()
         model.load_state_dict(state["model"])
         logger.info(
-            "Stopped early; the model is that of epoch %d, with the best validation accuracy (%.3f).",
+            "The model is that of epoch %d, with the best validation accuracy (%.3f).",
             state["epoch"],
             state["accuracy"],
         )
+        return int(state["epoch"])
 
     def _load(self) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
@@ -62,5 +60,6 @@ class BestWeights:
 def carry_over(earlier: Path, path: Path) -> None:
     """Begin with the best weights of the training that is carried on, if it kept any."""
     if earlier.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(earlier, path)
+        folder = Folder.open(path.parent, create=True)
+        with earlier.open("rb") as source, folder.replacing(path.name) as file:
+            shutil.copyfileobj(source, file)

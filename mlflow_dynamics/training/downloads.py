@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from mlflow_dynamics.redaction import redact_text
+
 DOWNLOAD_TIMEOUT_SECONDS: Final = 30.0
 """A server that says nothing for so long has failed; torch and torchvision themselves would wait for ever."""
 
@@ -25,4 +27,4 @@ def download_timeout() -> Iterator[None]:
 def last_line(error: Exception) -> str:
     """Why a download failed: the last line of its message, which may run over two lines for each mirror."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return redact_text(lines[-1]) if lines else type(error).__name__

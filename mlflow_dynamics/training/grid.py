@@ -8,15 +8,18 @@ from dataclasses import fields, replace
 from typing import Any, Final
 
 import mlflow
-from mlflow.entities import Run
+from mlflow.entities import Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_dynamics.errors import ConfigError, DynamicsError, TrackingError
+from mlflow_dynamics.redaction import redact
+from mlflow_dynamics.tracking.query import tagged_runs
 from mlflow_dynamics.tracking.runs import named
-from mlflow_dynamics.tracking.store import redact
-from mlflow_dynamics.training.config import GridConfig, TrainingConfig
+from mlflow_dynamics.tracking.store import connect, failing_as
+from mlflow_dynamics.training.checkpoints import has_checkpoint
 from mlflow_dynamics.training.models import PAPER_GRID, Combination
-from mlflow_dynamics.training.run import has_checkpoint, managed_run, train_in_run
+from mlflow_dynamics.training.parameters import GridConfig, TrainingConfig
+from mlflow_dynamics.training.run import interruptible, managed_run, train_in_run
 
 logger = logging.getLogger(__name__)
 
@@ -74,23 +77,30 @@ def train_grid(cells: Sequence[TrainingConfig]) -> str:
     again, and one that was interrupted carries on from its checkpoint.
 
     Raises:
-        TrackingError: the tracking server does not answer when the grid begins.
+        TrackingError: the tracking server does not answer, or refuses access, when the grid begins.
         DynamicsError: one or more cells could not be trained; the others were.
     """
     failures: dict[str, DynamicsError] = {}
-    with managed_run(f"grid of {len(cells)} trainings", system_metrics=False) as (parent_id, writer):
-        if mlflow.active_run() is None:
+    with (
+        interruptible() as prepared,
+        managed_run(f"grid of {len(cells)} trainings", prepared=prepared, system_metrics=False) as (
+            parent_id,
+            writer,
+        ),
+    ):
+        parent = mlflow.active_run()
+        if parent is None:
             raise TrackingError(
-                f"The grid asks MLflow at {redact(mlflow.get_tracking_uri())} what is already trained, and it does not "
-                "answer; start the server, then give the same command again."
+                f"The grid asks MLflow at {redact(mlflow.get_tracking_uri())} what is already trained, and gets "
+                "no answer, for the reason that is logged above; see to that, then give the same command again."
             )
         writer.log_params({"cells": len(cells)})
-        earlier = [_earlier_runs(cell, beside=parent_id) for cell in cells]
+        earlier = [tagged_runs(parent.info.experiment_id, TAG_CELL, cell.digest()) for cell in cells]
         for cell, runs in zip(cells, earlier, strict=True):
             finished = [run for run in runs if run.info.status == "FINISHED"]
             if finished:
                 logger.info("%s: not trained again, finished in run %s", cell.title, named(finished[0]))
-                mlflow.MlflowClient().set_tag(finished[0].info.run_id, MLFLOW_PARENT_RUN_ID, parent_id)
+                _move(finished[0], parent_id)
                 continue
             interrupted = next((run.info.run_id for run in runs if has_checkpoint(run.info.run_id)), None)
             try:
@@ -104,12 +114,10 @@ def train_grid(cells: Sequence[TrainingConfig]) -> str:
     return parent_id
 
 
-def _earlier_runs(cell: TrainingConfig, *, beside: str) -> list[Run]:
-    experiment = mlflow.get_run(beside).info.experiment_id
-    found: list[Run] = mlflow.search_runs(
-        [experiment], filter_string=f"tags.`{TAG_CELL}` = '{cell.digest()}'", output_format="list"
-    )
-    return found
+def _move(run: Run, parent_id: str) -> None:
+    run_id = run.info.run_id
+    with failing_as(f"Run {run_id} cannot be moved under this grid's"):
+        connect(mlflow.get_tracking_uri()).set_tag(run_id, RunTag(MLFLOW_PARENT_RUN_ID, parent_id))
 
 
 def _failed(failures: Mapping[str, DynamicsError]) -> DynamicsError:

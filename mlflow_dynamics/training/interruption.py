@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Final, Literal
 
-import psutil
-from mlflow import MlflowClient
+import mlflow
+from mlflow.entities import RunStatus
+
+from mlflow_dynamics.tracking.store import connect_to_read
+
+logger = logging.getLogger(__name__)
 
 LAUNCHER_TIMEOUT_S: Final = 60.0
 """How long `mlflow run` may take to end after its training was interrupted."""
@@ -21,7 +27,10 @@ LAUNCHER_TIMEOUT_S: Final = 60.0
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM (a scheduler's or `mlflow run`'s request to stop) as Ctrl-C, where signals can be handled."""
+    """Treat SIGTERM (a scheduler's or `mlflow run`'s request to stop) as Ctrl-C, where signals can be handled.
+
+    Afterwards both are handled as they were before, also where `ignore_interrupts` was called meanwhile.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -29,15 +38,28 @@ def terminate_as_interrupt() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in before.items():
+            if handler is not None:  # it is one of another language's: Python cannot set it
+                signal.signal(number, handler)
+
+
+@contextmanager
+def said_when_interrupted(sentence: Callable[[], str]) -> Iterator[None]:
+    """Log the sentence at once where what is inside is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.info("Interrupted. %s", sentence())
+        raise
 
 
 def ignore_interrupts() -> None:
-    """Finish what follows: `mlflow run` answers Ctrl-C with a SIGTERM to the training that already ends."""
+    """Let what follows be finished: `mlflow run` answers Ctrl-C with a SIGTERM to the training that already ends."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -49,8 +71,13 @@ def keep_killed(run_id: str) -> None:
     MLflow marks every launched run that did not exit with status 0 as FAILED: it means to leave an ended run alone,
     but compares the name of its status with numbers (`mlflow.projects._maybe_set_run_terminated`, 3.17).
     """
+    after_launcher(run_id, "kill")
+
+
+def after_launcher(run_id: str, then: Literal["kill", "delete"]) -> None:
+    """Mark a run KILLED, or delete it, when `mlflow run` has ended: until then it changes the run itself."""
     subprocess.Popen(
-        [sys.executable, "-m", "mlflow_dynamics.training.interruption", run_id, str(os.getppid())],
+        [sys.executable, "-m", "mlflow_dynamics.training.interruption", run_id, str(os.getppid()), then],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -58,15 +85,21 @@ def keep_killed(run_id: str) -> None:
     )
 
 
-def main(run_id: str, launcher: str) -> None:
-    """Wait for the launcher to end, then mark the run."""
+def main(run_id: str, launcher: str, then: str) -> None:
+    """Wait for the launcher to end, then mark or delete the run."""
+    import psutil  # of the extra `train`, without which `watch` and `report` are told nothing of their launcher's end
+
     try:
         psutil.Process(int(launcher)).wait(LAUNCHER_TIMEOUT_S)
     except psutil.NoSuchProcess:
         pass
     except psutil.TimeoutExpired:
         return
-    MlflowClient().set_terminated(run_id, "KILLED")
+    store = connect_to_read(mlflow.get_tracking_uri())  # nobody waits for this process
+    if then == "delete":
+        store.delete_run(run_id)
+    else:
+        store.update_run_info(run_id, RunStatus.KILLED, int(time.time() * 1000), None)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.folder import Folder
 from mlflow_dynamics.training.data import ImageData
 from mlflow_dynamics.training.weights import UNREADABLE
 
@@ -191,7 +192,6 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write everything needed to carry on after the last whole epoch, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "next_epoch": self.next_epoch,
             "model": self.model.state_dict(),
@@ -199,9 +199,8 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        with Folder.open(path.parent, create=True).replacing(path.name) as file:
+            torch.save(state, file)
 
     def restore(self, path: Path) -> None:
         """Carry on from what `save` wrote.

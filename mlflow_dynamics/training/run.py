@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import logging
 import platform
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 import mlflow
 import torch
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
 from mlflow.environment_variables import MLFLOW_RUN_ID
-from mlflow.models import infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from torch import nn
-from tqdm import tqdm
 
-from mlflow_dynamics.convergence import Schedule
-from mlflow_dynamics.convergence.monitor import monitor_for
-from mlflow_dynamics.errors import ConfigError
-from mlflow_dynamics.measuring import EpochSummary, Measuring
+from mlflow_dynamics.convergence import Schedule, WarningConfig
+from mlflow_dynamics.pipeline import EpochResult
 from mlflow_dynamics.recording import Recorder
-from mlflow_dynamics.session import Tracker
+from mlflow_dynamics.run_log import RunLog
+from mlflow_dynamics.text import encodable
+from mlflow_dynamics.tracker import CLOSE_TIMEOUT_S, Tracker
 from mlflow_dynamics.tracking import RunWriter, end_run, start_run
-from mlflow_dynamics.tracking.runs import created_run
+from mlflow_dynamics.tracking.query import created_run, find_runs
+from mlflow_dynamics.tracking.settings import PROJECT_PARAMETERS
 from mlflow_dynamics.tracking.sync import sync
 from mlflow_dynamics.training.best import BestWeights, carry_over
-from mlflow_dynamics.training.config import TrainingConfig
+from mlflow_dynamics.training.checkpoints import (
+    best_path,
+    checkpoint_of,
+    checkpoint_path,
+    how_to_go_on,
+    open_checkpoints,
+)
 from mlflow_dynamics.training.data import ImageData, load_dataset
-from mlflow_dynamics.training.interruption import ignore_interrupts, keep_killed, terminate_as_interrupt
+from mlflow_dynamics.training.inputs import log_inputs
+from mlflow_dynamics.training.interruption import (
+    ignore_interrupts,
+    keep_killed,
+    said_when_interrupted,
+    terminate_as_interrupt,
+)
+from mlflow_dynamics.training.logged_model import log_model, model_name
 from mlflow_dynamics.training.loop import Epoch, Trainer, resolve_device, seed_everything
 from mlflow_dynamics.training.models import build_model, input_size
 from mlflow_dynamics.training.optimisation import build_optimizer, build_schedule, drop_epochs
+from mlflow_dynamics.training.parameters import TrainingConfig
+from mlflow_dynamics.training.progress import progress_bar
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS: Final = Path(".mlflow_dynamics") / "checkpoints"
-SENT_TIMEOUT_S: Final = 30.0
-"""At the end of training, how long the model waits for what was recorded before it to be sent."""
 
 FAILED_TIMEOUT_S: Final = 10.0
 """Who interrupts a training, or has to read what was wrong, waits no longer than this for a server that is gone."""
@@ -67,67 +73,100 @@ def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = Non
     local name of its folder.
 
     Raises:
-        ConfigError: a parameter does not fit the data, the model or this machine; no epoch was trained then.
+        ConfigError: a parameter does not fit the data, the model or this machine; there is no run then.
         DataError: the data set is not what it should be; likewise.
+        TrackingError: the run to be carried on is not in MLflow; likewise.
         KeyboardInterrupt: interrupted (Ctrl-C or SIGTERM); the run is KILLED and keeps what it has recorded.
     """
-    with managed_run(config.title, tags=tags) as (run_id, writer):
-        _log_new_parameters(writer, config.as_parameters() | _versions())
-        checkpoint = _checkpoint(config.resume) if config.resume is not None else None
-        device = resolve_device(config.device)
+    with interruptible() as prepared:
+        open_checkpoints()
+        checkpoint = None if config.resume is None else checkpoint_of(config.resume)
         seed_everything(config.seed)
-        data = load_dataset(
-            config.dataset,
-            data_dir=config.data_dir,
-            limit_train=config.limit_train,
-            limit_test=config.limit_test,
-            image_size=config.image_size or input_size(config.model),
-            augment=config.augment,
-            seed=config.seed,
-        )
-        model = build_model(
-            config.model,
-            num_classes=data.num_classes,
-            image_size=data.image_size,
-            channels=data.channels,
-            pretrained=config.pretrained,
-            checkpoint=config.checkpoint,
-        ).to(device)
-        trainer = _trainer(config, model=model, data=data, device=device)
+        data, trainer = _prepare(config)
         if checkpoint is not None:
             trainer.restore(checkpoint)
-        _log_dataset(writer, data)
-        _train(config, trainer, writer, run_id=run_id)
-        _log_model(writer, model, data)
-        _checkpoint_path(run_id).unlink(missing_ok=True)
-        _best_path(run_id).unlink(missing_ok=True)
+        carried_on = None if config.resume is None else _carried_on(config.resume)
+        with managed_run(config.title, tags=tags, prepared=prepared) as (run_id, writer):
+            go_on = partial(how_to_go_on, config, run_id, in_grid=tags is not None)
+            _log_new_parameters(writer, config.as_parameters() | _versions())
+            inputs = log_inputs(writer, data)
+            epoch = _train(config, trainer, writer, run_id=run_id, carried_on=carried_on, go_on=go_on)
+            with said_when_interrupted(go_on):
+                log_model(
+                    writer,
+                    trainer.model,
+                    name=model_name(config.title),
+                    epoch=epoch,
+                    images=data.test,
+                    inputs=inputs,
+                )
+            checkpoint_path(run_id).unlink(missing_ok=True)
+            best_path(run_id).unlink(missing_ok=True)
     return run_id
 
 
 @contextmanager
-def managed_run(
-    name: str, *, tags: Mapping[str, str] | None = None, system_metrics: bool = True
-) -> Iterator[tuple[str, RunWriter]]:
-    """A run's id (or local name) and its writer; it ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
+def interruptible() -> Iterator[str | None]:
+    """The run that `mlflow run` has prepared, None without one; it is KILLED where what is inside is interrupted."""
     prepared = MLFLOW_RUN_ID.get()
     MLFLOW_RUN_ID.unset()
     with terminate_as_interrupt():
-        run_id = start_run(run_name=name, tags=tags, prepared=prepared, system_metrics=system_metrics)
-        writer = RunWriter(run_id)
-        if prepared is not None:
-            writer.set_tags({MLFLOW_RUN_NAME: name})
         try:
-            yield run_id, writer
+            yield prepared
         except KeyboardInterrupt:
             ignore_interrupts()
-            end_run(writer, "KILLED", FAILED_TIMEOUT_S)
             if prepared is not None:
                 keep_killed(prepared)
             raise
-        except BaseException:
-            end_run(writer, "FAILED", FAILED_TIMEOUT_S)
-            raise
-        end_run(writer, "FINISHED")
+
+
+@contextmanager
+def managed_run(
+    name: str,
+    *,
+    tags: Mapping[str, str] | None = None,
+    prepared: str | None = None,
+    system_metrics: bool = True,
+) -> Iterator[tuple[str, RunWriter]]:
+    """A run's id (or local name) and its writer; it ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
+    name = encodable(name)
+    run_id = start_run(run_name=name, tags=tags, prepared=prepared, system_metrics=system_metrics)
+    writer = RunWriter(run_id, owned=prepared is None).start()
+    if prepared is not None and mlflow.active_run() is None:
+        writer.set_tags({MLFLOW_RUN_NAME: name})
+    status = "FAILED"
+    try:
+        yield run_id, writer
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        ignore_interrupts()
+        status = "KILLED"
+        raise
+    finally:
+        end_run(writer, status, CLOSE_TIMEOUT_S if status == "FINISHED" else FAILED_TIMEOUT_S)
+
+
+def _prepare(config: TrainingConfig) -> tuple[ImageData, Trainer]:
+    """Everything that can be wrong with the parameters shows here, before there is a run."""
+    device = resolve_device(config.device)
+    data = load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+        image_size=config.image_size or input_size(config.model),
+        augment=config.augment,
+        seed=config.seed,
+    )
+    model = build_model(
+        config.model,
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        channels=data.channels,
+        pretrained=config.pretrained,
+        checkpoint=config.checkpoint,
+    ).to(device)
+    return data, _trainer(config, model=model, data=data, device=device)
 
 
 def _trainer(config: TrainingConfig, *, model: nn.Module, data: ImageData, device: torch.device) -> Trainer:
@@ -158,45 +197,55 @@ def _trainer(config: TrainingConfig, *, model: nn.Module, data: ImageData, devic
     )
 
 
-def _train(config: TrainingConfig, trainer: Trainer, writer: RunWriter, *, run_id: str) -> None:
+def _train(
+    config: TrainingConfig,
+    trainer: Trainer,
+    writer: RunWriter,
+    *,
+    run_id: str,
+    carried_on: str | None,
+    go_on: Callable[[], str],
+) -> int:
+    """Train, and leave the model with the best weights; returns their epoch."""
     first = trainer.next_epoch
-    measuring = Measuring(
+    run_log = RunLog(
         writer,
         recording=config.recording,
         measures=config.measures,
-        monitor=monitor_for(
-            config.early_stopping,
+        warning=WarningConfig(
+            mode=config.early_stopping,
             detector=config.detector,
             schedule=_schedule(config),
             stop_before_last_phase=config.stop_before_last_phase,
         ),
+        logged_already=PROJECT_PARAMETERS,
     )
+    steps = (config.epochs - first) * len(trainer.train_loader)
     with (
         Tracker(
-            Recorder(trainer.model, config.recording, optimizer=trainer.optimizer), measuring, close=None
-        ) as tracker,
-        tqdm(
-            total=(config.epochs - first) * len(trainer.train_loader), unit="step", dynamic_ncols=True
-        ) as bar,
+            Recorder(trainer.model, config.recording, optimizer=trainer.optimizer), run_log, close=None
+        ).start() as tracker,
+        progress_bar(steps) as bar,
+        said_when_interrupted(go_on),  # inside: to end a run may take its time
     ):
-        if config.resume is not None:
-            # What the interrupted run had recorded and not sent is part of it.
-            sync()
-            tracker.carry_on(created_run(config.resume), epochs=first)
-            carry_over(_best_path(config.resume), _best_path(run_id))
-        best = BestWeights(_best_path(run_id))
+        if config.resume is not None and carried_on is not None:
+            tracker.begin_with(carried_on, epochs=first)
+            carry_over(best_path(config.resume), best_path(run_id))
+        best = BestWeights(best_path(run_id))
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):
-            tracker.end_epoch(epoch.number, **epoch.as_metrics())
+            tracker.end_epoch(epoch.as_metrics(), epoch=epoch.number)
             # The best first: interrupted between the two, the epoch is trained again and is as good.
             best.keep(epoch, trainer.model)
-            trainer.save(_checkpoint_path(run_id))
-            bar.write(_epoch_line(epoch, tracker.wait(epoch.number)))
+            trainer.save(checkpoint_path(run_id))
+            bar.write(f"{_epoch_line(epoch, tracker.wait(epoch.number))}\n", end="")  # at once, or not
             bar.set_description(f"epoch {epoch.number + 1}")
             # After the last epoch there is nothing left to stop.
-            if trainer.next_epoch < config.epochs and tracker.should_stop:
-                best.restore(trainer.model)
+            if trainer.next_epoch < config.epochs and tracker.should_stop():
+                logger.info("Stopped early, after epoch %d.", epoch.number)
                 break
+    restored = best.restore(trainer.model)
+    return trainer.next_epoch - 1 if restored is None else restored
 
 
 def _schedule(config: TrainingConfig) -> Schedule:
@@ -205,43 +254,27 @@ def _schedule(config: TrainingConfig) -> Schedule:
     return Schedule(name=config.schedule, planned_epochs=config.epochs, drop_epochs=drops)
 
 
-def _epoch_line(epoch: Epoch, summary: EpochSummary | None) -> str:
+def _epoch_line(epoch: Epoch, result: EpochResult | None) -> str:
     line = (
         f"epoch {epoch.number:3d}  train loss {epoch.train_loss:.3f} accuracy {epoch.train_accuracy:.3f}"
         f"  validation loss {epoch.validation_loss:.3f} accuracy {epoch.validation_accuracy:.3f}"
     )
-    if summary is None:
+    if result is None:
         return line
-    measures = summary.measures
+    measures = result.measures
     if measures.reason is not None:
         return f"{line}  | {measures.reason}"
     return (
         f"{line}  | integration {measures.integration:.3f} metastability {measures.metastability:.3f}"
-        f" stability {measures.stability:.3f} volatility {summary.volatility:.4f}"
+        f" stability {measures.stability:.3f} volatility {result.volatility:.4f}"
     )
 
 
-def has_checkpoint(run_id: str) -> bool:
-    """Whether a training of this run can be carried on from here."""
-    return _checkpoint_path(run_id).is_file()
-
-
-def _checkpoint_path(run_id: str) -> Path:
-    return CHECKPOINTS / f"{run_id}.pt"
-
-
-def _best_path(run_id: str) -> Path:
-    return _checkpoint_path(run_id).with_suffix(".best")
-
-
-def _checkpoint(run_id: str) -> Path:
-    known = sorted(path.stem for path in CHECKPOINTS.glob("*.pt"))
-    if run_id not in known:
-        raise ConfigError(
-            f"resume={run_id!r} has no checkpoint in {str(CHECKPOINTS)!r} (it finished, never ended an epoch, or "
-            f"trained elsewhere); runs that can be resumed here: {', '.join(known) or 'none'}."
-        )
-    return _checkpoint_path(run_id)
+def _carried_on(run_id: str) -> str:
+    """The interrupted run's id in MLflow, which also gets what it had recorded and not sent."""
+    sync()
+    (run,) = find_runs([created_run(run_id)])
+    return str(run.info.run_id)
 
 
 def _versions() -> dict[str, str]:
@@ -260,42 +293,3 @@ def _log_new_parameters(writer: RunWriter, parameters: dict[str, str]) -> None:
     active = mlflow.active_run()
     present = {} if active is None else active.data.params
     writer.log_params({key: value for key, value in parameters.items() if key not in present})
-
-
-def _log_dataset(writer: RunWriter, data: ImageData) -> None:
-    """Log the two parts of the data set as the run's inputs, with where they came from and their sizes."""
-    source = CodeDatasetSource(
-        tags={"location": data.source, **{k: str(v) for k, v in data.summary().items()}}
-    )
-    kind, colon, path = data.name.partition(":")
-    name = Path(path).resolve().name if colon else kind
-    for part, context in (("train", "training"), ("test", "validation")):
-        dataset = MetaDataset(source, name=f"{name}/{part}", digest=data.digest)  # type: ignore[abstract]
-        writer.log_dataset(dataset, context=context)
-
-
-def _log_model(writer: RunWriter, model: nn.Module, data: ImageData) -> None:
-    """Log the model in torch's export format, which needs neither pickle nor this package to be loaded.
-
-    As MLflow logs models where the server takes records; else as files of the run, sent when it does.
-    """
-    model = copy.deepcopy(model).cpu().eval()
-    # Two images: an example of one would fix the batch size to one.
-    images = torch.stack([data.test[i % len(data.test)][0] for i in range(2)])
-    with torch.no_grad():
-        output = model(images)
-    packages = ("mlflow", "torch", "torchvision", "timm")
-    options = {
-        "input_example": images.numpy(),
-        "signature": infer_signature(images.numpy(), output.numpy()),
-        "serialization_format": "pt2",
-        "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in packages],
-    }
-    if writer.all_sent(SENT_TIMEOUT_S):
-        mlflow.pytorch.log_model(model, name="model", **options)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        saved = Path(folder) / "model"
-        mlflow.pytorch.save_model(model, saved, **options)
-        files = {path.relative_to(folder).as_posix(): path for path in saved.rglob("*") if path.is_file()}
-        writer.write_files({name: path.read_bytes() for name, path in files.items()})

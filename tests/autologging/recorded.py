@@ -33,6 +33,15 @@ def records() -> list[Record]:
     return [_read(run) for run in runs]
 
 
+def not_logged(*what: str, reason: str) -> str:
+    """The line that says so of one thing or several, and what to do."""
+    verb, them = ("is", "it") if len(what) == 1 else ("are", "them")
+    return (
+        f"The {' and the '.join(what)} {verb} not logged: {reason}. Log {them} with mlflow.log_metric, or with "
+        "tracker.end_epoch of mlflow_dynamics.track(model)."
+    )
+
+
 def steps_of_epochs() -> list[list[int]]:
     """The number of steps of each epoch of each run."""
     return [[len(steps) for steps in record.steps.values()] for record in records()]

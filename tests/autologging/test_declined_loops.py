@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from witness import BATCH, Witness, data, loader, net, sgd
 
 import mlflow_dynamics
-from mlflow_dynamics.autologging.trainings import EXPLICIT
-from mlflow_dynamics.recording.epochs import NO_PASSES, TANGLED
+from mlflow_dynamics.loop.reading import NO_PASSES, TANGLED
+from mlflow_dynamics.loop.trainings import EXPLICIT
 
 EPOCHS = 4
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,12 @@ class Notebook:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         environment = os.environ | {"MLFLOW_TRACKING_URI": self.uri, "PYTHONPATH": str(ROOT)}
         self.manager, self.client = start_new_kernel(env=environment, cwd=str(folder))
-        self.store = MlflowClient(self.uri)
         self.experiment = ""
+
+    @cached_property
+    def store(self) -> MlflowClient:
+        """For this process; it makes the store where there is none."""
+        return MlflowClient(self.uri)
 
     def run(self, cell: str) -> dict[str, Any]:
         """Run a cell; the kernel's reply."""
@@ -262,3 +267,22 @@ def test_the_kernels_end_is_that_of_the_run(empty_store: Path, own_mlflow: Path)
     wait_until(lambda: names.REPORT in notebook.files(run), timeout_s=30)
     notebook.close(now=False)
     assert [run.info.status for run in notebook.runs()] == ["FINISHED"]
+
+
+def test_after_the_cell_its_run_is_the_active_one_also_where_the_store_is_yet_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # of another store
+    folder = tmp_path / "fresh"
+    folder.mkdir()
+    notebook = Notebook(folder)
+    notebook.experiment = "0"
+    notebook.run(SETUP + ANEW)
+    notebook.run("train(); train()")
+    notebook.run("mlflow.log_metric('mine', 1.0)")  # at once: it takes MLflow seconds to make its tables
+    notebook.run("train()")
+    notebook.run("pass")
+    notebook.has(3)
+    (run,) = notebook.runs()
+    assert run.data.metrics["mine"] == 1.0
+    notebook.close(now=True)

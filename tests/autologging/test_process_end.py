@@ -14,19 +14,26 @@ ENDINGS = {
     "an interrupt": ("raise KeyboardInterrupt", ["KILLED"]),
     "sys.exit(3)": ("sys.exit(3)", ["FAILED"]),
     "sys.exit('why')": ("sys.exit('why')", ["FAILED"]),
+    "sys.exit(0.0), whose status is 1": ("sys.exit(0.0)", ["FAILED"]),
+    "sys.exit(256), whose status is 0": ("sys.exit(256)", ["FINISHED"]),
     "sys.exit()": ("sys.exit()", ["FINISHED"]),
     "exit(3)": ("exit(3)", ["FAILED"]),
     "quit()": ("quit()", ["FINISHED"]),
-    "an exit that was caught": ("caught(sys.exit, 3); end.not_yet()", ["FINISHED"]),
+    "raise SystemExit(3), of which no trace is left": ("raise SystemExit(3)", ["None"]),
+    "an exit that was caught": ("caught(sys.exit, 3)", ["FINISHED"]),
+    "an exit that was caught before another": ("caught(sys.exit, 3); end.not_yet(); raise SystemExit", ["None"]),
+    "another thread's exit": ("in_thread(sys.exit, 3); raise SystemExit", ["None"]),
+    "a fork that multiprocessing does not know": ("os.fork()", ["FINISHED"]),
     "watching no more": ("end.remove(); assert sys.exit is original; sys.exit(3)", []),
     "a forked child": ("forked(sys.exit, 3); forked(int, 0)", ["forked", "FAILED", "forked", "FINISHED", "FINISHED"]),
     "a forked child that fails": ("forked(int, 'x')", ["forked", "FAILED", "FINISHED"]),
 }  # fmt: skip
 
 SCRIPT = f"""
-import multiprocessing, os, sys
-from mlflow_dynamics.autologging.process_end import ProcessEnd
+import multiprocessing, os, sys, threading, warnings
+from mlflow_dynamics.process_end import ProcessEnd
 
+warnings.simplefilter("ignore")
 original = sys.exit
 
 def caught(function, *args):
@@ -34,6 +41,11 @@ def caught(function, *args):
         function(*args)
     except SystemExit:
         pass
+
+def in_thread(function, *args):
+    thread = threading.Thread(target=function, args=args)
+    thread.start()
+    thread.join()
 
 def forked(function, *args):
     child = multiprocessing.get_context("fork").Process(target=function, args=args)
@@ -58,7 +70,7 @@ for number, (ending, _) in enumerate({list(ENDINGS.values())!r}):
 def test_every_ending_is_told_once(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT],
         env=os.environ | {"PYTHONPATH": str(root)},
         cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip

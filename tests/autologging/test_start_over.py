@@ -75,15 +75,25 @@ def test_folds_that_set_the_weights_back_are_trainings_of_their_own() -> None:
     assert recorded() == [[STEPS]] * 3
 
 
-def test_in_a_run_of_the_script_the_epochs_count_on_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_folds_in_one_run_of_the_script_have_a_nested_run_each_but_the_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model, batches = network(), loader()
     optimizer, before = sgd(model), copy.deepcopy(model.state_dict())
-    with caplog.at_level(logging.INFO, "mlflow_dynamics"), mlflow.start_run():
+    with caplog.at_level(logging.INFO, "mlflow_dynamics"), mlflow.start_run() as own:
         train(model, optimizer, batches, 2)
         model.load_state_dict(before)
-        train(model, optimizer, batches, 2)
-        assert recorded() == [[STEPS] * 4]
-    assert "another training begins, as epoch 2 of the same run" in caplog.text
+        train(model, optimizer, batches, 3)
+        other = network()
+        train(other, sgd(other), loader(1), 1)
+        mlflow_dynamics.autolog(disable=True)
+        assert mlflow.active_run().info.run_id == own.info.run_id
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    nested = [run for run in found if run.info.run_id != own.info.run_id]
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {own.info.run_id}
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert sorted(recorded()) == [[STEPS], [STEPS] * 2, [STEPS] * 3]
+    assert caplog.text.count("holds another training") == 2
 
 
 def test_a_run_for_each_fold_holds_that_fold() -> None:

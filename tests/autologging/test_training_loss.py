@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from loops import Prefetcher, evaluate, train_batch
-from recorded import records
+from recorded import not_logged, records
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -20,9 +20,9 @@ from witness import BATCH, Witness, data, loader, net, sgd
 import mlflow_dynamics
 
 EPOCHS = 3
-TWICE = (
-    "The training loss is not logged: backward is called more than once on a batch, and which of the values is the "
-    "loss is not known."
+TWICE = not_logged(
+    "training loss",
+    reason="backward is called more than once on a batch, and which of the values is the loss is not known",
 )
 
 
@@ -117,7 +117,7 @@ def test_a_batch_whose_step_is_skipped_for_its_nan_is_left_out(
     assert "diverg" not in caplog.text
 
 
-def test_so_it_is_where_a_fused_optimizer_skips_by_itself(w: Witness) -> None:
+def test_a_batch_whose_step_a_fused_optimizer_skips_for_its_nan_is_left_out(w: Witness) -> None:
     optimizer, batches = torch.optim.SGD(w.model.parameters(), lr=0.05, fused=True), with_a_nan()
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for epoch in range(EPOCHS):
@@ -132,7 +132,7 @@ def test_so_it_is_where_a_fused_optimizer_skips_by_itself(w: Witness) -> None:
     assert train_losses() == expected(w)
 
 
-def test_a_nan_that_was_a_step_is_seen(w: Witness) -> None:
+def test_a_nan_on_which_a_step_was_made_is_seen(w: Witness) -> None:
     optimizer = sgd(w.model)
     for _ in range(EPOCHS):
         for x, y in with_a_nan():
@@ -144,7 +144,7 @@ def test_a_nan_that_was_a_step_is_seen(w: Witness) -> None:
 
 @pytest.mark.parametrize("prefetched", [False, True])
 @pytest.mark.parametrize("zeroed", ["after a step", "before an epoch", "before the first of a group"])
-def test_the_rest_of_an_epoch_that_makes_no_step_is_its_own(
+def test_batches_after_the_last_step_of_an_epoch_count_to_that_epoch(
     w: Witness, zeroed: str, prefetched: bool
 ) -> None:
     batches, optimizer = loader(27), sgd(w.model)  # 7 batches in groups of 3, the last of 3 samples
@@ -329,7 +329,7 @@ def headed(head: nn.Module) -> Witness:
     ],
     ids=["squeeze", "view", "flatten", "all at once, and a mean of one value"],
 )
-def test_the_output_in_another_shape_is_the_models_still(
+def test_the_output_in_another_shape_is_still_the_models(
     head: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
     mlflow_dynamics.autolog()
@@ -375,7 +375,9 @@ def test_a_transformed_call_is_left_alone(caplog: pytest.LogCaptureFixture) -> N
     ],
     ids=["a part", "samples in pieces", "transposed", "a copy"],
 )
-def test_what_is_made_of_the_output_is_another(criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_a_criterion_on_values_made_of_the_output_gives_no_loss(
+    criterion: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     """Of a part or of samples in pieces the mean may be over other samples than the batch's."""
     mlflow_dynamics.autolog()
     w = headed(nn.Linear(144, 6))

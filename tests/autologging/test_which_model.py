@@ -17,7 +17,8 @@ from small_training import STEPS, epochs_of, loader, network, runs, sgd, step, t
 from torch import nn
 
 import mlflow_dynamics
-from mlflow_dynamics.autologging import trainings
+from mlflow_dynamics.autologging import trainings as heard
+from mlflow_dynamics.loop import trainings
 from mlflow_dynamics.recording.discovery import SearchTime
 from mlflow_dynamics.recording.hooks import is_ours
 from mlflow_dynamics.tracking import load_activations, load_layers, names
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("autologged")
 
 def test_an_optimizer_for_a_known_model_costs_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[object] = []
-    search = trainings.models_of
-    monkeypatch.setattr(trainings, "models_of", lambda one: searches.append(one) or search(one))
+    search = heard.models_of
+    monkeypatch.setattr(heard, "models_of", lambda one: searches.append(one) or search(one))
     model, batches = network(), loader()
     for _ in range(2):
         for images, targets in batches:

@@ -80,16 +80,16 @@ def test_a_foreign_detector_is_found_and_used_by_name(tmp_path):
     target = install(tmp_path)
     told = python(
         """
-        from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, detector_names
+        from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, WarningConfig, detector_names
         from mlflow_dynamics.errors import ConfigError
 
         print(detector_names())
-        monitor = ConvergenceMonitor("fifth", mode="stop", schedule=Schedule(planned_epochs=9))
+        monitor = ConvergenceMonitor(WarningConfig(detector="fifth", mode="stop", schedule=Schedule(planned_epochs=9)))
         print([monitor.update(e, 0.5).should_stop for e in range(6)], monitor.converged_epoch)
         print(monitor.parameters["planned"])
         for name in ("broken", "sixth"):
             try:
-                ConvergenceMonitor(name)
+                WarningConfig(detector=name)
             except ConfigError as error:
                 print(error)
         """,
@@ -111,8 +111,8 @@ def test_ours_is_found_in_a_source_folder_that_is_not_installed():
         # The libraries stay importable, but no distribution is found to be installed.
         importlib.metadata.MetadataPathFinder.find_distributions = classmethod(lambda cls, context=None: iter(()))
         assert not importlib.metadata.entry_points(group="mlflow_dynamics.detectors")
-        from mlflow_dynamics.convergence import ConvergenceMonitor, detector_names
-        print(detector_names(), ConvergenceMonitor("volatility").update(0, 0.5).state)
+        from mlflow_dynamics.convergence import ConvergenceMonitor, WarningConfig, detector_names
+        print(detector_names(), ConvergenceMonitor(WarningConfig(detector="volatility")).update(0, 0.5).state)
         """,
         ROOT,
     )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule
+from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, WarningConfig
 from mlflow_dynamics.convergence.schedule import HOLD_OFF, schedule_of
 from mlflow_dynamics.errors import ConfigError
 
@@ -39,7 +39,7 @@ def facts(verdicts):
 
 
 def test_a_settling_series_is_signalled_and_stopped():
-    monitor = ConvergenceMonitor(mode="stop", schedule=PLAN)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN))
     verdicts = feed(monitor, settling())
     at = monitor.converged_epoch
     assert 30 < at < 60
@@ -54,13 +54,13 @@ def test_a_settling_series_is_signalled_and_stopped():
 
 def test_warn_never_stops_and_says_the_same_otherwise():
     warn = feed(ConvergenceMonitor(schedule=PLAN), settling())
-    stop = feed(ConvergenceMonitor(mode="stop", schedule=PLAN), settling())
+    stop = feed(ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN)), settling())
     assert not any(v.should_stop for v in warn)
     assert [(v.signal, v.state, v.message) for v in warn] == [(v.signal, v.state, v.message) for v in stop]
 
 
 def test_the_length_need_not_be_known():
-    monitor = ConvergenceMonitor(mode="stop")
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop"))
     assert feed(monitor, settling())[-1].should_stop
 
 
@@ -72,7 +72,7 @@ def test_a_stored_series_gives_the_live_verdicts_whatever_comes_later():
 
 
 def test_too_few_epochs_are_said_to_be_too_few():
-    verdicts = feed(ConvergenceMonitor(mode="stop"), settling(16))
+    verdicts = feed(ConvergenceMonitor(WarningConfig(mode="stop")), settling(16))
     assert {v.state for v in verdicts} == {"waiting"}
     assert all(math.isnan(v.score) and v.signal == 0 and not v.should_stop for v in verdicts)
     assert "too few epochs" in verdicts[-1].message
@@ -112,7 +112,7 @@ def test_going_back_before_the_detection_takes_it_back():
 
 
 def test_stability_undefined_at_first_is_waiting_and_later_is_divergence():
-    monitor = ConvergenceMonitor(mode="stop", schedule=PLAN)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN))
     assert monitor.update(0, math.nan).state == "waiting"
     verdicts = feed(monitor, settling(80), first=1)
     assert verdicts[-1].signal == 1
@@ -134,7 +134,7 @@ def test_stability_undefined_at_first_is_waiting_and_later_is_divergence():
     ],
 )
 def test_divergence_is_another_state_and_takes_the_signal_back(stability, loss, said):
-    monitor = ConvergenceMonitor(mode="stop", schedule=PLAN)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN))
     losses = np.linspace(2.3, 0.1, 80)
     assert feed(monitor, settling(80), losses=losses)[-1].should_stop
     verdict = monitor.update(80, stability, loss=loss)
@@ -144,7 +144,7 @@ def test_divergence_is_another_state_and_takes_the_signal_back(stability, loss, 
 
 
 def test_a_slow_explosion_of_the_loss_is_seen():
-    monitor = ConvergenceMonitor(mode="stop")
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop"))
     losses = 2.0 * 1.1 ** np.arange(60)
     verdicts = feed(monitor, settling(60, at=20), losses=losses)
     assert next(v.epoch for v in verdicts if v.state == "diverging") == 14
@@ -153,7 +153,7 @@ def test_a_slow_explosion_of_the_loss_is_seen():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_rising_volatility_is_unsettled_and_never_convergence(seed):
-    monitor = ConvergenceMonitor(mode="stop", schedule=PLAN)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN))
     verdicts = feed(monitor, settling(at=50, seed=seed)[::-1])
     assert monitor.converged_epoch is None
     assert verdicts[-1].state == "unsettled"
@@ -162,14 +162,14 @@ def test_rising_volatility_is_unsettled_and_never_convergence(seed):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_signal_stays_until_volatility_rises_again(seed):
-    quiet = settling(60, at=25, seed=seed)
+    quiet = settling(70, at=25, seed=seed)
     loud = 0.5 + 0.05 * np.random.default_rng(seed + 100).standard_normal(40)
-    monitor = ConvergenceMonitor(mode="stop", schedule=PLAN)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN))
     verdicts = feed(monitor, np.concatenate([quiet, loud]))
     first = monitor.converged_epoch
-    assert first < 60
+    assert first < 70
     signals = [v.signal for v in verdicts]
-    assert signals[first:60] == [1] * (60 - first)
+    assert signals[first:70] == [1] * (70 - first)
     end = signals.index(0, first)
     assert verdicts[end].state == "unsettled"
     assert not any(v.should_stop for v in verdicts[end:])
@@ -178,7 +178,7 @@ def test_the_signal_stays_until_volatility_rises_again(seed):
 
 def test_no_stop_while_a_known_drop_is_to_come():
     schedule = Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(60, 80))
-    monitor = ConvergenceMonitor(mode="stop", schedule=schedule)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=schedule))
     verdicts = feed(monitor, settling())
     assert any(v.signal for v in verdicts[:60])
     assert not any(v.should_stop for v in verdicts[:80])
@@ -188,7 +188,7 @@ def test_no_stop_while_a_known_drop_is_to_come():
 
 def test_a_known_drop_begins_anew_after_a_hold_off():
     schedule = Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(60,))
-    verdicts = feed(ConvergenceMonitor(mode="stop", schedule=schedule), settling())
+    verdicts = feed(ConvergenceMonitor(WarningConfig(mode="stop", schedule=schedule)), settling())
     assert verdicts[59].signal == 1
     assert {v.state for v in verdicts[60 : 60 + HOLD_OFF + 16]} == {"waiting"}
     assert not any(v.signal for v in verdicts[60 : 60 + HOLD_OFF + 16])
@@ -198,7 +198,7 @@ def test_a_known_drop_begins_anew_after_a_hold_off():
 def test_after_the_last_drop_a_new_fall_stops():
     schedule = Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(20,))
     series = np.concatenate([settling(20, at=99), settling(80, at=35, seed=1)])
-    monitor = ConvergenceMonitor(mode="stop", schedule=schedule)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=schedule))
     assert feed(monitor, series)[-1].should_stop
     assert monitor.converged_epoch > 55
 
@@ -206,20 +206,22 @@ def test_after_the_last_drop_a_new_fall_stops():
 @pytest.mark.parametrize("after", [0.01, 0.06, 0.16, 1.0, 0.0])
 def test_a_step_that_is_seen_counts_like_a_known_one(after):
     rates = [0.1] * 60 + [after] * 40
-    verdicts = feed(ConvergenceMonitor(mode="stop", schedule=PLAN), settling(), rates=rates)
+    verdicts = feed(ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN)), settling(), rates=rates)
     assert verdicts[59].signal == 1
     assert {v.state for v in verdicts[60 : 60 + HOLD_OFF]} == {"waiting"}
 
 
 def test_a_gentle_change_of_the_rate_is_no_step():
     rates = 0.1 * 0.98 ** np.arange(EPOCHS)
-    with_rates = feed(ConvergenceMonitor(mode="stop", schedule=PLAN), settling(), rates=rates)
-    assert facts(with_rates) == facts(feed(ConvergenceMonitor(mode="stop", schedule=PLAN), settling()))
+    with_rates = feed(ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN)), settling(), rates=rates)
+    assert facts(with_rates) == facts(
+        feed(ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN)), settling())
+    )
 
 
 def test_a_drop_inside_a_gap_is_not_overlooked():
     schedule = Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(52,))
-    monitor = ConvergenceMonitor(mode="stop", schedule=schedule)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=schedule))
     feed(monitor, settling()[:50])
     verdicts = feed(monitor, settling()[54:], first=54)
     assert {v.epoch for v in verdicts if "just changed" in v.message} == {54, 55, 56}
@@ -229,17 +231,17 @@ def test_a_drop_inside_a_gap_is_not_overlooked():
 def test_under_a_smooth_schedule_the_stop_waits_for_the_last_phase(name):
     schedule = Schedule(name=name, planned_epochs=EPOCHS)
     rates = 0.05 * (1 + np.cos(np.pi * np.arange(EPOCHS) / EPOCHS))
-    monitor = ConvergenceMonitor(mode="stop", schedule=schedule)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=schedule))
     verdicts = feed(monitor, settling(), rates=rates)
     assert monitor.converged_epoch < 60
     assert [v.should_stop for v in verdicts] == [False] * 75 + [True] * 25
     assert f"the last phase of the {name} schedule begins at epoch 75" in verdicts[70].message
-    told = ConvergenceMonitor(mode="stop", schedule=schedule, stop_before_last_phase=True)
+    told = ConvergenceMonitor(WarningConfig(mode="stop", schedule=schedule, stop_before_last_phase=True))
     assert feed(told, settling(), rates=rates)[told.converged_epoch].should_stop
 
 
 def test_a_smooth_schedule_of_unknown_length_is_only_warned_of():
-    monitor = ConvergenceMonitor(mode="stop", schedule=Schedule(name="cosine"))
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=Schedule(name="cosine")))
     verdicts = feed(monitor, settling())
     assert verdicts[-1].signal == 1
     assert not any(v.should_stop for v in verdicts)
@@ -248,7 +250,7 @@ def test_a_smooth_schedule_of_unknown_length_is_only_warned_of():
 
 def test_being_told_to_stop_early_does_not_overrule_a_known_drop():
     schedule = Schedule(name="cosine", planned_epochs=EPOCHS, drop_epochs=(90,))
-    monitor = ConvergenceMonitor(mode="stop", schedule=schedule, stop_before_last_phase=True)
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop", schedule=schedule, stop_before_last_phase=True))
     assert not any(v.should_stop for v in feed(monitor, settling()))
 
 
@@ -257,14 +259,14 @@ def test_drops_do_not_add_false_alarms():
     rng = np.random.default_rng(11)
     fired = 0
     for _ in range(400):
-        monitor = ConvergenceMonitor(schedule=schedule)
+        monitor = ConvergenceMonitor(WarningConfig(schedule=schedule))
         feed(monitor, 0.5 + 0.01 * rng.standard_normal(60))
         fired += monitor.converged_epoch is not None
     assert fired <= 0.05 * 400
 
 
 def test_parameters_are_those_of_monitor_and_detector():
-    assert ConvergenceMonitor(mode="stop", schedule=PLAN).parameters == {
+    assert ConvergenceMonitor(WarningConfig(mode="stop", schedule=PLAN)).parameters == {
         "detector": "volatility",
         "mode": "stop",
         "stop_before_last_phase": "False",
@@ -284,7 +286,10 @@ def test_parameters_are_those_of_monitor_and_detector():
     ],
 )
 def test_a_schedule_is_read_back_from_the_parameters_of_a_run(schedule):
-    logged = {key: str(value) for key, value in ConvergenceMonitor(schedule=schedule).parameters.items()}
+    logged = {
+        key: str(value)
+        for key, value in ConvergenceMonitor(WarningConfig(schedule=schedule)).parameters.items()
+    }
     assert schedule_of(logged) == schedule
 
 
@@ -302,22 +307,55 @@ def test_an_epoch_must_be_a_whole_number(epoch):
 
 
 def test_unknown_words_are_answered_with_those_known():
-    with pytest.raises(ConfigError, match="mode='halt' is not known; accepted: warn, stop"):
-        ConvergenceMonitor(mode="halt")
+    with pytest.raises(ConfigError, match="mode='halt' is not known; accepted: off, warn, stop"):
+        ConvergenceMonitor(WarningConfig(mode="halt"))
     with pytest.raises(ConfigError, match=r"detector='volatilty' is not known.*Did you mean 'volatility'"):
-        ConvergenceMonitor("volatilty")
+        ConvergenceMonitor(WarningConfig(detector="volatilty"))
     with pytest.raises(ConfigError, match="planned_epochs=0 must be at least 1"):
         Schedule(planned_epochs=0)
 
 
 def test_a_schedule_learnt_later_judges_what_was_fed_as_if_it_had_been_known():
-    monitor = ConvergenceMonitor(mode="stop")
-    assert not monitor.schedule_given
+    monitor = ConvergenceMonitor(WarningConfig(mode="stop"))
     feed(monitor, settling()[:70])
     monitor.expect(Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(90,)))
     known = ConvergenceMonitor(
-        mode="stop", schedule=Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(90,))
+        WarningConfig(mode="stop", schedule=Schedule(name="step", planned_epochs=EPOCHS, drop_epochs=(90,)))
     )
     assert facts(feed(monitor, settling()[70:], first=70)) == facts(feed(known, settling()))[70:]
     assert monitor.converged_epoch == known.converged_epoch
     assert monitor.parameters == known.parameters
+
+
+def test_start_up_is_as_if_the_training_had_begun_after_it():
+    series = settling()
+    wild = np.random.default_rng(0).uniform(0, 1, 10)
+    later = ConvergenceMonitor(WarningConfig(schedule=Schedule(name="constant", planned_epochs=EPOCHS + 10)))
+    for epoch, value in enumerate(wild):
+        verdict = later.update(epoch, value, start_up=True)
+        assert (verdict.state, verdict.signal) == ("waiting", 0)
+        assert verdict.message.endswith("The window is still in start-up.")
+    after = feed(later, series, first=10)
+    alone = feed(ConvergenceMonitor(schedule=PLAN), series)
+    np.testing.assert_array_equal([v.score for v in after], [v.score for v in alone])
+    assert [v.signal for v in after] == [v.signal for v in alone]
+
+
+def test_divergence_is_told_in_start_up_too():
+    monitor = ConvergenceMonitor()
+    monitor.update(0, 0.5, loss=1.0, start_up=True)
+    assert monitor.update(1, 0.5, loss=math.nan, start_up=True).state == "diverging"
+    assert monitor.update(2, 1.5, loss=1.0, start_up=True).state == "diverging"
+
+
+def test_a_schedule_is_read_where_a_warning_could_go_by_it_and_none_is_given():
+    assert WarningConfig().reads_schedule
+    assert not WarningConfig(schedule=PLAN).reads_schedule
+    assert not WarningConfig(mode="off").reads_schedule
+    assert WarningConfig().unless_given(PLAN) == WarningConfig(schedule=PLAN)
+    assert WarningConfig(schedule=PLAN).unless_given(Schedule()) == WarningConfig(schedule=PLAN)
+
+
+def test_a_warning_that_is_off_has_no_monitor():
+    with pytest.raises(ConfigError, match="mode='off' is not known; accepted: warn, stop"):
+        ConvergenceMonitor(WarningConfig(mode="off"))

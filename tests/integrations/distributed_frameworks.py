@@ -48,6 +48,7 @@ def network() -> nn.Sequential:
 def with_lightning() -> None:
     import lightning.pytorch as pl
 
+    from mlflow_dynamics import WarningConfig
     from mlflow_dynamics.integrations.lightning import DynamicsCallback
 
     class Module(pl.LightningModule):
@@ -69,13 +70,14 @@ def with_lightning() -> None:
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        callbacks=[DynamicsCallback(early_stopping="stop")],
+        callbacks=[DynamicsCallback(warning=WarningConfig(mode="stop"))],
     ).fit(Module(), DataLoader(data(), batch_size=BATCH))
 
 
 def with_transformers() -> None:
     from transformers import Trainer, TrainingArguments
 
+    from mlflow_dynamics import WarningConfig
     from mlflow_dynamics.integrations.transformers import DynamicsCallback
 
     class Net(nn.Module):
@@ -104,7 +106,7 @@ def with_transformers() -> None:
         ),
         data_collator=collate,
         train_dataset=data(),
-        callbacks=[DynamicsCallback(early_stopping="stop")],
+        callbacks=[DynamicsCallback(warning=WarningConfig(mode="stop"))],
     ).train()
 
 

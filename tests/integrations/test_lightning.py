@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import MLFlowLogger
 from torch import Tensor, nn
 
 import mlflow_dynamics
+from mlflow_dynamics.config import MeasureConfig
+from mlflow_dynamics.convergence import WarningConfig
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.integrations.lightning import DynamicsCallback
 from mlflow_dynamics.tracking import names
@@ -84,6 +86,41 @@ def test_the_callback_records_into_the_loggers_run_and_changes_nothing(own_mlflo
         assert torch.equal(one, other)
 
 
+class Grouped(Classifier):
+    """Logs under the names that `load_metrics` takes."""
+
+    def log(self, name: str, value: object, **options: object) -> None:
+        super().log(
+            {"loss": "train/loss", "accuracy": "validation/accuracy"}.get(name, name), value, **options
+        )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_lightning_logs_by_its_own_step_stands_at_its_epoch(own_mlflow: Path, accumulate: int) -> None:
+    logger = MLFlowLogger(experiment_name="lightning", tracking_uri=mlflow.get_tracking_uri())
+    torch.manual_seed(0)
+    trainer = Trainer(
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=accumulate,
+        accelerator="cpu",
+        callbacks=[DynamicsCallback()],
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=own_mlflow,
+    )
+    trainer.fit(Grouped(), loader(STEPS), loader(2))
+    points = mlflow.MlflowClient().get_metric_history(logger.run_id, "validation/accuracy")
+    by_step = {point.step: point.value for point in points}
+    assert len(by_step) == EPOCHS
+    assert max(by_step) > EPOCHS  # a global step
+    frame = mlflow_dynamics.load_metrics([logger.run_id])
+    assert frame["epoch"].tolist() == list(range(EPOCHS))
+    assert frame["validation/accuracy"].tolist() == [by_step[step] for step in sorted(by_step)]
+    assert frame["train/loss"].notna().all()
+
+
 def test_stop_on_request_ends_the_fit(own_mlflow: Path) -> None:
     class Ask(DynamicsCallback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +134,7 @@ def test_stop_on_request_ends_the_fit(own_mlflow: Path) -> None:
             self._tracker.wait(trainer.current_epoch)
 
     with mlflow.start_run() as run:
-        fit(own_mlflow, callbacks=(Ask(early_stopping="stop"),))
+        fit(own_mlflow, callbacks=(Ask(warning=WarningConfig(mode="stop")),))
     assert mlflow.get_run(run.info.run_id).data.tags[names.TAG_STOPPED_EARLY] == "true"
 
 
@@ -143,8 +180,8 @@ class Scheduled(Classifier):
     [
         ("step", ("step", "8", "2,4", 8)),
         ("onecycle", ("onecycle", "8", "none", 7)),
-        ("onecycle, not waited for", ("onecycle", "8", "none", 4)),
-        ("two", ("unknown", "8", "none", 4)),
+        ("onecycle, not waited for", ("onecycle", "8", "none", 5)),
+        ("two", ("unknown", "8", "none", 5)),
     ],
 )
 def test_a_stop_waits_for_what_the_trainers_scheduler_says_and_leaves_the_best_checkpoint(
@@ -155,7 +192,10 @@ def test_a_stop_waits_for_what_the_trainers_scheduler_says_and_leaves_the_best_c
     checkpoints = ModelCheckpoint(dirpath=own_mlflow / "best", monitor="accuracy", mode="max")
     module = Scheduled(kind)
     ours = DynamicsCallback(
-        early_stopping="stop", stop_before_last_phase=kind.endswith("not waited for"), detector="third"
+        measures=MeasureConfig(window=32),
+        warning=WarningConfig(
+            mode="stop", stop_before_last_phase=kind.endswith("not waited for"), detector="third"
+        ),
     )
     trainer = Trainer(
         max_epochs=8,
@@ -211,6 +251,22 @@ def test_a_fit_that_is_resumed_goes_on_at_its_epoch_in_the_same_run(own_mlflow: 
     assert [point.step for point in points] == list(range(5))
 
 
+def test_two_fits_on_one_logger_are_two_trainings(own_mlflow: Path) -> None:
+    logger = MLFlowLogger(experiment_name="lightning", tracking_uri=mlflow.get_tracking_uri())
+    for _ in range(2):
+        fit(own_mlflow, callbacks=(DynamicsCallback(),), logger=logger)
+    (nested,) = mlflow.search_runs(
+        experiment_names=["lightning"],
+        filter_string=f"tags.`mlflow.parentRunId` = '{logger.run_id}'",
+        output_format="list",
+    )
+    for run_id in (logger.run_id, nested.info.run_id):
+        points = mlflow.MlflowClient().get_metric_history(run_id, names.STABILITY)
+        assert [point.step for point in points] == list(range(EPOCHS))
+        assert mlflow_dynamics.load_activations(run_id).num_rows == EPOCHS * STEPS * 2
+    assert nested.info.status == "FINISHED"
+
+
 def test_an_unknown_detector_is_refused_when_the_callback_is_made() -> None:
     with pytest.raises(ConfigError, match="detector='nope' is not known; accepted: volatility"):
-        DynamicsCallback(detector="nope")
+        DynamicsCallback(warning=WarningConfig(detector="nope"))

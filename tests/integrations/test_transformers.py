@@ -19,6 +19,7 @@ from torch import nn
 
 import mlflow_dynamics
 from mlflow_dynamics.config import MeasureConfig
+from mlflow_dynamics.convergence import WarningConfig
 from mlflow_dynamics.integrations.transformers import DynamicsCallback
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.activations import load_layers
@@ -89,6 +90,33 @@ def test_the_callback_records_into_the_trainers_run_and_changes_nothing(own_mlfl
         assert torch.equal(one, other)
 
 
+def test_what_the_trainer_logs_by_its_own_step_stands_at_its_epoch(own_mlflow: Path) -> None:
+    arguments = arguments_in(
+        own_mlflow,
+        num_train_epochs=EPOCHS,
+        report_to="mlflow",
+        save_strategy="no",
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+    )
+    trainer = transformers.Trainer(
+        model=small_vit(),
+        args=arguments,
+        train_dataset=Images(),
+        eval_dataset=Images(),
+        callbacks=[DynamicsCallback()],
+    )
+    trainer.train()
+    mlflow.end_run()
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    evaluated = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    trained = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    frame = mlflow_dynamics.load_metrics([run.info.run_id], metrics=["eval_loss", "loss", names.STABILITY])
+    assert frame["epoch"].tolist() == list(range(EPOCHS))
+    assert frame["eval_loss"].tolist() == evaluated
+    assert frame["loss"].tolist() == trained
+
+
 def test_autolog_without_a_callback_finds_the_same(own_mlflow: Path) -> None:
     mlflow_dynamics.autolog()
     try:
@@ -137,7 +165,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told", "trained"), [("constant", False, 3), ("linear", False, 7), ("linear", True, 3)]
+    ("kind", "told", "trained"), [("constant", False, 4), ("linear", False, 7), ("linear", True, 4)]
 )
 def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
     own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: bool, trained: int
@@ -161,7 +189,8 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
         eval_dataset=Images(),
         callbacks=[
             DynamicsCallback(
-                early_stopping="stop", stop_before_last_phase=told, detector="third", measures=WINDOW
+                measures=WINDOW,
+                warning=WarningConfig(mode="stop", stop_before_last_phase=told, detector="third"),
             )
         ],
     )
@@ -194,6 +223,18 @@ def test_a_training_that_is_resumed_goes_on_at_its_epoch_in_the_same_run(own_mlf
     assert [point.step for point in points] == list(range(5))
 
 
+def test_a_second_training_in_the_same_run_has_a_nested_one(own_mlflow: Path) -> None:
+    with mlflow.start_run() as run:
+        for _ in range(2):
+            resumable(own_mlflow, 2, {"save_strategy": "no"}).train()
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    (nested,) = [one for one in found if one.info.run_id != run.info.run_id]
+    assert nested.data.tags["mlflow.parentRunId"] == run.info.run_id
+    for one in found:
+        points = mlflow.MlflowClient().get_metric_history(one.info.run_id, names.STABILITY)
+        assert [point.step for point in points] == [0, 1]
+
+
 def test_a_training_that_is_resumed_within_an_epoch_records_the_rest_of_it(own_mlflow: Path) -> None:
     save = {"save_strategy": "steps", "save_steps": STEPS + 30, "max_steps": STEPS + 30}
     resumable(own_mlflow, 3, save).train()
@@ -213,12 +254,13 @@ sys.path.insert(0, sys.argv[1])
 from tests_of_transformers import Images, Plain
 from mlflow_dynamics.integrations.transformers import DynamicsCallback
 from mlflow_dynamics.config import MeasureConfig
+from mlflow_dynamics.convergence import WarningConfig
 
 arguments = transformers.TrainingArguments(
     output_dir=sys.argv[2], num_train_epochs=8, per_device_train_batch_size=2, lr_scheduler_type="constant",
     report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, ddp_backend="gloo",
 )
-ours = DynamicsCallback(early_stopping="stop", detector="third", measures=MeasureConfig(window=64))
+ours = DynamicsCallback(warning=WarningConfig(mode="stop", detector="third"), measures=MeasureConfig(window=64))
 trainer = transformers.Trainer(model=Plain(), args=arguments, train_dataset=Images(), callbacks=[ours])
 trainer.train()
 print("epochs", trainer.state.epoch)

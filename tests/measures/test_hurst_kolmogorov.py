@@ -47,7 +47,7 @@ def test_agrees_with_dense_matrices(steps, detrend):
 
 def test_accuracy_at_32_points():
     rng = np.random.default_rng(0)
-    squares = [np.mean((hurst(fractional_noise(rng, h, 32, 1000), method="hk") - h) ** 2) for h in HURST]
+    squares = [np.mean((hurst(fractional_noise(rng, h, 32, 1000), estimator="hk") - h) ** 2) for h in HURST]
     assert np.sqrt(np.mean(squares)) <= 0.15
 
 
@@ -69,7 +69,7 @@ def test_whittle_is_near_exact_where_both_can_be_had():
 def test_long_signals_are_accurate():
     rng = np.random.default_rng(3)
     for value in HURST:
-        assert hurst(fractional_noise(rng, value, 8192, 10), method="hk").mean() == pytest.approx(
+        assert hurst(fractional_noise(rng, value, 8192, 10), estimator="hk").mean() == pytest.approx(
             value, abs=0.015
         )
 
@@ -84,7 +84,7 @@ def test_a_line_changes_nothing_when_detrended():
 def test_drift_fools_neither_when_it_is_removed():
     rng = np.random.default_rng(5)
     drift = rng.normal(size=(500, 64)) + np.linspace(0, 5, 64)
-    assert hurst(drift, method="hk").mean() == pytest.approx(0.5, abs=0.03)
+    assert hurst(drift, estimator="hk").mean() == pytest.approx(0.5, abs=0.03)
     assert integration(drift) == pytest.approx(0.5, abs=0.05)
     assert hurst_kolmogorov(drift, detrend=False).exponent.mean() > 0.85
 

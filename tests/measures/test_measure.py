@@ -6,12 +6,12 @@ import inspect
 import pkgutil
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from warm_python import COLD
 
 import mlflow_dynamics.measures as package
 from mlflow_dynamics.measures import (
@@ -29,7 +29,7 @@ from mlflow_dynamics.measures import (
 )
 
 OF_LAYERS = (integration, order_parameter, synchrony, metastability, metastability_ratio)
-OF_SIGNALS = (dfa, hurst, lambda x: hurst(x, method="hk"))
+OF_SIGNALS = (dfa, hurst, lambda x: hurst(x, estimator="hk"))
 SCALARS = ("integration", "synchrony", "metastability", "metastability_ratio", "stability")
 
 
@@ -109,10 +109,10 @@ def test_nothing_usable_is_undefined_with_its_reason(value):
 
 
 def test_too_few_steps_are_undefined_with_their_reason():
-    found = measure(noise(steps=63))
+    found = measure(noise(steps=31))
     assert all(np.isnan(getattr(found, name)) for name in SCALARS)
-    assert found.reason == "63 steps are recorded; the measures need at least 64."
-    assert measure(noise(steps=64)).reason is None
+    assert found.reason == "31 steps are recorded; the measures need at least 32."
+    assert measure(noise(steps=32)).reason is None
 
 
 def test_a_single_layer_has_an_exponent_but_no_synchrony():
@@ -191,7 +191,7 @@ def test_unknown_estimators_are_refused():
     for call in (
         lambda: measure(noise(), estimator="dfs"),
         lambda: integration(noise(), estimator="dfs"),
-        lambda: hurst(noise(), method="dfs"),
+        lambda: hurst(noise(), estimator="dfs"),
     ):
         with pytest.raises(ValueError, match=r"'dfs' is not known; accepted: dfa, hk\. Did you mean 'dfa'"):
             call()
@@ -296,7 +296,7 @@ def test_stability_and_volatility():
 def test_importing_it_stays_cheap():
     heavy = ("torch", "mlflow", "pandas", "pyarrow", "scipy.signal", "scipy.stats")
     code = f"import sys, mlflow_dynamics.measures; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([COLD, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 

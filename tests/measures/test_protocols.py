@@ -31,9 +31,9 @@ def window(records, **options):
 
 
 EXPECTED = {
-    "rms": lambda r: np.hypot(r.mean.astype(float), r.std.astype(float)),
-    "mean": lambda r: r.mean.astype(float),
-    "std": lambda r: r.std.astype(float),
+    "rms": lambda r: np.hypot(r.mean.astype(float), r.std.astype(float)).astype(np.float32),
+    "mean": lambda r: r.mean,
+    "std": lambda r: r.std,
 }
 
 

@@ -102,7 +102,7 @@ def train(how: str, rank: int) -> dict[str, Any]:
             if tracker is not None:
                 tracker.end_epoch()
                 if how == "track":
-                    told["stops"].append(tracker.should_stop)
+                    told["stops"].append(tracker.should_stop())
         ended = time.monotonic()
     told["closing_s"] = time.monotonic() - ended
     return told

@@ -140,7 +140,7 @@ def test_epochs_before_a_rank_died_are_kept(empty_store: Path, tmp_path: Path) -
     folder.mkdir()
     made = launch(SCRIPT, folder, empty_store, "dies")
     assert made.code != 0
-    sync(folder / ".mlflow_dynamics")
+    sync(folder / ".mlflow_dynamics", tracking_uri=f"sqlite:///{folder}/mlflow.db")
     run_id = made.use("dies")
     one = single_process()
     of_run = recorded(run_id, "std")

@@ -14,7 +14,7 @@ from torch import distributed
 
 from mlflow_dynamics.recording import distributed as exchanging
 from mlflow_dynamics.recording.distributed import Exchange
-from mlflow_dynamics.recording.pending import pooled
+from mlflow_dynamics.recording.pending_epoch import pooled
 
 
 @pytest.fixture

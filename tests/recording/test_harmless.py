@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mlflow_dynamics.config import RecordingConfig
-from mlflow_dynamics.recording import Recorder, hooks
-from mlflow_dynamics.recording.history import StepHistory
+from mlflow_dynamics.recording import Recorder, hooks, normalisation
+from mlflow_dynamics.recording.boundary import ENV_TESTING
+from mlflow_dynamics.recording.device_memory import StepHistory
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):
@@ -86,7 +87,7 @@ def test_the_comparison_can_fail() -> None:
 FAULTS: list[tuple[str, Any, str]] = [
     ("looking at the output", hooks, "first_tensor"),
     ("meeting a layer", hooks.LayerHook, "_meet"),
-    ("the reduction", hooks, "host_moments"),
+    ("the reduction", normalisation, "host_moments"),
     ("beginning a forward", hooks.ForwardPass, "_begin"),
     ("whose optimizer it is", Recorder, "_owns"),
     ("storing a step", StepHistory, "append"),
@@ -106,6 +107,8 @@ def test_a_fault_of_ours_stops_recording_and_not_training(
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError(f"injected: {where}")
 
+    monkeypatch.delenv(ENV_TESTING)
+
     monkeypatch.setattr(owner, name, broken)
     with caplog.at_level(logging.ERROR, "mlflow_dynamics"):
         assert train(model, sgd(model), batches(4)) == losses
@@ -120,6 +123,20 @@ def test_a_fault_of_ours_stops_recording_and_not_training(
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_fault_of_ours_is_raised_where_we_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("injected")
+
+    _, owner, name = FAULTS[0]
+    model = small_cnn()
+    handle = Recorder(model, RecordingConfig())
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(RuntimeError, match="injected"):
+        train(model, sgd(model), batches(1))
+    assert "injected" in str(handle.failure)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_a_fault_while_compiling_stops_recording_and_not_training(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,11 +145,14 @@ def test_a_fault_while_compiling_stops_recording_and_not_training(
     model = small_cnn()
     handle = Recorder(model, RecordingConfig())
 
+    monkeypatch.delenv(ENV_TESTING)
+
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("injected")
 
-    for reduction in ("moments", "host_moments"):  # dynamo gives up on what raises, and runs it as it is
-        monkeypatch.setattr(hooks, reduction, broken)
+    # Dynamo gives up on what raises, and runs it as it is.
+    monkeypatch.setattr(hooks, "moments", broken)
+    monkeypatch.setattr(normalisation, "host_moments", broken)
     torch._dynamo.reset()
     with caplog.at_level(logging.ERROR, "mlflow_dynamics"):
         assert train(model, sgd(model), batches(3), call=torch.compile(model, backend="eager")) == losses

@@ -12,7 +12,7 @@ from recording_reference import batches, sgd, small_cnn, train
 from torch import nn
 
 from mlflow_dynamics.config import RecordingConfig
-from mlflow_dynamics.recording import Recorder, history
+from mlflow_dynamics.recording import Recorder, device_memory
 
 
 def steps_of(recorder: Recorder) -> list[int]:
@@ -161,7 +161,7 @@ def test_an_epoch_longer_than_the_device_buffer(monkeypatch: pytest.MonkeyPatch)
     with Recorder(twin, RecordingConfig()) as plain:
         train(twin, sgd(twin), data)
         whole = plain.end_epoch(0).result()
-    monkeypatch.setattr(history, "CHUNK_STEPS", 3)
+    monkeypatch.setattr(device_memory, "CHUNK_STEPS", 3)
     with Recorder(model, RecordingConfig()) as recorder:
         train(model, sgd(model), data)
         epoch = recorder.end_epoch(0).result()

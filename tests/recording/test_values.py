@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording import Recorder
-from mlflow_dynamics.recording.hooks import host_moments, moments
-from mlflow_dynamics.recording.pending import pooled
+from mlflow_dynamics.recording.pending_epoch import pooled
+from mlflow_dynamics.recording.reduction import host_moments, moments
 
 STEPS = 4
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import mlflow_dynamics
-from mlflow_dynamics.report import clock
+from mlflow_dynamics.report import redrawing
 from mlflow_dynamics.tracking import names
 
-clock.FIRST_DRAWING_S = 0.0
+redrawing.FIRST_DRAWING_S = 0.0
 
 if __name__ == "__main__":
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -17,17 +18,21 @@ from mlflow.entities import Metric
 from scipy import stats
 
 from mlflow_dynamics.cli import main
+from mlflow_dynamics.config import MeasureConfig, RecordingConfig
 from mlflow_dynamics.errors import TrackingError
-from mlflow_dynamics.report.answers import styles_apart, tasks_apart, warning_leads
-from mlflow_dynamics.report.comparison import comparison_page, gather, integration_by_task, limits
+from mlflow_dynamics.report.comparison import comparison_page, draw, gather, integration_by_task, limits
+from mlflow_dynamics.report.paper_questions import styles_apart, tasks_apart, warning_leads
 from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.settings import MEANING, recorded_parameters
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
-def make_run(integration: float, *, warning: int | None = 4, **params: str) -> str:
-    """A run of 10 epochs whose accuracy is flat from epoch 6."""
+def make_run(
+    integration: float, *, warning: int | None = 4, window: int = 300, start_up: int = 1, **params: Any
+) -> str:
+    """A run of 10 epochs, the first `start_up` of them start-up, whose accuracy is flat from epoch 6."""
     with mlflow.start_run(run_name=HOSTILE) as run:
         mlflow.log_params(
             {"dataset": "easy", "model": "a", "optimizer": "sgd", "schedule": "cosine"} | params
@@ -38,6 +43,8 @@ def make_run(integration: float, *, warning: int | None = 4, **params: str) -> s
             values = {
                 names.INTEGRATION: integration if epoch >= 5 else 9.0,
                 names.METASTABILITY: 0.2,
+                names.WINDOW: window,
+                names.START_UP: float(epoch < start_up),
                 names.CONVERGENCE_SIGNAL: float(warning is not None and epoch >= warning),
                 names.VALIDATION_ACCURACY: 0.9 if epoch >= 6 else 0.1 * epoch,
             }
@@ -65,8 +72,11 @@ def test_numbers_of_known_answer() -> None:
     assert "one architecture" in said
 
 
-def runs_of(dataset: str, optimizer: str, *integration: float, lead: float = 2.0) -> list[dict[str, object]]:
+def runs_of(
+    dataset: str, optimizer: str, *integration: float, lead: float = 2.0, window: str = "300"
+) -> list[dict[str, object]]:
     same = {"dataset": dataset, "model": "a", "optimizer": optimizer, "schedule": "cosine", "lead_time": lead}
+    same |= dict.fromkeys(MEANING, "as always") | {"window": window}
     return [same | {"integration": value, "metastability": value / 10} for value in integration]
 
 
@@ -87,6 +97,85 @@ def test_each_question_is_answered_by_counts_or_not_at_all() -> None:
     frame = pd.DataFrame(runs_of("easy", "sgd", 1.2, lead=np.nan))
     for answer in (tasks_apart, warning_leads, styles_apart):
         assert answer(frame).startswith("These runs cannot tell")
+
+
+def test_epochs_of_start_up_count_for_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    runs = [make_run(1.2, start_up=9), make_run(1.3, start_up=10)]
+    frame = gather(runs)
+    assert list(frame["run_id"]) == runs[:1]
+    assert frame["integration"][0] == pytest.approx(1.2)
+    assert "1 of 2 runs hold no dynamics/integration after their start-up" in caplog.text
+    # Of ten epochs 0 to 4 read 9.0; the second half of those after start-up begins in epoch 4.
+    assert gather([make_run(1.2, start_up=0)])["integration"][0] == pytest.approx(1.2)
+    assert gather([make_run(9.0, start_up=3)])["integration"][0] == pytest.approx(9.0)
+
+
+def test_windows_of_different_length_are_not_compared() -> None:
+    frame = gather([make_run(1.2), make_run(1.3, window=48), make_run(1.4, window=48)])
+    assert list(frame["window"]) == ["300", "48", "48"]
+    assert [row.runs for row in integration_by_task(frame).itertuples()] == [1, 2]
+    said = [one for one in limits(frame) if one.startswith("The runs' windows differ (48, 300 steps).")]
+    assert len(said) == 1
+    assert "windows differ" not in " ".join(limits(frame[frame["window"] == "48"]))
+    easy, hard = (
+        runs_of("easy", "sgd", 1.2, 1.21, window="48"),
+        runs_of("hard", "sgd", 0.8, 0.81, window="300"),
+    )
+    assert tasks_apart(pd.DataFrame(easy + hard)).startswith("These runs cannot tell")
+    hard = [run | {"window": "48"} for run in hard]
+    assert not tasks_apart(pd.DataFrame(easy + hard)).startswith("These")
+    hard = [run | {"estimator": "hk"} for run in hard]
+    assert tasks_apart(pd.DataFrame(easy + hard)).startswith("These runs cannot tell")
+    styled = [run | {"dataset": "easy", "optimizer": "adam"} for run in hard]
+    assert styles_apart(pd.DataFrame(easy + styled)).startswith("These runs cannot tell")
+
+
+@pytest.mark.parametrize(
+    ("recording", "measures", "told"),
+    [
+        ({}, {"estimator": "hk"}, "estimator: dfa, hk"),
+        ({}, {"signal": "std"}, "signal: rms, std"),
+        ({}, {"protocol": "depth"}, "protocol: depth, steps"),
+        ({"record_every": 2}, {}, "record_every: 1, 2"),
+        ({"batch_samples": 8}, {}, "batch_samples: 8, None"),
+        ({"exclude": ("fc",)}, {}, "exclude: ('fc',), ()"),
+    ],
+)
+def test_runs_that_were_not_measured_alike_are_not_compared(
+    recording: dict[str, Any], measures: dict[str, Any], told: str
+) -> None:
+    usual = recorded_parameters(RecordingConfig(), MeasureConfig())
+    other = recorded_parameters(RecordingConfig(**recording), MeasureConfig(**measures))
+    frame = gather([make_run(value, **usual) for value in (0.9, 1.0)] + [make_run(0.7, **other)])
+    assert sorted(row.runs for row in integration_by_task(frame).itertuples()) == [1, 2]
+    assert len([one for one in limits(frame) if f"not measured alike ({told})." in one]) == 1
+    key, value = told.split(": ")[0], frame[told.split(":")[0]].iloc[2]
+    styles = draw(frame)[2]
+    assert sorted(len(chart.data) for chart in styles.charts) == [1, 2]
+    assert {chart.title for chart in styles.charts} >= {f"{key} {value}"}
+    # Both tables have a column for it.
+    assert comparison_page(frame, title="different").count(f"<td>{key}</td>") == 2
+    alike = frame[:2]
+    assert not any("measured alike" in one for one in limits(alike))
+    assert len(draw(alike)[2].charts) == 1
+    assert f"<td>{key}</td>" not in comparison_page(alike, title="alike")
+
+
+def test_a_way_of_measuring_is_one_however_it_was_asked_for() -> None:
+    usual = make_run(
+        1.0, **recorded_parameters(RecordingConfig(), MeasureConfig(uncertainty=True, window=300))
+    )
+    project = make_run(
+        1.1,
+        signal="rms",
+        protocol="steps",
+        estimator="auto",
+        batch_samples="all",
+        **{"dynamics/max_layers": "256"},
+    )
+    assert [row.runs for row in integration_by_task(gather([usual, project])).itertuples()] == [2]
+    # A run that says nothing of how it was measured is not taken for one that does.
+    assert len(integration_by_task(gather([usual, make_run(1.2)]))) == 2
 
 
 def test_a_question_without_a_chart_is_on_the_page_all_the_same(tmp_path: Path) -> None:
@@ -134,7 +223,7 @@ def test_runs_that_still_train_count_so_far_and_runs_without_dynamics_are_left_o
         mlflow.log_metric("loss", 1.0)
     frame = gather([ended, running, bare.info.run_id])
     assert list(frame["run_id"]) == [ended, running]
-    assert "1 of 3 runs hold no dynamics/integration and are left out" in caplog.text
+    assert "1 of 3 runs hold no dynamics/integration after their start-up and are left out" in caplog.text
     assert "1 of 2 runs have not ended: their numbers are those of the epochs so far." in limits(frame)
     assert not any("not ended" in one for one in limits(gather([ended])))
 
@@ -173,6 +262,8 @@ def test_three_hundred_runs_fit_on_a_page() -> None:
                 "model": f"model{number % 5}",
                 "optimizer": ("sgd", "adamw")[number % 3 == 0],
                 "schedule": "cosine",
+                "window": "512",
+                **dict.fromkeys(MEANING, "as always"),
                 "integration": rng.uniform(0.5, 1.5),
                 "metastability": rng.uniform(0, 0.3),
                 "warning_epoch": 20.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from mlflow_dynamics.tracking import names
 HOSTILE = "</script><img src=x onerror=alert(1)> {{ 7 * 7 }} \" ' & \u2028"
 
 
-def history(epochs: int = 12, layers: int = 6, *, name: str = "conv", title: str = "a run") -> RunHistory:
+def history(
+    epochs: int = 12, layers: int = 6, *, name: str = "conv", title: str = "a run", start_up: int = 0
+) -> RunHistory:
     rng = np.random.default_rng(0)
     found = RunHistory(
         title=title,
@@ -28,7 +31,7 @@ def history(epochs: int = 12, layers: int = 6, *, name: str = "conv", title: str
         order=rng.uniform(size=492),
     )
     for epoch in range(epochs):
-        measures = measure(rng.normal(size=(layers, 128)))
+        measures = replace(measure(rng.normal(size=(layers, 128))), start_up=epoch < start_up)
         metrics = names.measure_metrics(measures) | {
             names.TRAIN_LOSS: 1 / (epoch + 1),
             names.VALIDATION_ACCURACY: min(0.1 * epoch, 0.8),
@@ -84,6 +87,23 @@ def test_hostile_names_come_out_as_text() -> None:
     assert rows[0]["layer"] == f"0 {HOSTILE}0"
 
 
+def test_start_up_is_shaded_in_every_chart_over_epochs_and_told() -> None:
+    for figure in draw(history(start_up=3)):
+        for chart in figure.charts:
+            spec = json.dumps(chart.to_dict())
+            if figure.name in ("overview", "volatility"):
+                assert '[{"from": 0, "to": 0.5}, {"from": 0.5, "to": 1.5}, {"from": 1.5, "to": 2.5}]' in spec
+            elif figure.name != "order_parameter":
+                assert "indexof([0, 1, 2], +datum.epoch) >= 0" in spec
+        assert figure.name == "order_parameter" or "tart-up" in figure.caption
+        assert not figure.charts or figure.name in ("overview", "volatility") or picture(figure)
+    assert "judged or compared: epochs 0 to 2." in summary(history(start_up=3))[1]
+    over, not_over = (draw(history(start_up=epochs))[-1].caption for epochs in (3, 12))
+    assert not over.endswith("start-up.")
+    assert not_over.endswith("The last epoch still belongs to start-up.")
+    assert not any("tart-up" in figure.caption for figure in draw(history()))
+
+
 def test_a_picture_of_several_charts_is_one_picture() -> None:
     overview = draw(history())[0]
     assert len(overview.charts) > 1
@@ -95,7 +115,7 @@ def test_a_run_that_says_little_has_a_page_too() -> None:
     bare.add(0, {names.TRAIN_LOSS: 1.0}, measure(np.zeros((3, 10))))
     assert not bare.measured
     assert [figure.name for figure in draw(bare)] == ["overview"]
-    assert summary(bare)[1] == "The early warning did not fire."
+    assert summary(bare)[1] == "The early warning was off."
 
 
 def test_an_epoch_told_again_replaces_what_came_after() -> None:

@@ -11,16 +11,17 @@ from torch import nn
 
 import mlflow_dynamics
 from mlflow_dynamics.cli import main
-from mlflow_dynamics.config import EarlyStopping
+from mlflow_dynamics.config import WarningMode
+from mlflow_dynamics.convergence import WarningConfig
 
-TOO_FEW, ENOUGH = 20, 70
-"""Training steps an epoch; the measures need 64."""
+TOO_FEW, ENOUGH = 15, 70
+"""Training steps an epoch; the measures need 32."""
 
 
-def train(epochs: int, steps: int, early_stopping: EarlyStopping) -> None:
+def train(epochs: int, steps: int, mode: WarningMode) -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with mlflow_dynamics.track(model, early_stopping=early_stopping) as tracker:
+    with mlflow_dynamics.track(model, warning=WarningConfig(mode=mode)) as tracker:
         for _ in range(epochs):
             for _ in range(steps):
                 optimizer.zero_grad()
@@ -30,7 +31,7 @@ def train(epochs: int, steps: int, early_stopping: EarlyStopping) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "steps", "early_stopping", "last", "charts"),
+    ("epochs", "steps", "mode", "last", "charts"),
     [
         (1, TOO_FEW, "off", "After epoch 0: nothing measured.", []),
         (2, TOO_FEW, "warn", "After epoch 1: nothing measured.", []),
@@ -41,14 +42,15 @@ def train(epochs: int, steps: int, early_stopping: EarlyStopping) -> None:
             "After epoch 0: integration",
             ["overview", "path", "exponents", "order_parameter"],
         ),
-        (2, ENOUGH, "off", "After epoch 1: integration", ["overview", "volatility", "path", "exponents"]),
+        # Volatility needs five epochs after the four of start-up.
+        (9, ENOUGH, "off", "After epoch 8: integration", ["overview", "volatility", "path", "exponents"]),
     ],
 )
 def test_the_page_of_a_running_run_shows_what_is_there(
-    epochs: int, steps: int, early_stopping: EarlyStopping, last: str, charts: list[str], tmp_path: Path
+    epochs: int, steps: int, mode: WarningMode, last: str, charts: list[str], tmp_path: Path
 ) -> None:
     with mlflow.start_run() as run:
-        train(epochs, steps, early_stopping)
+        train(epochs, steps, mode)
         assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
         main(["report", run.info.run_id, "--output", str(tmp_path / "page.html")])
     html = (tmp_path / "page.html").read_text()

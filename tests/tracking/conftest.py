@@ -8,6 +8,8 @@ from pathlib import Path
 import mlflow
 import pytest
 from faulty_training import EPOCHS, loader, network, train
+from lies import LOGIN
+from tracking_server import Asked, FaultyProxy, Lie
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,18 @@ def own_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     before = mlflow.get_tracking_uri()
     yield tmp_path
     mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[tuple[FaultyProxy, list[Asked]]]:
+    """Another server, which takes everything with a page, and what it was asked."""
+    seen: list[Asked] = []
+    running = FaultyProxy(1)
+
+    def answer(asked: Asked) -> Lie:
+        seen.append(asked)
+        return LOGIN
+
+    running.lies = answer
+    yield running, seen
+    running.refuse()

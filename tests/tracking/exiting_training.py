@@ -1,10 +1,16 @@
 """A training that the user's own code ends in the middle of its fourth epoch.
 
-python exiting_training.py RECORDER ENDING [URI]: RECORDER is "autolog", "track" or "none"; ENDING is "error",
-"interrupt" or an exit status. Prints the losses of the complete epochs.
+python exiting_training.py RECORDER ENDING [URI]: RECORDER is "autolog", "track", "open" (a tracker that is not closed),
+"closing" (a tracker that is being closed when the signal comes) or "none"; ENDING is "error", "interrupt", "raise" (a
+SystemExit), a signal's name, "break" or an exit status. With ON_SIGTERM in the environment, that is how the recorder
+takes signals.
 """
 
+import os
+import signal
 import sys
+import threading
+import time
 
 import mlflow
 from faulty_training import BATCHES, loader, network, train
@@ -30,18 +36,35 @@ class Ending:
                     raise ValueError("the user's own")
                 if self.ending == "interrupt":
                     raise KeyboardInterrupt
+                if self.ending == "raise":
+                    raise SystemExit(3)
+                if self.ending == "break":
+                    return
+                if self.ending.startswith("SIG"):
+                    os.kill(os.getpid(), getattr(signal, self.ending))
+                    continue  # of a handler that returns
                 sys.exit(int(self.ending))
             yield batch
 
 
 def main(recorder: str, ending: str) -> None:
     batches = Ending(ending)
+    on_sigterm = os.environ.get("ON_SIGTERM")
     if recorder == "autolog":
-        mlflow_dynamics.autolog()
+        mlflow_dynamics.autolog(on_sigterm=on_sigterm)
     model = network()
     if recorder == "track":
         with mlflow_dynamics.track(model) as tracker:
             train(model, batches, epochs=COMPLETE + 1, tracker=tracker)  # type: ignore[arg-type]
+    elif recorder == "open":
+        tracker = mlflow_dynamics.track(model, on_sigterm=on_sigterm)
+        train(model, batches, epochs=COMPLETE + 1, tracker=tracker)  # type: ignore[arg-type]
+    elif recorder == "closing":
+        tracker = mlflow_dynamics.track(model, on_sigterm=on_sigterm)
+        train(model, loader(), epochs=COMPLETE, tracker=tracker)
+        threading.Timer(0.05, os.kill, (os.getpid(), getattr(signal, ending))).start()
+        tracker.close()
+        time.sleep(10)
     else:
         train(model, batches, epochs=COMPLETE + 1)  # type: ignore[arg-type]
 

@@ -21,7 +21,7 @@ from waiting import wait_until
 
 import mlflow_dynamics
 from mlflow_dynamics.recording.boundary import Boundary
-from mlflow_dynamics.session import Tracker
+from mlflow_dynamics.tracker import Tracker
 from mlflow_dynamics.tracking import load_activations, names
 
 EPOCHS = 6
@@ -174,11 +174,12 @@ def train_tracked(
     *,
     model: nn.Module | None = None,
     learning_rate: float = 0.05,
+    resume: str | None = None,
 ) -> tuple[list[float], Tracker, float]:
     """Losses, the closed tracker and the longest wait of a step in seconds."""
     model = model or network()
     numbers = global_random_states()
-    with timed_waits() as waits, mlflow_dynamics.track(model) as tracker:
+    with timed_waits() as waits, mlflow_dynamics.track(model, resume=resume) as tracker:
         waits.step()
         losses = train(
             model,
@@ -197,7 +198,7 @@ def train_tracked(
 
 
 def until_it_fails(tracker: Tracker) -> None:
-    wait_until(lambda: tracker._measuring.writer._sender.failing)
+    wait_until(lambda: tracker._run_log.writer._sender.failing)
 
 
 def until_all_is_sent(tracker: Tracker) -> None:
@@ -205,7 +206,5 @@ def until_all_is_sent(tracker: Tracker) -> None:
         tracker._next_epoch - 1, timeout=60
     )  # before it is measured an epoch is not waiting to be sent
     wait_until(
-        lambda: (
-            not tracker._measuring.writer._spool.entries() and not tracker._measuring.writer._sender.failing
-        )
+        lambda: not tracker._run_log.writer._spool.entries() and not tracker._run_log.writer._sender.failing
     )

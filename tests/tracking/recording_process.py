@@ -16,7 +16,7 @@ mlflow.set_tracking_uri(uri)
 owned = run_id == "new"
 if owned:
     run_id, owned = open_run(experiment_name="killed", spool_dir=Path(spool))
-writer = RunWriter(run_id, spool_dir=Path(spool))
+writer = RunWriter(run_id, spool_dir=Path(spool)).start()
 writer.write_layers(layers())
 print(run_id, flush=True)
 for epoch in range(int(first), int(epochs)):

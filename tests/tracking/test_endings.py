@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import mlflow
 import pytest
 from exiting_training import COMPLETE, main
@@ -16,6 +18,7 @@ from mlflow.entities import Run
 from tracking_server import MlflowServer
 
 from mlflow_dynamics import cli
+from mlflow_dynamics.errors import ConfigError
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "exiting_training.py"
@@ -59,19 +62,122 @@ def test_a_tracked_training_left_by_an_exception(
     assert_every_epoch_once(mlflow.get_tracking_uri(), run.info.run_id, untracked)
 
 
+@pytest.fixture
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `run` leaves to its script until the process ends is put back."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    for name in ("__main__", "__mp_main__"):
+        monkeypatch.setitem(sys.modules, name, sys.modules["__main__"])
+
+
+@pytest.mark.usefixtures("main_module")
 @pytest.mark.parametrize("ending", ["error", "interrupt", "3"])
 def test_a_script_under_run_left_by_an_exception(
     ending: str, experiment: str, untracked: list[float]
 ) -> None:
     error, status = ENDINGS[ending]
-    with pytest.raises(SystemExit if error is KeyboardInterrupt else error) as left:
+    with pytest.raises(error) as left:
         cli.main(["run", str(SCRIPT), "none", ending])
-    if error is not ValueError:
-        assert left.value.code == {"interrupt": cli.EXIT_INTERRUPTED, "3": 3}[ending]
+    if error is SystemExit:
+        assert left.value.code == 3
     run = only_run(experiment)
     assert run.info.status == status
     assert mlflow.active_run() is None
     assert_every_epoch_once(mlflow.get_tracking_uri(), run.info.run_id, untracked)
+
+
+BARE = {
+    "error": "raise ValueError",
+    "interrupt": "raise KeyboardInterrupt",
+    "SIGINT": "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
+    "SIGTERM": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+    "SIGHUP": "import os, signal; os.kill(os.getpid(), signal.SIGHUP)",
+    "raise": "raise SystemExit(3)",
+    "3": "import sys; sys.exit(3)",
+    "0": "import sys; sys.exit(0)",
+    "break": "pass",
+}
+"""The same endings without torch, MLflow and us."""
+
+STATUSES = {"error": "FAILED", "3": "FAILED", "raise": "FAILED", "0": "FINISHED", "break": "FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("way", "ending", "on_sigterm"),
+    [
+        ("autolog", "SIGINT", None),
+        ("autolog", "raise", None),
+        ("run", "SIGINT", None),
+        ("open", "3", None),
+        ("autolog", "SIGTERM", "end"),
+        ("open", "SIGHUP", "end"),
+        ("closing", "SIGTERM", "end"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [
+                ("autolog", "0", None),
+                ("autolog", "break", None),
+                ("autolog", "error", None),
+                ("autolog", "interrupt", None),
+                ("autolog", "3", None),
+                ("run", "raise", None),
+                ("run", "error", None),
+                ("run", "SIGTERM", "end"),
+                ("track", "SIGINT", None),
+                ("track", "raise", None),
+                ("open", "SIGINT", None),
+                ("open", "raise", None),
+            ]
+        ),
+    ],
+)
+def test_a_process_ends_as_the_script_alone_and_without_the_epoch_it_was_in(
+    way: str, ending: str, on_sigterm: str | None, untracked: list[float], own_mlflow: Path
+) -> None:
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE), str(HERE.parent)]),
+    }
+    command, recorder = [sys.executable, str(SCRIPT)], way
+    if way == "run":
+        option = [] if on_sigterm is None else ["--on-sigterm", on_sigterm]
+        command, recorder = [sys.executable, "-m", "mlflow_dynamics.cli", "run", *option, str(SCRIPT)], "none"
+    elif on_sigterm is not None:
+        environment["ON_SIGTERM"] = on_sigterm
+
+    def end(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            arguments, env=environment, cwd=own_mlflow, capture_output=True, text=True, timeout=200,
+            # A shell that runs this in the background has it ignore Ctrl-C, and a child inherits that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+
+    bare = end(sys.executable, "-c", BARE[ending])
+    ended = end(*command, recorder, ending)
+    assert ended.returncode == bare.returncode, ended.stderr
+    if bare.stderr:
+        assert bare.stderr.splitlines()[-1] in ended.stderr
+    run = only_run("0")
+    status = "FINISHED" if way == "closing" else STATUSES.get(ending, "KILLED")
+    assert run.info.status == status, ended.stderr
+    assert_every_epoch_once(mlflow.get_tracking_uri(), run.info.run_id, untracked)
+
+
+@pytest.mark.usefixtures("main_module")
+@pytest.mark.parametrize(
+    "raised", [click.UsageError("its own"), EOFError(), ConfigError("its own")], ids=repr
+)
+def test_an_error_of_a_script_under_run_is_no_error_of_the_command_line(
+    raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import builtins\nraise builtins.raised")
+    monkeypatch.setattr("builtins.raised", raised, raising=False)
+    with pytest.raises(type(raised)) as left:
+        cli.main(["run", str(script)])
+    assert left.value is raised
 
 
 @pytest.mark.slow

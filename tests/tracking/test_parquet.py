@@ -74,9 +74,9 @@ def test_layers_and_layer_measures_come_back(tmp_path: Path) -> None:
     empty = parquet.read_layers(write(tmp_path / "e", parquet.layers_to_parquet([])))
     assert empty == ()
     data = parquet.layer_measures_to_parquet(4, layers(), measures(4))
-    table = parquet.read_layer_measures(write(tmp_path / "m", data))
-    assert table.column_names == ["epoch", "layer", "exponent", "phase_coherence"]
-    assert table["epoch"].to_pylist() == [4] * 5
+    table = pq.read_table(write(tmp_path / "m", data))
+    assert table.column_names == ["layer", "exponent", "phase_coherence"]
+    assert table["layer"].to_pylist() == [0, 1, 2, 3, 4]
     assert table["exponent"].to_pylist() == [0.5, 0.75, 1.0, 1.25, 1.5]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from tracking_server import FaultyProxy, MlflowServer
 from waiting import wait_until
 
 import mlflow_dynamics
-from mlflow_dynamics.session import Tracker
+from mlflow_dynamics.tracker import Tracker
 from mlflow_dynamics.tracking import sender
 from mlflow_dynamics.tracking.store import connect
 from mlflow_dynamics.tracking.sync import sync
@@ -91,7 +93,7 @@ def test_a_server_that_is_gone_for_good_and_sync(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mlflow_dynamics.session.CLOSE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("mlflow_dynamics.tracker.CLOSE_TIMEOUT_S", 1.0)
     mlflow.set_tracking_uri(proxy.uri)
     losses, tracker, longest = train_tracked(lambda epoch, _: proxy.refuse() if epoch == 2 else None)
     assert losses == untracked
@@ -102,7 +104,7 @@ def test_a_server_that_is_gone_for_good_and_sync(
     assert f"Send them with: mlflow-dynamics sync {Path('.mlflow_dynamics').absolute()}" in last
     run_id = tracker.run_id
     assert run_id is not None
-    wait_until(lambda: not tracker._measuring.writer._sender.is_alive())
+    wait_until(lambda: not tracker._run_log.writer._sender.is_alive())
     proxy.listen()
     (synced,) = sync()
     assert (synced.run_id, synced.left) == (run_id, 0)
@@ -169,7 +171,7 @@ def test_autolog_under_a_server_that_refuses_at_start(
 def test_autolog_under_a_server_that_answers_late(
     proxy: FaultyProxy, untracked: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlflow_dynamics.session.CLOSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("mlflow_dynamics.tracker.CLOSE_TIMEOUT_S", 0.5)
     mlflow.set_tracking_uri(proxy.uri)
     proxy.fault = "late"
     with timed_waits() as waits:
@@ -251,10 +253,48 @@ def test_a_server_that_answers_after_thirty_seconds(
                 until_it_fails(tracker)
             proxy.fault = None
 
-    monkeypatch.setattr("mlflow_dynamics.session.CLOSE_TIMEOUT_S", 120.0)
+    monkeypatch.setattr("mlflow_dynamics.tracker.CLOSE_TIMEOUT_S", 120.0)
     losses, tracker, longest = train_tracked(slow_down)
     assert losses == untracked
     assert longest <= LONGEST_WAIT_S
     assert tracker.run_id is not None
     assert_every_epoch_once(server.uri, tracker.run_id, losses)
     assert len(warnings_of(caplog)) == (0 if read_timeout_s is None else 2)
+
+
+def test_a_run_that_cannot_be_read_now_costs_a_resumed_training_nothing(
+    proxy: FaultyProxy, server: MlflowServer, untracked: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow.set_tracking_uri(proxy.uri)
+    _, first, _ = train_tracked(lambda *_: None)
+    assert first.run_id is not None
+    proxy.refuse()
+
+    def come_up(epoch: int, tracker: Tracker) -> None:
+        if epoch == 3:
+            proxy.listen()
+
+    losses, tracker, _ = train_tracked(come_up, resume=first.run_id)
+    assert losses == untracked
+    assert tracker.run_id not in (None, first.run_id)
+    assert_every_epoch_once(server.uri, first.run_id, losses)
+    assert_every_epoch_once(server.uri, str(tracker.run_id), losses)
+    parent = MlflowClient(server.uri).get_run(str(tracker.run_id)).data.tags["mlflow.parentRunId"]
+    assert parent == first.run_id
+    assert f"Run {first.run_id} cannot be carried on (there is no connection)" in caplog.text
+
+
+def test_a_run_that_is_being_created_when_the_user_interrupts_is_killed(
+    proxy: FaultyProxy, server: MlflowServer
+) -> None:
+    experiment = mlflow.MlflowClient(server.uri).create_experiment("interrupted")
+    mlflow.set_tracking_uri(proxy.uri)
+    mlflow.set_experiment(experiment_id=experiment)
+    proxy.fault, proxy.faulty_paths, proxy.delay_s = "late", "runs/create", 2.0
+    interrupt = threading.Timer(1.0, signal.raise_signal, (signal.SIGINT,))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        mlflow_dynamics.track(network())
+    (run,) = mlflow.MlflowClient(server.uri).search_runs([experiment])
+    assert run.info.status == "KILLED"
+    assert mlflow.active_run() is None

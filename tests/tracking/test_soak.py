@@ -29,7 +29,7 @@ EPOCHS = 2_000
 def test_soak_of_two_thousand_epochs_with_faults_at_random(proxy: FaultyProxy) -> None:
     client = MlflowClient(proxy.uri)
     run_id = client.create_run("0").info.run_id
-    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri).start()
     process = psutil.Process()
     done = threading.Event()
     faults = threading.Thread(target=_break_at_random, args=(proxy, done))
@@ -119,7 +119,7 @@ def test_twenty_runs_at_once_lose_nothing(loaded_server: MlflowServer) -> None:
     unsent: dict[str, int] = {}
 
     def train(run_id: str) -> None:
-        writer = RunWriter(run_id, tracking_uri=loaded_server.uri)
+        writer = RunWriter(run_id, tracking_uri=loaded_server.uri).start()
         for epoch in range(10):
             write_epoch(writer, epoch)
             time.sleep(0.1)

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,11 @@ from tracking_server import FaultyProxy, MlflowServer
 from waiting import wait_until
 
 from mlflow_dynamics.tracking import RunWriter, names, open_run, spool
-from mlflow_dynamics.tracking.entry import Batch
-from mlflow_dynamics.tracking.spool import RunRecord, Spool, save_run
+from mlflow_dynamics.tracking import sync as sync_module
+from mlflow_dynamics.tracking.folder import Folder
+from mlflow_dynamics.tracking.queue_entry import Batch
+from mlflow_dynamics.tracking.run_record import RunRecord, save_run
+from mlflow_dynamics.tracking.spool import Spool, open_folder
 from mlflow_dynamics.tracking.sync import sync, sync_in_background
 
 HERE = Path(__file__).parent
@@ -51,9 +55,10 @@ def kill(process: subprocess.Popen[str]) -> list[int]:
 
 def record_offline(proxy: FaultyProxy, epochs: int, root: Path) -> str:
     """A folder of `epochs` epochs that a run left behind because its server was gone; returns the run's id."""
+    mlflow.set_tracking_uri(proxy.uri)
     run_id = new_run(proxy.uri)
     proxy.refuse()
-    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=root)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=root).start()
     writer.write_layers(layers())
     for epoch in range(epochs):
         write_epoch(writer, epoch)
@@ -132,7 +137,7 @@ def test_training_killed_mid_epoch_keeps_every_epoch_that_was_written(
     resumed = start(HERE / "recording_process.py", proxy.uri, run_id, tmp_path, last - 3, last + 5)
     _, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
-    sync(tmp_path)
+    sync(tmp_path, tracking_uri=proxy.uri)
     assert_complete(server.uri, run_id, last + 5)
     assert not [folder for folder in tmp_path.iterdir() if folder.is_dir()]
 
@@ -151,7 +156,7 @@ def test_a_run_that_never_saw_its_server_and_was_killed_is_created_once(
     last = max([last, *kill(process)])
     proxy.listen()
     proxy.fault, proxy.faulty_paths = "lose", "runs/create"
-    (synced,) = sync(tmp_path)
+    (synced,) = sync(tmp_path, tracking_uri=proxy.uri)
     assert synced.left == 0
     assert synced.run_id is not None
     client = MlflowClient(server.uri)
@@ -168,7 +173,7 @@ def test_a_run_that_never_saw_its_server_and_was_killed_is_created_once(
 def test_the_next_training_sends_what_the_last_one_left(proxy: FaultyProxy, tmp_path: Path) -> None:
     first = record_offline(proxy, 3, tmp_path)
     second = new_run(proxy.uri)
-    writer = RunWriter(second, tracking_uri=proxy.uri, spool_dir=tmp_path)
+    writer = RunWriter(second, tracking_uri=proxy.uri, spool_dir=tmp_path).start()
     write_epoch(writer, 0)
     wait_until(lambda: not (tmp_path / first).exists())
     assert writer.close(30) == 0
@@ -177,8 +182,9 @@ def test_the_next_training_sends_what_the_last_one_left(proxy: FaultyProxy, tmp_
 
 
 def test_a_folder_in_use_is_left_to_its_process(server: MlflowServer, tmp_path: Path) -> None:
-    writer = RunWriter(new_run(server.uri), tracking_uri=server.uri, spool_dir=tmp_path)
-    (synced,) = sync(tmp_path)
+    writer = RunWriter(new_run(server.uri), tracking_uri=server.uri, spool_dir=tmp_path).start()
+    write_epoch(writer, 0)
+    (synced,) = sync(tmp_path, tracking_uri=server.uri)
     assert synced.reason is not None
     assert "in use by another process" in synced.reason
     assert writer.close(30) == 0
@@ -189,8 +195,9 @@ def test_a_folder_that_another_sync_has_just_removed_is_passed_over(
 ) -> None:
     root = tmp_path / "spool"
     gone = root / "gone"
-    monkeypatch.setattr("mlflow_dynamics.tracking.sync._run_folders", lambda root: [gone])
-    assert sync(root) == ()
+    record = RunRecord(tracking_uri=server.uri, run_id="gone")
+    monkeypatch.setattr(sync_module, "_look", lambda root: [sync_module._Found(folder=gone, run=record)])
+    assert sync(root, tracking_uri=server.uri) == ()
     assert not gone.exists()
 
 
@@ -238,7 +245,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "tiny"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=200k,mode=700", "tmpfs", folder],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode != 0:
         pytest.skip("mounting a tmpfs needs root")
@@ -251,7 +260,7 @@ def test_a_full_disk_costs_nothing_while_the_server_is_there(
 ) -> None:
     run_id = new_run(proxy.uri)
     proxy.fault = 503
-    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk).start()
     for epoch in range(60):
         write_epoch(writer, epoch)
     proxy.fault = None
@@ -265,14 +274,15 @@ def test_a_full_disk_and_no_server_lose_only_what_fits_nowhere_and_say_so(
 ) -> None:
     run_id = new_run(proxy.uri)
     proxy.refuse()
-    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk).start()
+    writer.write_layers(layers())
     for epoch in range(60):
         write_epoch(writer, epoch)
     assert writer.close(0) > 60
     assert "are lost with this process" in caplog.text
     wait_until(lambda: not writer._sender.is_alive())
     proxy.listen()
-    sync(tiny_disk)
+    sync(tiny_disk, tracking_uri=proxy.uri)
     history = MlflowClient(proxy.uri).get_metric_history(run_id, names.TRAIN_LOSS)
     steps = sorted(metric.step for metric in history)
     assert steps
@@ -320,7 +330,7 @@ def test_beyond_the_bound_of_memory_the_oldest_activations_in_memory_go(
     monkeypatch.setattr(spool, "MAX_MEMORY_BYTES", 60_000)
     run_id = new_run(proxy.uri)
     proxy.fault = 503
-    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk).start()
     for epoch in range(60):
         write_epoch(writer, epoch)
     proxy.fault = None
@@ -328,7 +338,8 @@ def test_beyond_the_bound_of_memory_the_oldest_activations_in_memory_go(
     client = MlflowClient(proxy.uri)
     assert len(client.get_metric_history(run_id, names.TRAIN_LOSS)) == 60
     assert len(client.list_artifacts(run_id, names.LAYER_MEASURES)) == 60
-    kept = [int(file.path[-5:]) for file in client.list_artifacts(run_id, names.ACTIVATIONS)]
+    partitions = client.list_artifacts(run_id, names.ACTIVATIONS)
+    kept = sorted(int(file.path.rpartition("=")[2]) for file in partitions)
     on_disk = kept[: next(index for index, epoch in enumerate(kept) if epoch != index)]
     assert len(on_disk) > 3
     assert kept == [*on_disk, *range(60 - len(kept) + len(on_disk), 60)]
@@ -339,7 +350,7 @@ def test_a_spool_that_cannot_be_made_is_no_reason_not_to_record(
 ) -> None:
     (tmp_path / "file").write_text("")
     run_id = new_run(server.uri)
-    writer = RunWriter(run_id, tracking_uri=server.uri, spool_dir=tmp_path / "file")
+    writer = RunWriter(run_id, tracking_uri=server.uri, spool_dir=tmp_path / "file").start()
     for epoch in range(3):
         write_epoch(writer, epoch)
     assert writer.close(60) == 0
@@ -356,8 +367,39 @@ def test_neither_server_nor_disk_is_said_at_the_start(tmp_path: Path) -> None:
         open_run(spool_dir=tmp_path / "file")
 
 
+def test_the_training_reads_nothing_of_what_lies_in_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever planted 300 folders with a megabyte each held up every `track()`."""
+    readers: list[str] = []
+    read = Folder.read
+
+    def noted(folder: Folder, name: str, *, limit: int) -> bytes:
+        readers.append(threading.current_thread().name)
+        return read(folder, name, limit=limit)
+
+    monkeypatch.setattr(Folder, "read", noted)
+    uri = "http://127.0.0.1:9"
+    for number in range(3):
+        run = RunRecord(tracking_uri="http://127.0.0.1:8", run_id=f"{number:032x}")
+        save_run(open_folder(tmp_path / f"{number:032x}", create=True), run)
+    thread = sync_in_background(tmp_path, own=tmp_path / "own", tracking_uri=uri)
+    assert thread is not None
+    thread.join()
+    assert readers == ["mlflow-dynamics-sync"] * 3
+
+
+def test_a_record_of_more_tags_than_a_run_has_is_left_alone(tmp_path: Path) -> None:
+    run_id = "0" * 32
+    tags = {f"tag {number}": "" for number in range(501)}
+    run = RunRecord(tracking_uri="http://127.0.0.1:9", run_id=run_id, tags=tags)
+    save_run(open_folder(tmp_path / run_id, create=True), run)
+    (left,) = sync(tmp_path, tracking_uri="http://127.0.0.1:9")
+    assert "is damaged" in str(left.reason)
+
+
 def test_no_thread_is_started_where_nothing_is_left(tmp_path: Path) -> None:
-    assert sync_in_background(tmp_path, own=tmp_path / "own") is None
+    assert sync_in_background(tmp_path, own=tmp_path / "own", tracking_uri="http://host:1") is None
 
 
 def test_a_folder_that_vanishes_while_it_is_opened_is_passed_over(
@@ -365,11 +407,11 @@ def test_a_folder_that_vanishes_while_it_is_opened_is_passed_over(
 ) -> None:
     """Its owner has sent everything and removes it; some file of it is gone when we come to it."""
     folder = tmp_path / "spool" / "gone"
-    save_run(folder, RunRecord(tracking_uri=server.uri, run_id="gone"))
+    save_run(open_folder(folder, create=True), RunRecord(tracking_uri=server.uri, run_id="gone"))
 
-    def vanish(spool: Spool) -> None:
-        shutil.rmtree(folder)
-        raise FileNotFoundError(folder / "queue")
+    def vanish(path: Path) -> Spool:
+        shutil.rmtree(path)
+        return Spool(path)
 
-    monkeypatch.setattr(Spool, "entries", vanish)
-    assert sync(tmp_path / "spool") == ()
+    monkeypatch.setattr(sync_module, "Spool", vanish)
+    assert sync(tmp_path / "spool", tracking_uri=server.uri) == ()

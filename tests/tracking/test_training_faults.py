@@ -32,7 +32,7 @@ from tracking_server import FaultyProxy, MlflowServer
 from waiting import wait_until
 
 import mlflow_dynamics
-from mlflow_dynamics.session import Tracker
+from mlflow_dynamics.tracker import Tracker
 from mlflow_dynamics.tracking import load_activations, names
 from mlflow_dynamics.tracking.sync import sync
 
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_while_the_server_is_away(
                 proxy.fault = 503
             if epoch == 4:
                 until_it_fails(tracker)
-                wait_until(lambda: tracker._measuring.writer._spool._memory)
+                wait_until(lambda: tracker._run_log.writer._spool._memory)
                 free()
                 proxy.fault = None
 
@@ -275,7 +275,7 @@ def test_a_run_that_is_deleted_and_stays_so_costs_no_more_than_the_closing_wait(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("mlflow_dynamics.session.CLOSE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("mlflow_dynamics.tracker.CLOSE_TIMEOUT_S", 1.0)
     mlflow.set_tracking_uri(server.uri)
     client = MlflowClient(server.uri)
     losses, tracker, longest = train_tracked(
@@ -287,7 +287,7 @@ def test_a_run_that_is_deleted_and_stays_so_costs_no_more_than_the_closing_wait(
     first, last = warnings_of(caplog)
     assert "mlflow runs restore" in first
     assert "Send them with: mlflow-dynamics sync" in last
-    wait_until(lambda: not tracker._measuring.writer._sender.is_alive())
+    wait_until(lambda: not tracker._run_log.writer._sender.is_alive())
     client.restore_run(str(tracker.run_id))
     (synced,) = sync()
     assert synced.left == 0

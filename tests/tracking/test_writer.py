@@ -16,13 +16,14 @@ import pytest
 from faulty_training import warnings_of
 from mlflow import MlflowClient
 from tracking_records import activations, assert_complete, layers, measures, write_epoch
-from tracking_server import FaultyProxy, MlflowServer
+from tracking_server import Asked, FaultyProxy, Lie, MlflowServer
 from waiting import wait_until
 
 from mlflow_dynamics.errors import ConfigError, DataError, TrackingError
 from mlflow_dynamics.tracking import RunWriter, end_run, names, open_run, spool
+from mlflow_dynamics.tracking.run_record import RunRecord
 from mlflow_dynamics.tracking.sender import Sender
-from mlflow_dynamics.tracking.spool import RunRecord, Spool
+from mlflow_dynamics.tracking.spool import Spool
 from mlflow_dynamics.tracking.sync import sync
 
 
@@ -34,7 +35,7 @@ def test_all_that_is_written_is_in_mlflow_and_the_folder_is_gone(
     server: MlflowServer, tmp_path: Path
 ) -> None:
     run_id = new_run(server.uri)
-    writer = RunWriter(run_id, tracking_uri=server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri).start()
     writer.write_layers(layers())
     for epoch in range(5):
         write_epoch(writer, epoch)
@@ -65,7 +66,7 @@ def test_all_that_is_written_is_in_mlflow_and_the_folder_is_gone(
 
 def test_writing_an_epoch_does_not_wait_for_a_server_that_hangs(proxy: FaultyProxy) -> None:
     run_id = new_run(proxy.uri)
-    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri).start()
     proxy.fault = "hang"
     slowest = 0.0
     for epoch in range(100):
@@ -84,7 +85,7 @@ def test_after_each_fault_all_is_there_once_and_each_way_is_said_once(
 ) -> None:
     caplog.set_level(logging.DEBUG, "mlflow_dynamics")
     run_id = new_run(proxy.uri)
-    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri).start()
     write_epoch(writer, 0)
     wait_until(lambda: not writer._spool.entries())
     seen = proxy.requests
@@ -105,20 +106,21 @@ def test_after_each_fault_all_is_there_once_and_each_way_is_said_once(
     assert_complete(proxy.uri, run_id, 11)
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(messages) == 2, messages
-    assert f"Sending to MLflow at {proxy.uri} fails" in messages[0]
+    begins = "MLflow at {} takes nothing" if fault == 403 else "Sending to MLflow at {} fails"
+    assert messages[0].startswith(begins.format(proxy.uri))
     assert "takes records again" in messages[1]
 
 
 def test_an_answer_that_comes_late_is_waited_for_by_nobody_but_the_sender(server: MlflowServer) -> None:
     class SlowProxy(FaultyProxy):
         def _handle(self, request) -> None:  # type: ignore[no-untyped-def]
-            time.sleep(1.0)
+            time.sleep(0.7)
             super()._handle(request)
 
     proxy = SlowProxy(server.port)
     run_id = new_run(server.uri)
     began = time.perf_counter()
-    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri).start()
     write_epoch(writer, 0)
     assert time.perf_counter() - began < 0.5
     assert writer.close(60) == 0
@@ -131,7 +133,7 @@ def test_a_failing_artifact_store_does_not_hold_the_metrics_back(
 ) -> None:
     run_id = new_run(proxy.uri)
     proxy.fault, proxy.faulty_paths = 507, "mlflow-artifacts"
-    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri).start()
     for epoch in range(4):
         write_epoch(writer, epoch)
     history = lambda: MlflowClient(proxy.uri).get_metric_history(run_id, names.TRAIN_LOSS)  # noqa: E731
@@ -148,7 +150,7 @@ def test_a_file_that_is_too_large_for_the_server_waits_and_holds_nothing_back(
 ) -> None:
     run_id = new_run(proxy.uri)
     proxy.fault, proxy.faulty_paths = 413, names.REPORT
-    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri).start()
     for epoch in range(4):
         write_epoch(writer, epoch)
         writer.write_files({names.REPORT: b"version %d" % epoch, names.figure_path("one"): b"png"})
@@ -160,10 +162,10 @@ def test_a_file_that_is_too_large_for_the_server_waits_and_holds_nothing_back(
     assert f"refuses {names.REPORT} (413: a file of 9 bytes is too large for the server" in refused
     assert "1 records of run" in left
     assert "(413: a file of 9 bytes is too large for the server)" in left
-    (unsent,) = sync()
+    (unsent,) = sync(tracking_uri=proxy.uri)
     assert (unsent.left, unsent.reason) == (1, "413: a file of 9 bytes is too large for the server")
     proxy.fault = None
-    (sent,) = sync()
+    (sent,) = sync(tracking_uri=proxy.uri)
     assert (sent.left, sent.reason) == (0, None)
     client = MlflowClient(proxy.uri)
     assert Path(client.download_artifacts(run_id, names.REPORT)).read_text() == "version 3"
@@ -172,7 +174,7 @@ def test_a_file_that_is_too_large_for_the_server_waits_and_holds_nothing_back(
 def test_a_server_killed_mid_run_and_restarted_has_everything(empty_store: Path, tmp_path: Path) -> None:
     with MlflowServer(tmp_path / "server", empty_store) as server:
         run_id = new_run(server.uri)
-        writer = RunWriter(run_id, tracking_uri=server.uri)
+        writer = RunWriter(run_id, tracking_uri=server.uri).start()
         for epoch in range(30):
             if epoch == 10:
                 server.kill()
@@ -189,7 +191,7 @@ def test_a_run_deleted_while_it_trains_keeps_its_records_until_it_is_restored(
 ) -> None:
     client = MlflowClient(server.uri)
     run_id = new_run(server.uri)
-    writer = RunWriter(run_id, tracking_uri=server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri).start()
     write_epoch(writer, 0)
     wait_until(lambda: not writer._spool.entries())
     client.delete_run(run_id)
@@ -205,7 +207,7 @@ def test_a_refused_parameter_is_set_aside_and_the_rest_goes_on(
     server: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id = new_run(server.uri)
-    writer = RunWriter(run_id, tracking_uri=server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri).start()
     writer.log_params({"depth": 20})
     writer.log_params({"depth": 56})
     write_epoch(writer, 0)
@@ -224,7 +226,7 @@ def test_a_resumed_run_that_repeats_epochs_has_none_twice(
     uri = server.uri if where == "server" else f"sqlite:///{tmp_path}/own.db"
     run_id = new_run(uri)
     for begin, end in ((0, 4), (2, 7)):
-        writer = RunWriter(run_id, tracking_uri=uri)
+        writer = RunWriter(run_id, tracking_uri=uri).start()
         for epoch in range(begin, end):
             write_epoch(writer, epoch)
             time.sleep(0.002)  # so that the repeated epoch has another timestamp
@@ -234,7 +236,7 @@ def test_a_resumed_run_that_repeats_epochs_has_none_twice(
 
 def test_values_that_are_not_finite_reach_mlflow(server: MlflowServer) -> None:
     run_id = new_run(server.uri)
-    writer = RunWriter(run_id, tracking_uri=server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri).start()
     for epoch, value in enumerate((1.0, math.nan, math.inf, -math.inf)):
         writer.write_epoch(epoch, None, {names.TRAIN_LOSS: value}, None, 1_000 + epoch)
     assert writer.close(30) == 0
@@ -248,7 +250,7 @@ def test_values_that_are_not_finite_reach_mlflow(server: MlflowServer) -> None:
 
 def test_a_clock_that_goes_backwards_changes_no_order(server: MlflowServer) -> None:
     run_id = new_run(server.uri)
-    writer = RunWriter(run_id, tracking_uri=server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri).start()
     for epoch in range(5):
         writer.write_epoch(epoch, None, {names.TRAIN_LOSS: float(epoch)}, None, 1_000_000 - 1_000 * epoch)
     assert writer.close(30) == 0
@@ -267,7 +269,7 @@ def test_a_server_that_was_never_there_gets_the_run_later_with_its_right_times(
     assert owned
     assert run_id.startswith("local-")
     assert mlflow.active_run() is None
-    writer = RunWriter(run_id)
+    writer = RunWriter(run_id).start()
     assert writer.run_id is None
     for epoch in range(3):
         write_epoch(writer, epoch)
@@ -311,7 +313,7 @@ def test_a_lost_answer_to_the_creation_makes_no_second_run(proxy: FaultyProxy, s
     run_id, _ = open_run(experiment_name="lost-answer")
     assert run_id.startswith("local-")
     proxy.fault = None
-    writer = RunWriter(run_id)
+    writer = RunWriter(run_id).start()
     write_epoch(writer, 0)
     assert end_run(writer) == 0
     client = MlflowClient(server.uri)
@@ -323,7 +325,7 @@ def test_a_lost_answer_to_the_creation_makes_no_second_run(proxy: FaultyProxy, s
 
 def test_two_runs_in_one_process_do_not_mix(server: MlflowServer) -> None:
     run_ids = [new_run(server.uri) for _ in range(2)]
-    writers = [RunWriter(run_id, tracking_uri=server.uri) for run_id in run_ids]
+    writers = [RunWriter(run_id, tracking_uri=server.uri).start() for run_id in run_ids]
     for epoch in range(6):
         write_epoch(writers[epoch % 2], epoch // 2)
     assert [writer.close(60) for writer in writers] == [0, 0]
@@ -333,7 +335,7 @@ def test_two_runs_in_one_process_do_not_mix(server: MlflowServer) -> None:
 
 def test_a_second_writer_of_a_run_finds_a_folder_of_its_own(server: MlflowServer, tmp_path: Path) -> None:
     run_id = new_run(server.uri)
-    first, second = (RunWriter(run_id, tracking_uri=server.uri) for _ in range(2))
+    first, second = (RunWriter(run_id, tracking_uri=server.uri).start() for _ in range(2))
     first.set_tags({"first": "1"})
     second.set_tags({"second": "2"})
     assert first.close(30) == second.close(30) == 0
@@ -343,7 +345,7 @@ def test_a_second_writer_of_a_run_finds_a_folder_of_its_own(server: MlflowServer
 
 def test_a_newer_report_takes_the_place_of_one_that_still_waits(proxy: FaultyProxy, tmp_path: Path) -> None:
     run_id = new_run(proxy.uri)
-    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri).start()
     proxy.fault = 503
     report = tmp_path / "report.html"
     for version in range(5):
@@ -362,7 +364,7 @@ def test_beyond_the_bound_the_oldest_activations_go_and_numbers_stay(
 ) -> None:
     run_id = new_run(proxy.uri)
     proxy.fault = 503
-    writer = RunWriter(run_id, tracking_uri=proxy.uri)
+    writer = RunWriter(run_id, tracking_uri=proxy.uri).start()
     writer.write_layers(layers())
     monkeypatch.setattr(spool, "MAX_DISK_BYTES", 60_000)
     for epoch in range(20):
@@ -388,7 +390,7 @@ def test_credentials_reach_neither_log_nor_spool(
     secret = f"http://user:hunter2@127.0.0.1:{server.port + 1 if server.port < 65535 else 1}"
     mlflow.set_tracking_uri(secret)
     run_id, _ = open_run()
-    writer = RunWriter(run_id)
+    writer = RunWriter(run_id).start()
     write_epoch(writer, 0)
     writer.close(1)
     assert caplog.records
@@ -400,7 +402,7 @@ def test_credentials_reach_neither_log_nor_spool(
 
 
 def test_what_cannot_be_recorded_is_refused_in_one_sentence(server: MlflowServer, tmp_path: Path) -> None:
-    writer = RunWriter(new_run(server.uri), tracking_uri=server.uri)
+    writer = RunWriter(new_run(server.uri), tracking_uri=server.uri).start()
     with pytest.raises(ConfigError, match="metric key 'a//b'"):
         writer.write_epoch(0, None, {"a//b": 1.0}, None, 0)
     with pytest.raises(ConfigError, match=r"absent\.html cannot be recorded as an artifact: No such file"):
@@ -411,12 +413,12 @@ def test_what_cannot_be_recorded_is_refused_in_one_sentence(server: MlflowServer
         writer.end_run("DONE")
     writer.close(30)
     with pytest.raises(DataError, match=r"holds no run\.json"):
-        RunWriter("local-unknown")
+        RunWriter("local-unknown").start()
 
 
 def test_the_measures_of_layers_are_beside_the_activations(server: MlflowServer, tmp_path: Path) -> None:
     run_id = new_run(server.uri)
-    writer = RunWriter(run_id, tracking_uri=server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri).start()
     writer.write_epoch(3, activations(3), {}, measures(3), 0)
     assert writer.close(30) == 0
     local = MlflowClient(server.uri).download_artifacts(run_id, names.layer_measures_path(3), str(tmp_path))
@@ -435,7 +437,7 @@ def test_a_spool_that_another_holds_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_worker_that_ends_or_dies_takes_nothing_with_it(server: MlflowServer) -> None:
     run_id = new_run(server.uri)
-    writer = RunWriter(run_id, tracking_uri=server.uri)
+    writer = RunWriter(run_id, tracking_uri=server.uri).start()
     for epoch in range(4):
         child = os.fork()
         if child == 0:
@@ -459,7 +461,7 @@ def test_runs_of_several_threads_and_nested_runs_stay_apart(server: MlflowServer
         run_id, owned = open_run(experiment_name="threads", run_name=name)
         assert owned
         assert not run_id.startswith("local-")
-        writer = RunWriter(run_id)
+        writer = RunWriter(run_id).start()
         for epoch in range(3):
             write_epoch(writer, epoch)
         assert end_run(writer, "FINISHED", 60) == 0
@@ -478,7 +480,7 @@ def test_runs_of_several_threads_and_nested_runs_stay_apart(server: MlflowServer
     with mlflow.start_run() as parent, mlflow.start_run(nested=True) as child:
         run_id, owned = open_run()
         assert (run_id, owned) == (child.info.run_id, False)
-        writer = RunWriter(run_id)
+        writer = RunWriter(run_id).start()
         write_epoch(writer, 0)
         assert writer.close(30) == 0
     assert_complete(server.uri, child.info.run_id, 1)
@@ -497,19 +499,41 @@ def test_an_owned_run_is_the_active_one_until_it_ends(server: MlflowServer) -> N
     run_id, owned = open_run(experiment_name="owned")
     assert owned
     mlflow.log_metric("mine", 1.0)
-    writer = RunWriter(run_id)
+    writer = RunWriter(run_id).start()
     assert end_run(writer, "FAILED", 30) == 0
     assert mlflow.active_run() is None
     run = MlflowClient(server.uri).get_run(run_id)
     assert run.data.metrics == {"mine": 1.0}
     assert run.info.status == "FAILED"
+    last = mlflow.last_active_run()
+    assert last is not None
+    assert last.info.run_id == run_id
+
+
+def test_a_server_that_fails_once_all_is_sent_holds_no_end_up(proxy: FaultyProxy) -> None:
+    """Nor are its words printed: MLflow's own end waits minutes, and prints the run's name as it comes."""
+    mlflow.set_tracking_uri(proxy.uri)
+    run_id, owned = open_run()
+    assert owned
+    writer = RunWriter(run_id).start()
+    write_epoch(writer, 0)
+
+    def fail_after_the_end(asked: Asked) -> Lie | None:
+        status = MlflowClient(f"http://127.0.0.1:{proxy.upstream_port}").get_run(run_id).info.status
+        return Lie(status=503) if status == "FINISHED" and "/runs/update" in asked.path else None
+
+    proxy.lies = fail_after_the_end
+    began = time.monotonic()
+    assert end_run(writer, "FINISHED", 30) == 0
+    assert time.monotonic() - began < 10
+    assert mlflow.active_run() is None
 
 
 def test_ending_a_run_whose_server_is_gone_waits_no_longer_than_asked(proxy: FaultyProxy) -> None:
     mlflow.set_tracking_uri(proxy.uri)
     run_id, owned = open_run()
     assert owned
-    writer = RunWriter(run_id)
+    writer = RunWriter(run_id).start()
     write_epoch(writer, 0)
     wait_until(lambda: not writer._spool.entries())
     proxy.refuse()

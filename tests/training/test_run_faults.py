@@ -14,13 +14,17 @@ import pytest
 from mlflow import MlflowClient
 from tracking_server import FaultyProxy, MlflowServer
 
+from mlflow_dynamics.cli import main
 from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.tracking.sync import sync
-from mlflow_dynamics.training.config import TrainingConfig
 from mlflow_dynamics.training.grid import train_grid
+from mlflow_dynamics.training.logged_model import model_name
+from mlflow_dynamics.training.parameters import TrainingConfig
 
 COMMAND = (sys.executable, "-m", "mlflow_dynamics.cli", "train", "--epochs", "5", "--seed", "3")
 QUICK = ("--limit-train", "640", "--limit-test", "64", "--image-size", "8")
+TITLE = "resnet20 on digits, sgd onecycle, seed 3, epochs 5, limit_train 640, limit_test 64, image_size 8"
+MODEL = model_name(TITLE)
 OVERHEAD_S = 100
 """What imports and waiting for a dead server may add to a training of some seconds, on a loaded machine."""
 
@@ -62,7 +66,7 @@ def assert_whole(run_id: str, losses: list[float]) -> None:
     assert [point.step for point in points] == list(range(5))
     assert [point.value for point in points] == losses
     assert len(client.get_metric_history(run_id, "dynamics/integration")) == 2
-    model = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    model = mlflow.pyfunc.load_model(f"runs:/{run_id}/{MODEL}")
     side = model.metadata.signature.inputs.inputs[0].shape[-1]
     assert model.predict(np.zeros((3, 1, side, side), np.float32)).shape == (3, 10)
 
@@ -125,7 +129,7 @@ def test_the_run_that_mlflow_run_prepared_is_completed_later(
     (sent,) = sync(tmp_path / ".mlflow_dynamics")
     assert (sent.run_id, sent.left) == (prepared, 0), sent.reason
     assert_whole(prepared, losses)
-    assert MlflowClient().get_run(prepared).info.run_name == "resnet20 on digits, seed 3"
+    assert MlflowClient().get_run(prepared).info.run_name == TITLE
 
 
 def test_a_grid_without_its_server_says_so_before_it_trains(proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -135,3 +139,20 @@ def test_a_grid_without_its_server_says_so_before_it_trains(proxy: FaultyProxy, 
         TrackingError, match=r"The grid asks MLflow at http://127.0.0.1:[0-9]+ what is already"
     ):
         train_grid([TrainingConfig(epochs=1)])
+
+
+def test_a_folder_of_checkpoints_that_a_checkout_links_elsewhere_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/store.db")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / ".mlflow_dynamics").mkdir(mode=0o700)
+    (tmp_path / ".mlflow_dynamics" / "checkpoints").symlink_to(elsewhere)
+    with pytest.raises(SystemExit) as exit_status:
+        main(["train", "--epochs", "1", "--limit-train", "64", "--limit-test", "32"])
+    assert exit_status.value.code == 2
+    assert "it is a link" in capsys.readouterr().err
+    assert list(elsewhere.iterdir()) == []
+    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []

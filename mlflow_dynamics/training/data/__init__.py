@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import torch
 from torch import Tensor
 
 from mlflow_dynamics.errors import ConfigError, DataError, unknown_choice
 from mlflow_dynamics.training.data.files import image_folder, parquet_folder
-from mlflow_dynamics.training.data.images import DecodedImages, ImageDataset, Images, statistics
+from mlflow_dynamics.training.data.images import ImageDataset, Images, statistics
 from mlflow_dynamics.training.data.sources import TORCHVISION_SETS, Source, digits, torchvision_set
 
 __all__ = ["DATASETS", "ImageData", "ImageDataset", "load_dataset"]
@@ -33,7 +31,6 @@ class ImageData:
         mean, std: of each channel of the training images, in [0, 1], before normalisation.
         name: the name it was asked for by.
         source: the path or library it came from.
-        digest: 8 hexadecimal digits that change with the images or labels in use.
     """
 
     train: ImageDataset
@@ -45,7 +42,6 @@ class ImageData:
     std: tuple[float, ...]
     name: str
     source: str
-    digest: str
 
     @property
     def num_classes(self) -> int:
@@ -55,18 +51,6 @@ class ImageData:
     def set_epoch(self, epoch: int) -> None:
         """Draw the augmentation of this epoch from now on; call it before each pass over `train`."""
         self.train.set_epoch(epoch)
-
-    def summary(self) -> dict[str, Any]:
-        """Sizes and shape, as JSON-ready values: what the tracking store keeps of the data set."""
-        return {
-            "train_images": len(self.train),
-            "test_images": len(self.test),
-            "classes": self.num_classes,
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
 
 
 def load_dataset(
@@ -129,7 +113,6 @@ def load_dataset(
         std=std,
         name=dataset,
         source=source.location,
-        digest=_digest(source),
     )
 
 
@@ -154,17 +137,3 @@ def _find(
     if dataset in TORCHVISION_SETS:
         return torchvision_set(dataset, data_dir=data_dir, limit_train=limit_train, limit_test=limit_test)
     raise unknown_choice("dataset", dataset, DATASETS)
-
-
-def _digest(source: Source) -> str:
-    digest = hashlib.sha256()
-    for images, labels in (source.train, source.test):
-        digest.update(labels.numpy().tobytes())
-        # A set too large to be held decoded is told by its first images; the labels are always hashed whole.
-        pixels = (
-            images.pixels
-            if isinstance(images, DecodedImages)
-            else images.take(torch.arange(min(64, len(images))))
-        )
-        digest.update(pixels.numpy().tobytes())
-    return digest.hexdigest()[:8]

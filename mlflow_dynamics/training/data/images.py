@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -198,6 +199,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the augmentation of epoch `epoch` from now on; call it before iterating over a loader."""
         self._epoch.fill_(epoch)
+
+    def digest(self) -> str:
+        """8 hexadecimal digits that change with the images or labels."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        # A set too large to be held decoded is told by its first images; the labels are always hashed whole.
+        if isinstance(self.images, DecodedImages):
+            pixels = self.images.pixels
+        else:
+            pixels = self.images.take(torch.arange(min(64, len(self))))
+        digest.update(pixels.numpy().tobytes())
+        return digest.hexdigest()[:8]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,0 +1,84 @@
+"""The arguments that `track`, `autolog` and the frameworks' callbacks share, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mlflow_dynamics.checks import check_flag, check_instance, check_whole, require
+from mlflow_dynamics.config import MeasureConfig, RecordingConfig
+from mlflow_dynamics.convergence import WarningConfig
+from mlflow_dynamics.redaction import redact
+from mlflow_dynamics.tracking.names import RUN_ID_WORDS, is_key, is_run_id
+from mlflow_dynamics.tracking.store import HTTP
+
+
+def check_arguments(**given: object) -> None:
+    """ConfigError for the first argument, in the order given, that is not what its name stands for."""
+    for name, value in given.items():
+        _CHECKS[name](name, value)
+
+
+def _check_run_id(name: str, value: object) -> None:
+    require(value is None or is_run_id(value), name, value, f"{RUN_ID_WORDS}, or None")
+
+
+def _check_tracking_uri(name: str, value: object) -> None:
+    holds = value is None or (isinstance(value, str) and value.strip() != "")
+    words = "a tracking URI as text, such as 'http://localhost:5000', or None"
+    require(holds, name, value, words)
+    require(value is None or _is_address(str(value)), name, redact(str(value)), words)
+
+
+def _is_address(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return parts.scheme not in HTTP or parts.port != 0
+    except ValueError:  # no port, or half an IPv6 address
+        return False
+
+
+def _check_on_sigterm(name: str, value: object) -> None:
+    words = "None (signals are left alone) or 'end' (SIGTERM and SIGHUP end the run first)"
+    require(value in (None, "end"), name, value, words)
+
+
+def _check_loop_log(name: str, value: object) -> None:
+    require(value is None or isinstance(value, str | Path), name, value, "the path of a file, or None")
+
+
+def _check_tags(name: str, value: object) -> None:
+    holds = value is None or (
+        isinstance(value, Mapping)
+        and all(is_key(key) and isinstance(text, str) for key, text in value.items())
+    )
+    require(holds, name, value, "a dictionary of tags, key -> text, with keys that MLflow takes, or None")
+
+
+def _of(kind: type, words: str) -> Callable[[str, object], None]:
+    return partial(check_instance, kind=kind, words=words)
+
+
+_CHECKS: Final[Mapping[str, Callable[[str, object], None]]] = {
+    "model": _of(nn.Module, "a torch.nn.Module"),
+    "optimizer": _of(Optimizer, "a torch.optim.Optimizer or None"),
+    "recording": _of(RecordingConfig, "a mlflow_dynamics.RecordingConfig or None"),
+    "measures": _of(MeasureConfig, "a mlflow_dynamics.MeasureConfig or None"),
+    "warning": _of(WarningConfig, "a mlflow_dynamics.WarningConfig or None"),
+    "log_every_n_epoch": check_whole,
+    "run_id": _check_run_id,
+    "resume": _check_run_id,
+    "tracking_uri": _check_tracking_uri,
+    "on_sigterm": _check_on_sigterm,
+    "loop_log": _check_loop_log,
+    "disable": check_flag,
+    "exclusive": check_flag,
+    "silent": check_flag,
+    "extra_tags": _check_tags,
+}

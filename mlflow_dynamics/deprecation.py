@@ -1,0 +1,48 @@
+"""Names that have changed: the old ones are taken for one release, with a warning that says the new one."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Final, ParamSpec, TypeVar
+
+from mlflow_dynamics.errors import ConfigError
+
+GONE_IN: Final = "0.3.0"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def warn_of_old_name(old: str, new: str, *, stacklevel: int) -> None:
+    """Say to whoever wrote `old`, so many frames up, that it is to be `new`; shown by default, as MLflow's are."""
+    warnings.warn(
+        f"{old} is deprecated and goes with mlflow_dynamics {GONE_IN}; write {new}.",
+        FutureWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def renamed(**new_names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take keyword arguments under their old names too, old name -> new name.
+
+    Type checkers and editors know the new names alone.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def taking_old_names(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old, new in new_names.items():
+                if old in kwargs:
+                    if new in kwargs:
+                        raise ConfigError(
+                            f"{old}= and {new}= are two names of one argument; give {new}= alone."
+                        )
+                    warn_of_old_name(f"{function.__name__}({old}=...)", f"{new}=", stacklevel=2)
+                    kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return taking_old_names
+
+    return decorate

@@ -1,0 +1,1 @@
+"""What `autolog()` understands of a script that it has never seen: a log of torch's events, and readings of the log."""

@@ -1,0 +1,139 @@
+"""Drawing in a process of its own: it takes seconds, and the renderer is native code that can end its process.
+
+The other process reads what to draw from its input and writes files into a folder, of which only those are taken that
+were asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mlflow_dynamics.errors import DrawingError
+from mlflow_dynamics.tracking import names
+
+FIGURES: Final = ("overview", "volatility", "path", "exponents", "phase_coherence", "order_parameter")
+"""Of a run's report."""
+
+TIMEOUT_S: Final = 120.0
+"""A report takes seconds."""
+
+MAX_FILE_BYTES: Final = 16_000_000
+"""A page has about one megabyte, a picture a tenth of it."""
+
+
+def render_apart(packed: bytes, *, timeout_s: float = TIMEOUT_S, nice: int = 10) -> dict[str, bytes]:
+    """Artifact path -> content of a packed history's page and pictures, drawn by another process.
+
+    Args:
+        packed: the history.
+        timeout_s: how long the other process may take.
+        nice: how far it stands back behind others.
+
+    Raises:
+        DrawingError: there is no page.
+    """
+    wanted = [names.REPORT, *map(names.figure_path, FIGURES)]
+    files = _drawn("report", packed, wanted, timeout_s=timeout_s, nice=nice)
+    if names.REPORT not in files:
+        raise DrawingError("the process that draws it wrote no page")
+    return files
+
+
+def pictures_apart(specifications: Mapping[str, str]) -> dict[str, bytes]:
+    """Figure name -> PNG of each Vega-Lite specification, drawn by another process.
+
+    Raises:
+        DrawingError: one of them is missing.
+    """
+    files = _drawn("pictures", json.dumps(dict(specifications)).encode(), specifications, timeout_s=TIMEOUT_S)
+    missing = [name for name in specifications if name not in files]
+    if missing:
+        raise DrawingError(f"the process that draws it wrote no picture {missing[0]}")
+    return files
+
+
+def _drawn(
+    task: str, given: bytes, wanted: Iterable[str], *, timeout_s: float, nice: int = 0
+) -> dict[str, bytes]:
+    """Those of the wanted files that the other process has written, by path."""
+    if not sys.executable:
+        raise DrawingError("there is no Python interpreter to start for it")
+    # With this process's path: a folder that a script has added to it is not on that of a new one.
+    command = (
+        f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}\n"
+        "from mlflow_dynamics.report.drawing_process import main; main()"
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlflow_dynamics_", ignore_cleanup_errors=True) as folder:
+            subprocess.run(
+                [sys.executable, "-c", command, task, folder, str(nice), str(math.ceil(timeout_s) + 1)],
+                input=given,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=timeout_s,
+                check=True,
+            )
+            found = ((path, _content(Path(folder, path))) for path in wanted)
+            return {path: content for path, content in found if content is not None}
+    except subprocess.TimeoutExpired:
+        raise DrawingError(f"the process that draws it took longer than {timeout_s:g} s") from None
+    except subprocess.CalledProcessError as error:
+        raise DrawingError(f"the process that draws it ended with {_status(error.returncode)}") from None
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # Python starts no threads while it exits, which communicating may take
+        raise DrawingError(f"no process could be started for it: {error}") from error
+
+
+def _content(path: Path) -> bytes | None:
+    """Of a plain file of a sensible size; None of all else."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
+            return path.read_bytes()
+    return None
+
+
+def _status(returncode: int) -> str:
+    with suppress(ValueError):
+        if returncode < 0:
+            return signal.Signals(-returncode).name
+    return f"status {returncode}"
+
+
+def main() -> None:
+    """In the other process: draw what comes in."""
+    task, folder, nice, seconds = sys.argv[1:]
+    if hasattr(os, "nice"):
+        os.nice(int(nice))
+    if hasattr(signal, "alarm"):  # who waits for it may be gone by then
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, {signal.SIGALRM}
+        )  # blocked in the thread that has started this
+        signal.alarm(int(seconds))
+    given = sys.stdin.buffer.read()
+    if task == "report":
+        from mlflow_dynamics.report.artifacts import render
+        from mlflow_dynamics.report.history import RunHistory
+
+        files = render(RunHistory.unpacked(given), pictures=True)
+    else:
+        from vl_convert import vegalite_to_png
+
+        files = {name: vegalite_to_png(specification) for name, specification in json.loads(given).items()}
+    for name, content in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

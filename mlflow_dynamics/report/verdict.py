@@ -1,0 +1,132 @@
+"""What a run came to, in a sentence: only what its numbers tell for each kind of training."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import pandas as pd
+
+from mlflow_dynamics.convergence.plateau import PLATEAU_TOLERANCE, PLATEAU_WINDOW
+from mlflow_dynamics.report.history import RunHistory
+from mlflow_dynamics.tracking import names
+
+LEARNT_ACCURACY: Final = 0.02
+"""Validation accuracy that has risen by less than this since the first epoch has not risen."""
+
+LEARNT_LOSS: Final = 0.02
+"""A training loss that has fallen by less than this part of its first value has not fallen."""
+
+GUESSED: Final = 0.6
+"""Beyond this accuracy a network has learnt something, here or before, whatever the number of classes."""
+
+
+def verdict(history: RunHistory) -> str:
+    """What a run came to, in one or two sentences.
+
+    A run diverged, still trains, does not learn, or has a best epoch; where validation accuracy is not logged, that is
+    said.
+    """
+    if not history.metrics:
+        return "No epoch is recorded."
+    frame = history.frame.set_index("epoch")
+    accuracy, loss = (_series(frame, key) for key in (names.VALIDATION_ACCURACY, names.TRAIN_LOSS))
+    best = None if accuracy.empty else int(accuracy.idxmax())
+    diverged = history.diverging_epoch
+    if diverged is not None and not _recovered(diverged, frame, accuracy, loss):
+        return _divergence(history, diverged)
+    said = _progress(history, accuracy) or _not_learning(accuracy, loss) or _result(history, accuracy)
+    if diverged is not None:
+        said += f" Training had diverged at epoch {diverged}, and recovered."
+    return said + _gap(frame, best)
+
+
+def _series(frame: pd.DataFrame, key: str) -> pd.Series:
+    """Epoch -> a metric, where it is finite."""
+    if key not in frame:
+        return pd.Series(dtype=float)
+    return frame[key].astype(float).replace([math.inf, -math.inf], math.nan).dropna()
+
+
+def _recovered(diverged: int, frame: pd.DataFrame, accuracy: pd.Series, loss: pd.Series) -> bool:
+    """Whether a run ends better than it had been before it diverged."""
+    if names.TRAIN_LOSS in frame and frame.index[-1] not in loss.index:
+        return False
+    if not accuracy.empty:
+        return bool(accuracy.idxmax() > diverged)
+    before = loss[loss.index < diverged]
+    return not before.empty and bool(loss.iloc[-1] < before.min())
+
+
+def _divergence(history: RunHistory, epoch: int) -> str:
+    row = next((row for row in history.metrics if row["epoch"] == epoch), {})
+    if math.isfinite(row.get(names.TRAIN_LOSS, 0.0)):
+        return f"Diverged at epoch {epoch}."
+    first = ""
+    if history.first_not_finite is not None:
+        layer, step = history.first_not_finite
+        first = f", and {layer} was the first layer that is not, at training step {step}"
+    return f"Diverged at epoch {epoch}: the training loss is not finite{first}."
+
+
+def _progress(history: RunHistory, accuracy: pd.Series) -> str | None:
+    """Of a run that still trains."""
+    if not history.running:
+        return None
+    epochs = len(history.metrics)
+    planned = history.definitions.get("warning/planned_epochs", "")
+    known = planned.isdecimal() and int(planned) >= epochs
+    said = f"Cannot tell yet: {epochs} of {planned} epochs" if known else f"Cannot tell yet: {_count(epochs)}"
+    return f"{said}." if accuracy.empty else f"{said}; best {_at_best(accuracy)}."
+
+
+def _not_learning(accuracy: pd.Series, loss: pd.Series) -> str | None:
+    """Where training loss, and validation accuracy if it is logged, are as in the first epoch."""
+    if len(loss) < 3 or loss.iloc[0] <= 0 or loss.min() < (1 - LEARNT_LOSS) * loss.iloc[0]:
+        return None
+    if accuracy.empty:
+        return (
+            f"Not learning: the training loss is {loss.iloc[-1]:.3g} after {_count(len(loss))}, "
+            f"and was {loss.iloc[0]:.3g} in the first."
+        )
+    if accuracy.max() > min(accuracy.iloc[0] + LEARNT_ACCURACY, GUESSED):
+        return None
+    return f"Not learning: validation accuracy {accuracy.iloc[-1]:.3f} after {_count(len(accuracy))}."
+
+
+def _result(history: RunHistory, accuracy: pd.Series) -> str:
+    epochs = len(history.metrics)
+    if accuracy.empty:
+        return f"Validation accuracy is not logged: {_count(epochs)} of training."
+    said = f"Best validation accuracy {_at_best(accuracy)} of {epochs}"
+    after = int((accuracy.index > accuracy.idxmax()).sum())
+    if len(accuracy) <= PLATEAU_WINDOW:
+        return f"{said}; too few epochs to tell whether it is flat."
+    if after:
+        said += (
+            "; the last epoch gained nothing" if after == 1 else f"; the last {after} epochs gained nothing"
+        )
+    if history.plateau is not None:
+        return f"{said}; flat (within half a point of the best) from epoch {history.plateau}."
+    gained = accuracy.iloc[-PLATEAU_WINDOW:].max() - accuracy.iloc[:-PLATEAU_WINDOW].max()
+    if gained > PLATEAU_TOLERANCE:
+        said += f"; still rising, by {100 * gained:.1f} points in the last {PLATEAU_WINDOW} epochs"
+    return f"{said}."
+
+
+def _gap(frame: pd.DataFrame, best: int | None) -> str:
+    """How far training accuracy lies above validation accuracy in the best epoch, if it does by more than noise."""
+    if best is None or names.TRAIN_ACCURACY not in frame:
+        return ""
+    gap = 100 * float(frame[names.TRAIN_ACCURACY][best] - frame[names.VALIDATION_ACCURACY][best])
+    if not gap >= 1:
+        return ""
+    return f" Training accuracy lies {gap:.1f} points above it there."
+
+
+def _at_best(accuracy: pd.Series) -> str:
+    return f"{accuracy.max():.3f} at epoch {int(accuracy.idxmax())}"
+
+
+def _count(epochs: int) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"

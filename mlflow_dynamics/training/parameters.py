@@ -1,0 +1,221 @@
+"""The parameters of one training: each with its default, what it accepts, and a clear refusal of anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow_dynamics.config import AUTO, WARNING_MODES, MeasureConfig, RecordingConfig, WarningMode
+from mlflow_dynamics.errors import ConfigError, unknown_choice
+
+OPTIMIZERS: Final = ("sgd", "adam", "adamw")
+SCHEDULES: Final = ("constant", "step", "cosine", "onecycle")
+PRECISIONS: Final = ("fp32", "bf16")
+
+_LARGEST_INT: Final = 2**31 - 1
+_LARGEST_RATE: Final = 1e6
+"""Far beyond what trains; products of what a step multiplies stay within float32."""
+
+
+def _parameter(default: Any, description: str) -> Any:
+    """A field that is also an option of the command line and a parameter of the MLproject."""
+    return field(default=default, metadata={"help": description})
+
+
+def _optional(kind: type, word: str, description: str) -> Any:
+    """A parameter that may be absent; `word` says so on the command line and in MLflow."""
+    return field(default=None, metadata={"help": description, "kind": kind, "word": word})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One training of one model on one data set; the MLproject's entry point `main` has the same parameters."""
+
+    model: str = _parameter("resnet20", "a model of this project or any timm model's name")
+    dataset: str = _parameter(
+        "digits", "digits, cifar10, cifar100, another torchvision set, parquet:PATH or imagefolder:PATH"
+    )
+    data_dir: Path = _parameter(Path("data"), "where torchvision sets are downloaded to")
+    epochs: int = _parameter(30, "passes over the training images")
+    batch_size: int = _parameter(32, "images per training step")
+    learning_rate: float = _parameter(0.1, "the schedule's highest rate")
+    optimizer: str = _parameter("sgd", f"one of {', '.join(OPTIMIZERS)}")
+    schedule: str = _parameter("onecycle", f"of the learning rate: one of {', '.join(SCHEDULES)}")
+    weight_decay: float = _parameter(5e-4, "L2 penalty (decoupled for adamw)")
+    augment: bool = _parameter(True, "standard augmentation of the training images")
+    limit_train: int | None = _optional(int, "all", "use only the first so many training images")
+    limit_test: int | None = _optional(int, "all", "use only the first so many validation images")
+    pretrained: bool = _parameter(False, "start from the library's pretrained weights (downloaded)")
+    checkpoint: Path | None = _optional(Path, "none", "start from this local weights file")
+    image_size: int | None = _optional(int, "auto", "resize images to this side in pixels")
+    precision: str = _parameter("fp32", f"one of {', '.join(PRECISIONS)}")
+    compile: bool = _parameter(False, "train the model through torch.compile")
+    device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
+    seed: int = _parameter(0, "of weights, order and augmentation; the same seed gives the same losses")
+    workers: int = _parameter(0, "processes that load data")
+    early_stopping: WarningMode = _parameter(
+        "warn", f"on the convergence signal: one of {', '.join(WARNING_MODES)}"
+    )
+    stop_before_last_phase: bool = _parameter(
+        False, "under a smooth schedule let the stop not wait for the last phase"
+    )
+    detector: str = _parameter("volatility", "of convergence: an installed detector's name")
+    record_every: int = _parameter(1, "record activations at every n-th training step")
+    batch_samples: int | None = _optional(
+        int, "all", "at most so many samples of each batch enter a layer's statistics"
+    )
+    signal: str = _parameter("rms", "what stands for a layer at a step: rms, mean or std")
+    protocol: str = _parameter("steps", "what plays the part of time: steps, epochs or depth")
+    window: int | None = _optional(
+        int, AUTO, "training steps that enter the measures of an epoch; auto follows the length of the epochs"
+    )
+    estimator: str | None = _optional(
+        str, "auto", "of the integration exponent: dfa, hk, or the protocol's own"
+    )
+    uncertainty: bool = _parameter(
+        False, "also log integration's confidence interval and the p-values of the surrogate tests"
+    )
+    resume: str | None = _optional(
+        str, "none", "carry on from the checkpoint of this interrupted run (its id)"
+    )
+    run_name: str | None = _optional(str, "auto", "of the run in MLflow; auto says what is trained")
+
+    def __post_init__(self) -> None:
+        if self.run_name is not None and not self.run_name.strip():
+            raise ConfigError(f"run_name={self.run_name!r} is empty; give a name, or auto.")
+        for name, accepted in _CHOICES.items():
+            if getattr(self, name) not in accepted:
+                raise unknown_choice(name, getattr(self, name), accepted)
+        for name in ("epochs", "batch_size", "limit_train", "limit_test", "image_size"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= _LARGEST_INT:
+                raise ConfigError(f"{name}={value} must be at least 1 and at most {_LARGEST_INT}.")
+        if self.workers < 0:
+            raise ConfigError(f"workers={self.workers} must be 0 (load in the training process) or more.")
+        if not 0 <= self.seed <= _LARGEST_INT:
+            raise ConfigError(f"seed={self.seed} must be 0 or more and at most {_LARGEST_INT}.")
+        if not 0 < self.learning_rate <= _LARGEST_RATE:
+            raise ConfigError(
+                f"learning_rate={self.learning_rate} must be a finite number above 0, at most {_LARGEST_RATE}."
+            )
+        if not 0 <= self.weight_decay <= _LARGEST_RATE:
+            raise ConfigError(
+                f"weight_decay={self.weight_decay} must be a finite number of at least 0, at most {_LARGEST_RATE}."
+            )
+        if self.checkpoint is not None and not self.checkpoint.is_file():
+            raise ConfigError(
+                f"checkpoint={str(self.checkpoint)!r} is not a file; give a local weights file or none."
+            )
+        if self.checkpoint is not None and self.pretrained:
+            raise ConfigError("pretrained=True and checkpoint exclude each other; give one of them.")
+        # Raise for the values they own, before any work starts.
+        _ = self.recording, self.measures
+        _require_detector(self.detector)
+
+    @property
+    def recording(self) -> RecordingConfig:
+        """Which activations are recorded."""
+        return RecordingConfig(record_every=self.record_every, batch_samples=self.batch_samples)
+
+    @property
+    def measures(self) -> MeasureConfig:
+        """How they are measured."""
+        return MeasureConfig(
+            signal=self.signal,  # type: ignore[arg-type]  # checked in its own __post_init__
+            protocol=self.protocol,  # type: ignore[arg-type]
+            window=self.window,
+            estimator=self.estimator,  # type: ignore[arg-type]
+            uncertainty=self.uncertainty,
+        )
+
+    @property
+    def title(self) -> str:
+        """What the run is called: what is trained, and whatever else differs from the defaults."""
+        if self.run_name is not None:
+            return self.run_name
+        parts = [
+            f"{self.model} on {short_name(self.dataset)}",
+            f"{self.optimizer} {self.schedule}",
+            f"seed {self.seed}",
+        ]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name not in _NOT_IN_TITLE and value != f.default:
+                parts.append(f"{f.name} {value.stem if isinstance(value, Path) else value}")
+        return ", ".join(parts)
+
+    @property
+    def command(self) -> str:
+        """The command that trains so, with what differs from the defaults."""
+        words = ["mlflow-dynamics", "train"]
+        for f in fields(self):
+            if (value := getattr(self, f.name)) != f.default:
+                words += [f"--{f.name.replace('_', '-')}", str(value)]
+        return shlex.join(words)
+
+    def digest(self) -> str:
+        """Identifies what is trained: the same for every start of the same training, resumed or not."""
+        text = repr(sorted((k, v) for k, v in self.as_parameters().items() if k != "resume"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def as_parameters(self) -> dict[str, str]:
+        """Every parameter but the run's name as MLflow stores it, in the words the command line accepts."""
+        return {
+            f.name: f.metadata["word"] if (value := getattr(self, f.name)) is None else str(value)
+            for f in fields(self)
+            if f.name != "run_name"
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """The paper's grid; what is not here is the recipe of each architecture (`grid.paper_cells`)."""
+
+    easy_dataset: str = _parameter("cifar10", "the data set that plays CIFAR-10")
+    hard_dataset: str = _parameter("cifar100", "the data set that plays CIFAR-100")
+    data_dir: Path = _parameter(Path("data"), "where torchvision sets are downloaded to")
+    epochs: int = _parameter(60, "passes over the training images")
+    batch_size: int = _parameter(128, "images per training step")
+    limit_train: int | None = _optional(int, "all", "use only the first so many training images")
+    limit_test: int | None = _optional(int, "all", "use only the first so many validation images")
+    seeds: str = _parameter("0", "comma-separated; every combination is trained once with each")
+    vit_checkpoint: Path | None = _optional(
+        Path, "none", "the ViT starts from this file, not from a download"
+    )
+    precision: str = _parameter("fp32", "fp32 or bf16")
+    device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
+    workers: int = _parameter(0, "processes that load data")
+    early_stopping: WarningMode = _parameter("warn", "on the convergence signal: off, warn or stop")
+    stop_before_last_phase: bool = _parameter(
+        False, "under a smooth schedule let the stop not wait for the last phase"
+    )
+    detector: str = _parameter("volatility", "of convergence: an installed detector's name")
+
+
+def short_name(dataset: str) -> str:
+    """The name of a data set without its kind and place: `cifar10` of `parquet:/long/path/cifar10`."""
+    kind, colon, path = dataset.partition(":")
+    return (Path(path).expanduser().resolve().name or kind) if colon else kind
+
+
+def _require_detector(name: str) -> None:
+    # Imported here: the command line builds its options from this module and needs no numpy for its help.
+    from mlflow_dynamics.convergence import find_detector
+
+    find_detector(name)
+
+
+_NOT_IN_TITLE: Final = frozenset(
+    {"model", "dataset", "optimizer", "schedule", "seed"}  # which are in every title
+    | {"data_dir", "device", "workers", "resume", "run_name"}  # which change nothing in what is trained
+)
+
+_CHOICES: Final = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "early_stopping": WARNING_MODES,
+}

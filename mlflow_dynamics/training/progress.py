@@ -1,0 +1,25 @@
+"""A progress bar where somebody sees it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+
+from tqdm import tqdm
+from tqdm.contrib import DummyTqdmFile
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+
+@contextmanager
+def progress_bar(steps: int) -> Iterator[tqdm]:
+    """A bar, drawn only where the output is a terminal; whatever is written meanwhile stands on lines above it."""
+    if not sys.stderr.isatty():
+        yield tqdm(disable=True)
+        return
+    with (
+        tqdm(total=steps, unit="step", dynamic_ncols=True) as bar,
+        logging_redirect_tqdm(),  # log lines go to what was stderr before
+        redirect_stderr(DummyTqdmFile(sys.stderr)),
+    ):
+        yield bar

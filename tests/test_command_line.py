@@ -1,0 +1,86 @@
+"""How the command is started, asked for help and completed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+from warm_python import COLD
+
+import mlflow_dynamics
+from mlflow_dynamics import completion
+from mlflow_dynamics.cli import commands
+from mlflow_dynamics.training.data import DATASETS
+from mlflow_dynamics.training.models import MODELS
+
+
+def started(*arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [COLD, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+    return done.stdout
+
+
+def test_the_package_is_a_command() -> None:
+    assert started("-m", "mlflow_dynamics", "--version").strip().endswith(mlflow_dynamics.__version__)
+    assert started("-m", "mlflow_dynamics", "-h").startswith("Usage: python -m mlflow_dynamics")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in commands.commands)])
+def test_h_asks_for_help(command: list[str]) -> None:
+    short, long = (CliRunner().invoke(commands, [*command, flag]) for flag in ("-h", "--help"))
+    assert short.output == long.output
+    assert (short.exit_code, short.output[:7]) == (0, "Usage: ")
+
+
+def test_h_of_a_script_is_the_scripts() -> None:
+    parsed = commands.commands["run"].make_context("run", [__file__, "-h"])
+    assert parsed.params["arguments"] == ("-h",)
+
+
+COMPLETE = "import sys; sys.argv[0] = 'mlflow-dynamics'; from mlflow_dynamics.cli import main; main()"
+
+
+def offered(words: str) -> list[str]:
+    """What bash is told after these words, the last of which is begun."""
+    asked = {"_MLFLOW_DYNAMICS_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    told = started("-c", COMPLETE, **asked, COMP_CWORD=str(len(words.split(" ")) - 1))
+    return [line.partition(",")[2] for line in told.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("mlflow-dynamics re", ["recompute", "report"]),
+        ("mlflow-dynamics train --model resnet5", ["resnet56", "resnet50"]),
+        ("mlflow-dynamics train --dataset cifar", ["cifar10", "cifar100"]),
+        ("mlflow-dynamics train --schedule o", ["onecycle"]),
+        ("mlflow-dynamics train --augment ", ["true", "false"]),
+        ("mlflow-dynamics train --estimator ", ["dfa", "hk", "auto"]),
+        ("mlflow-dynamics train --detector v", ["volatility"]),
+        ("mlflow-dynamics recompute --protocol ", ["steps", "epochs", "depth"]),
+    ],
+)
+def test_values_are_completed(words: str, values: list[str]) -> None:
+    assert offered(words) == values
+
+
+def test_what_is_completed_is_what_is_accepted() -> None:
+    assert completion.MODELS == MODELS
+    assert tuple(name.removesuffix("PATH") for name in DATASETS) == completion.DATASETS
+
+
+def test_a_completed_name_is_a_parameter_of_some_command() -> None:
+    parameters = {one.name for command in commands.commands.values() for one in command.params}
+    assert set(completion.VALUES) <= parameters
+
+
+def test_completion_loads_neither_torch_nor_mlflow() -> None:
+    code = "import mlflow_dynamics.cli, sys; print(*sys.modules)"
+    assert {"torch", "mlflow", "numpy"}.isdisjoint(started("-c", code).split())

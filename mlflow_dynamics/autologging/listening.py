@@ -126,11 +126,11 @@ class Autologging:
             training.differentiated(call)
 
     def _cell_begun(self) -> None:
-        self._boundary.run(self._trainings.resume)
+        self._boundary.run(self._trainings.cell_begun)
 
     def _cell_ended(self, error: BaseException | None) -> None:
         self._process.not_yet()
-        self._boundary.run(self._trainings.pause, status_after(error))
+        self._boundary.run(self._trainings.cell_ended, status_after(error))
 
     def _forked(self) -> None:
         self._trained = False

@@ -184,14 +184,11 @@ class Trainings:
         """The script ends the active run."""
         self._hear(events.RunEnding, status=str(given.get("status", "FINISHED")))
 
-    def resume(self) -> None:
-        """A notebook's cell begins. It waits for the training's run, so that the cell's own metrics go to that run."""
-        active = self._trainings.get(-1 if self._state.active is None else self._state.active)
-        thread = None if active is None else active.thread
-        elsewhere = thread is None or (thread.is_alive() and thread is not threading.current_thread())
-        self._ask_for_run(waiting=not elsewhere)
+    def cell_begun(self) -> None:
+        """A notebook's cell begins."""
+        self._hear(events.CellBegun)
 
-    def pause(self, status: str) -> None:
+    def cell_ended(self, status: str) -> None:
         """A notebook's cell has ended with this status."""
         self._hear(events.CellEnded, status=status)
         self._ask_for_run()
@@ -288,6 +285,8 @@ class Trainings:
                 created = None if self._run is None else self._run.created()
                 if created is not None:
                     activate_run(created)
+            case actions.AwaitRun(), _:
+                self._ask_for_run(waiting=True)
             case actions.AwaitUser(), _:
                 if self._run is not None:
                     self._run.pause()

@@ -81,6 +81,11 @@ class Activate:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitRun:
+    """Wait until MLflow has created the open run, if it is a new one."""
+
+
+@dataclass(frozen=True, slots=True)
 class AwaitUser:
     """The training waits for its user."""
 
@@ -98,6 +103,6 @@ class Tell:
 
 
 Action = (
-    Follow | Take | OpenRun | CloseEpoch | Forget | LetGo | Decline | EndRun | Activate | AwaitUser
+    Follow | Take | OpenRun | CloseEpoch | Forget | LetGo | Decline | EndRun | Activate | AwaitRun | AwaitUser
     | LeaveToParent | Tell
 )  # fmt: skip

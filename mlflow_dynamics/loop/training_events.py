@@ -158,6 +158,10 @@ class RunEnding(TrainingEvent):
     status: str
 
 
+class CellBegun(TrainingEvent):
+    """A notebook's cell begins."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellEnded(TrainingEvent):
     """A notebook's cell has ended with this status."""

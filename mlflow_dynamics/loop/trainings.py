@@ -157,6 +157,11 @@ class _Choice:
         if ours or (event.status != "FINISHED" and ending == self.state.bound):
             self._go_on_in_another_run(event.status)
 
+    def cell_begun(self, event: events.CellBegun) -> None:
+        """Wait for the training's run, so that the metrics that the cell logs go to that run."""
+        if self._left_to_us():
+            self._do(actions.AwaitRun())
+
     def cell_ended(self, event: events.CellEnded) -> None:
         """Record a complete epoch when a notebook's cell ends, not only when the next epoch begins.
 
@@ -438,6 +443,7 @@ _RULES: Final[dict[type[events.TrainingEvent], Callable[[_Choice, Any], None]]] 
     events.RunCreated: _Choice.run_created,
     events.RunStarting: _Choice.run_starting,
     events.RunEnding: _Choice.run_ending,
+    events.CellBegun: _Choice.cell_begun,
     events.CellEnded: _Choice.cell_ended,
     events.SwitchedOff: _Choice.switched_off,
     events.ScriptEnded: _Choice.script_ended,

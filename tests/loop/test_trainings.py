@@ -11,6 +11,7 @@ from mlflow_dynamics.loop import training_actions as actions
 from mlflow_dynamics.loop import training_events as events
 from mlflow_dynamics.loop.training_actions import (
     Activate,
+    AwaitRun,
     AwaitUser,
     CloseEpoch,
     Decline,
@@ -394,6 +395,16 @@ def test_an_epoch_that_the_cell_did_not_begin_with_needs_no_evaluation() -> None
     script.record(training := script.follow())
     script.see(training, ended=True, whole=True)
     assert script.hear(events.CellEnded, status="FINISHED") == [CloseEpoch(training, 0, True), AwaitUser()]
+
+
+def test_a_cell_waits_for_the_run_of_a_training_that_no_other_thread_goes_on_with() -> None:
+    script = Script()
+    assert script.hear(events.CellBegun) == []
+    script.record(training := script.follow(thread=1), thread=1)
+    assert script.hear(events.CellBegun) == []
+    assert script.hear(events.CellBegun, thread=1) == [AwaitRun()]
+    script.see(training, orphaned=True)
+    assert script.hear(events.CellBegun) == [AwaitRun()]
 
 
 def test_what_another_thread_trains_is_left_to_it_until_it_ends() -> None:

@@ -225,8 +225,8 @@ def happen(shell: Shell, choices: Choices) -> None:
 
 KINDS: list[Any] = [
     events.ModelsFound, events.ModelsFound, *[events.Stepped] * 6, events.OptimizersGone, events.NotFollowed,
-    events.DrawnAfterLoading, events.RunCreated, events.RunStarting, events.RunEnding, events.CellEnded,
-    events.CellEnded, events.ScriptEnded, events.ProcessForked, None,
+    events.DrawnAfterLoading, events.RunCreated, events.RunStarting, events.RunEnding, events.CellBegun,
+    *[events.CellEnded] * 2, events.ScriptEnded, events.ProcessForked, None,
 ]  # fmt: skip
 """None: the optimizers of a training are let go of."""
 

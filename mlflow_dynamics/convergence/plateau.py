@@ -26,7 +26,7 @@ def plateau_epoch(
         tolerance: a difference of accuracies in [0, 1]: 0.005 is half a point.
         window: the number of epochs in the median, odd.
 
-    Example:
+    Examples:
         >>> plateau_epoch([0.1, 0.5, 0.6, 0.7, 0.7, 0.7, 0.7])
         3
     """

@@ -45,7 +45,7 @@ def measure(signals: ArrayLike, *, estimator: Estimator = "dfa", min_steps: int 
     References:
         Quang et al. 2026, doi 10.48550/arXiv.2604.09716.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> found = measure(np.random.default_rng(0).normal(size=(20, 512)))
         >>> round(found.integration, 1), round(found.metastability_ratio), found.reason

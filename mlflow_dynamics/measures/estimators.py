@@ -56,7 +56,7 @@ def hurst(signals: ArrayLike, *, estimator: Estimator = "dfa") -> Array:
         Peng et al. 1994, doi 10.1103/PhysRevE.49.1685; Tyralis and Koutsoyiannis 2011, doi
         10.1007/s00477-010-0408-x.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> noise = np.random.default_rng(0).normal(size=2000)
         >>> round(float(hurst(noise)), 1), round(float(hurst(noise, estimator="hk")), 1)
@@ -84,7 +84,7 @@ def integration(signals: ArrayLike, *, estimator: Estimator = "dfa") -> Array:
     References:
         Quang et al. 2026, doi 10.48550/arXiv.2604.09716; of the estimators see `dfa` and `hurst_kolmogorov`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> round(float(integration(np.random.default_rng(0).normal(size=(20, 512)))), 1)
         0.5
@@ -119,7 +119,7 @@ def global_integration(signals: ArrayLike, *, estimator: Estimator = "dfa") -> A
         This project's reading of "long-range coordination across layers" in Quang et al. 2026, doi
         10.48550/arXiv.2604.09716; of the estimators see `dfa` and `hurst_kolmogorov`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> noise = np.random.default_rng(0).normal(size=(20, 512))
         >>> shared = np.random.default_rng(1).normal(size=512)

@@ -69,7 +69,7 @@ def fluctuations(
         Peng et al. 1994, doi 10.1103/PhysRevE.49.1685; Kantelhardt et al. 2001, doi
         10.1016/S0378-4371(01)00144-3 (the bias of small boxes).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> sizes, f = fluctuations(np.random.default_rng(0).normal(size=100_000), box_sizes=(4, 16, 64))
         >>> np.round(f**2 / (sizes / 15), 1)
@@ -127,7 +127,10 @@ def dfa(
     Args:
         signals: (..., steps).
         weighted: weight each size by its number of boxes, T/n.
-        box_sizes, order, overlap, corrected: see `fluctuations`.
+        box_sizes: as for `fluctuations`.
+        order: as for `fluctuations`.
+        overlap: as for `fluctuations`.
+        corrected: as for `fluctuations`.
 
     Returns:
         (...,) exponents, about 0 to 2. NaN where a signal is constant or not finite, where fewer than 3 box sizes
@@ -144,7 +147,7 @@ def dfa(
     References:
         Peng et al. 1994, doi 10.1103/PhysRevE.49.1685.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> noise = np.random.default_rng(0).normal(size=(2, 20_000))
         >>> noise[1] = np.cumsum(noise[1])

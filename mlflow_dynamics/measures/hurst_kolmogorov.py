@@ -82,7 +82,7 @@ def hurst_kolmogorov(
         Tyralis and Koutsoyiannis 2011, doi 10.1007/s00477-010-0408-x; Likens et al. 2023, doi
         10.48550/arXiv.2301.11262.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> noise = np.random.default_rng(1).normal(size=64)
         >>> found = hurst_kolmogorov(noise)

@@ -28,7 +28,7 @@ def stability_index(integration: ArrayLike, metastability: ArrayLike) -> Array:
     References:
         Quang et al. 2026, doi 10.48550/arXiv.2604.09716.
 
-    Example:
+    Examples:
         >>> round(float(stability_index(0.75, 0.25)), 6)
         0.25
     """
@@ -57,7 +57,7 @@ def volatility(stability: ArrayLike, *, window: int = 5) -> float:
     References:
         Quang et al. 2026, doi 10.48550/arXiv.2604.09716.
 
-    Example:
+    Examples:
         >>> volatility([0.9, 0.2, 0.4, 0.2, 0.4], window=4)
         0.1
     """

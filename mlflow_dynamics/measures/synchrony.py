@@ -126,7 +126,7 @@ def order_parameter(signals: ArrayLike) -> Array:
         Kuramoto 1984, doi 10.1007/978-3-642-69689-3; Shanahan 2010, doi 10.1063/1.3305451; Cabral et al. 2011, doi
         10.1016/j.neuroimage.2011.04.010.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> wave = np.sin(np.linspace(0, 60, 200))
         >>> r = order_parameter([wave, 3 * wave])
@@ -151,7 +151,7 @@ def synchrony(signals: ArrayLike) -> Array:
     References:
         Shanahan 2010, doi 10.1063/1.3305451; Cabral et al. 2011, doi 10.1016/j.neuroimage.2011.04.010.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> round(float(synchrony(np.random.default_rng(0).normal(size=(100, 4096)))), 2)
         0.09
@@ -171,7 +171,7 @@ def metastability(signals: ArrayLike) -> Array:
     References:
         Shanahan 2010, doi 10.1063/1.3305451; Deco et al. 2017, doi 10.1038/s41598-017-03073-5.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> wave = np.sin(np.linspace(0, 60, 200))
         >>> round(float(metastability([wave, 3 * wave])), 6)
@@ -195,7 +195,7 @@ def metastability_ratio(signals: ArrayLike) -> Array:
         Shanahan 2010, doi 10.1063/1.3305451; the floor is that of a two-dimensional random walk: Rayleigh 1880,
         doi 10.1080/14786448008626893.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> round(float(metastability_ratio(np.random.default_rng(0).normal(size=(50, 4096)))), 1)
         1.0
@@ -230,7 +230,7 @@ def metastability_unbiased(signals: ArrayLike) -> Array:
         Bilandzic, Snellings and Voloshin 2011, doi 10.1103/PhysRevC.83.044913 (unbiased products of phasors);
         Shanahan 2010, doi 10.1063/1.3305451.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> wave, on = np.sin(np.arange(512)), np.arange(512) // 64 % 2

@@ -74,7 +74,7 @@ def integration_interval(
     References:
         Kuensch 1989, doi 10.1214/aos/1176347265.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> found = integration_interval(np.random.default_rng(0).normal(size=(40, 512)))
         >>> found.low < 0.5 < found.high, round(found.high - found.low, 1)
@@ -143,7 +143,7 @@ def surrogate_tests(signals: ArrayLike, *, surrogates: int = 99, seed: int = 0) 
         Theiler et al. 1992, doi 10.1016/0167-2789(92)90102-S; Prichard and Theiler 1994, doi
         10.1103/PhysRevLett.73.951.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> layers = np.random.default_rng(0).normal(size=(10, 256))
         >>> surrogate_tests(layers + 2 * layers[0]).coupling_p

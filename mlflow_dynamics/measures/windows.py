@@ -67,7 +67,7 @@ def window_rule(first_epochs: Sequence[int], length: int | None = None) -> Windo
         first_epochs: the number of steps in each of the first epochs that have any; at least one epoch.
         length: the number of steps in a window; None follows the training.
 
-    Example:
+    Examples:
         >>> window_rule([8, 8]), window_rule([79]), window_rule([5000])
         (WindowRule(length=32, left_out=8), WindowRule(length=237, left_out=64), WindowRule(length=512, left_out=64))
         >>> window_rule([15, 15], 512).starting_up(35 * 15), window_rule([15, 15], 512).starting_up(36 * 15)
@@ -82,7 +82,7 @@ def window_rule(first_epochs: Sequence[int], length: int | None = None) -> Windo
 def changed(steps: int, epoch: int) -> bool:
     """Whether an epoch of so many steps is of another length than those of `epoch` steps.
 
-    Example:
+    Examples:
         >>> changed(79, 80), changed(40, 80), changed(160, 80)
         (False, True, True)
     """

@@ -81,7 +81,7 @@ def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
     """A way to the server that can be made faulty."""
     running = FaultyProxy(server.port)
     yield running
-    running.refuse()
+    running.close()
 
 
 @pytest.fixture(autouse=True)

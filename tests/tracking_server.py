@@ -22,11 +22,20 @@ from typing import Any, NamedTuple
 from waiting import wait_until
 
 
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+class OwnPort:
+    """A port of the loopback address on which nobody else listens, and from which nobody else connects, until `close`.
+
+    Who listens on it sets SO_REUSEADDR, as servers do; while nobody does, connections are refused.
+    """
+
+    def __init__(self) -> None:
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.number = int(self._held.getsockname()[1])
+
+    def close(self) -> None:
+        self._held.close()
 
 
 class MlflowServer:
@@ -54,7 +63,8 @@ class MlflowServer:
         self.backend = backend or f"sqlite:///{folder}/mlflow.db"
         self.app = app
         self.environment = environment
-        self.port = free_port()
+        self._port = OwnPort()
+        self.port = self._port.number
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -62,12 +72,13 @@ class MlflowServer:
         try:
             self.start()
         except BaseException:
-            self.kill()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
         self.kill()
+        self._port.close()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
@@ -152,7 +163,8 @@ class FaultyProxy:
 
     def __init__(self, upstream_port: int) -> None:
         self.upstream_port = upstream_port
-        self.port = free_port()
+        self._port = OwnPort()
+        self.port = self._port.number
         self.uri = f"http://127.0.0.1:{self.port}"
         self.fault: int | str | None = None
         self.faulty_paths = ""
@@ -186,6 +198,11 @@ class FaultyProxy:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.refuse()
+        self._port.close()
 
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))

@@ -41,4 +41,4 @@ def elsewhere() -> Iterator[tuple[FaultyProxy, list[Asked]]]:
 
     running.lies = answer
     yield running, seen
-    running.refuse()
+    running.close()

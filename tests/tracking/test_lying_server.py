@@ -116,7 +116,7 @@ def test_whatever_is_answered_nothing_else_is_touched_and_all_is_sent_once(
     assert tree(sandbox, without=folder) == before
     proxy.lies = lambda asked: None
     end_run(writer, "FINISHED", 60)
-    proxy.refuse()
+    proxy.close()
     mlflow.set_tracking_uri(server.uri)
     assert tree(sandbox, without=folder) == before
     assert [one for one in seen if TOKEN in str(one.headers)] == []

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 import torch
 from torch import nn
-from tracking_server import MlflowServer, free_port
+from tracking_server import MlflowServer, OwnPort
 
 import mlflow_dynamics
 from mlflow_dynamics.cli import main
@@ -50,7 +50,7 @@ def postgresql() -> Iterator[str]:
             pytest.skip(f"PostgreSQL does not run as root, and there is no user {SERVER_USER!r} to run it as")
         as_user = ["runuser", "-u", SERVER_USER, "--"]
         shutil.chown(folder, SERVER_USER)
-    port, data = free_port(), folder / "data"
+    port, data = OwnPort(), folder / "data"
 
     def call(program: str, *arguments: str) -> None:
         command = [*as_user, str(folder_of / program), *arguments]
@@ -63,12 +63,13 @@ def postgresql() -> Iterator[str]:
             assert done.returncode == 0, f"{command}: {said.read()}"
 
     call("initdb", "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    options = f"-p {port.number} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     call("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
     try:
-        yield f"postgresql+psycopg2://tester@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://tester@127.0.0.1:{port.number}/postgres"
     finally:
         call("pg_ctl", "-D", str(data), "-w", "-m", "immediate", "stop")
+        port.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 

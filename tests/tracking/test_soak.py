@@ -17,7 +17,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from tracking_records import activations, assert_complete, write_epoch
-from tracking_server import FaultyProxy, MlflowServer, free_port
+from tracking_server import FaultyProxy, MlflowServer, OwnPort
 
 from mlflow_dynamics.tracking import RunWriter, names
 
@@ -101,14 +101,15 @@ def _postgresql(folder: Path) -> Iterator[str]:
         words = [str(argument) for argument in arguments]
         subprocess.run(words, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
 
-    port = free_port()
+    port = OwnPort()
     command("initdb", "-A", "trust", "-U", "mlflow", folder / "data")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    options = f"-p {port.number} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
     command("pg_ctl", "-D", folder / "data", "-l", folder / "log", "-o", options, "-w", "start")
     try:
-        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port.number}/postgres"
     finally:
         command("pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
+        port.close()
 
 
 @pytest.mark.slow

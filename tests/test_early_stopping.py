@@ -176,6 +176,7 @@ def test_who_watches_need_not_wait_for_the_last_phase_where_the_run_would(third:
     assert stops == [[6, 7], [2, 3, 4, 5, 6, 7]]
 
 
+@pytest.mark.drawn
 def test_a_stop_waits_for_a_drop_that_is_read_and_watching_and_the_page_know_of_it(
     third: str, own_mlflow: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_an_example_records_its_dynamics(example: str, arguments: list[str]) -> 
     assert {"dynamics/integration", "dynamics/stability"} <= run.data.metrics.keys()
 
 
+@pytest.mark.drawn
 def test_two_optimizers_are_compared(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / "compare_optimizers.py"],
@@ -83,6 +84,7 @@ def test_two_optimizers_are_compared(tmp_path: Path) -> None:
     assert "trained once" not in page
 
 
+@pytest.mark.drawn
 def test_the_plain_loop_is_recorded_without_its_line(tmp_path: Path) -> None:
     script = (EXAMPLES / "plain_loop.py").read_text()
     bare = script.replace("import mlflow_dynamics\n", "").replace("mlflow_dynamics.autolog()\n", "")

@@ -108,6 +108,7 @@ def assert_sentence_or_result(arguments: list[str]) -> None:
         assert said.count("Error: ") >= 1
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("command", COMMANDS)
 def test_whatever_is_typed_gets_a_result_or_a_sentence(
     command: str,
@@ -135,6 +136,7 @@ def recorded() -> str:
     return str(run.info.run_id)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -164,6 +166,7 @@ def test_what_once_was_a_traceback_is_a_sentence(
     assert part in sentence
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("option", ["--figure"])
 def test_a_page_or_figure_that_cannot_be_written_is_a_sentence(
     option: str, capsys: pytest.CaptureFixture[str]
@@ -207,6 +210,7 @@ class Hostile(nn.Module):
         return inputs
 
 
+@pytest.mark.drawn
 def test_layers_of_any_name_are_recorded_drawn_and_found_again(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

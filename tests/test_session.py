@@ -47,6 +47,7 @@ def history(key: str) -> dict[int, float]:
     return {point.step: point.value for point in points}
 
 
+@pytest.mark.drawn
 def test_a_plain_loop_gets_a_finished_run_with_its_dynamics() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -78,6 +79,7 @@ def test_what_is_closed_already_stays_as_it_was_closed(
     assert not list((tmp_path / ".mlflow_dynamics").iterdir())
 
 
+@pytest.mark.drawn
 def test_losses_and_weights_are_bitwise_those_of_an_untracked_training() -> None:
     def training(tracked: bool) -> tuple[list[float], list[torch.Tensor]]:
         model = network()

@@ -3,7 +3,8 @@
 Importing them takes a new process 6 s of a core, and a hundred tests start processes. `offered` starts a server that
 imports them once; its `python` passes arguments, environment, folder, open files and signals on to
 it, and ends as the fork does. The fork runs its program as an interpreter's own `__main__`, and ends as an interpreter
-does. What the server has not imported (this package least of all) is imported by the fork itself.
+does. What the server has not imported (this package least of all) is imported by the fork itself. `WARM_PYTHON_PATH`
+is for forks what `PYTHONPATH` is, before it: a test that gives its processes a `PYTHONPATH` leaves it as it is.
 
 A test that is about the start of an interpreter, about what is imported, about tracebacks to the letter or about
 process groups starts `COLD`. So does `python` by itself where the fork would differ: it is given an option of the
@@ -323,7 +324,12 @@ def _become(asked: dict[str, Any], received: list[int], paths: list[str]) -> Non
         sys.argv = [kind, *rest]
         first = str(Path(kind).resolve().parent)
         main |= {"__file__": kind, "__loader__": SourceFileLoader("__main__", kind)}
-    given = [entry for entry in asked["environment"].get("PYTHONPATH", "").split(os.pathsep) if entry]
+    given = [
+        entry
+        for name in ("WARM_PYTHON_PATH", "PYTHONPATH")
+        for entry in asked["environment"].get(name, "").split(os.pathsep)
+        if entry
+    ]
     sys.path[:] = [first, *given, *paths]
     importlib.invalidate_caches()
 

@@ -256,6 +256,7 @@ def test_what_another_thread_is_training_is_left_to_it(notebook: Notebook) -> No
     assert notebook.has(2, "validation/loss") == pytest.approx(own, rel=1e-6)
 
 
+@pytest.mark.drawn
 def test_the_kernels_end_is_that_of_the_run(empty_store: Path, own_mlflow: Path) -> None:
     notebook = Notebook(own_mlflow)
     notebook.run(SETUP)

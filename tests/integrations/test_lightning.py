@@ -71,6 +71,7 @@ def fit(folder: Path, *, callbacks: tuple = (), logger: object = False, fail: bo
     return model
 
 
+@pytest.mark.drawn
 def test_the_callback_records_into_the_loggers_run_and_changes_nothing(own_mlflow: Path) -> None:
     logger = MLFlowLogger(experiment_name="lightning", tracking_uri=mlflow.get_tracking_uri())
     recorded = fit(own_mlflow, callbacks=(DynamicsCallback(),), logger=logger)

@@ -77,6 +77,7 @@ def train(folder: Path, *, callbacks: tuple = (), report_to: str = "none") -> nn
     return model
 
 
+@pytest.mark.drawn
 def test_the_callback_records_into_the_trainers_run_and_changes_nothing(own_mlflow: Path) -> None:
     recorded = train(own_mlflow, callbacks=(DynamicsCallback(),), report_to="mlflow")
     mlflow.end_run()

@@ -24,7 +24,10 @@ from mlflow_dynamics.tracking import names
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the test extra")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")
+pytestmark = [
+    pytest.mark.drawn,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)"),
+]
 
 WIDTH, HEIGHT = 1500, 950
 MLFLOWS_OWN = ("/ajax-api/", "/static-files/")

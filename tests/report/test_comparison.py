@@ -25,6 +25,8 @@ from mlflow_dynamics.report.paper_questions import styles_apart, tasks_apart, wa
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.settings import MEANING, recorded_parameters
 
+pytestmark = pytest.mark.drawn
+
 ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 

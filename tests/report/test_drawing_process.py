@@ -25,6 +25,8 @@ from mlflow_dynamics.report.artifacts import render
 from mlflow_dynamics.report.drawing_process import MAX_FILE_BYTES, pictures_apart, render_apart
 from mlflow_dynamics.tracking import names
 
+pytestmark = pytest.mark.drawn
+
 HERE = Path(__file__).parent
 
 # What the other process is told: -c COMMAND TASK FOLDER NICE SECONDS.

@@ -14,6 +14,8 @@ from mlflow_dynamics.cli import main
 from mlflow_dynamics.config import WarningMode
 from mlflow_dynamics.convergence import WarningConfig
 
+pytestmark = pytest.mark.drawn
+
 TOO_FEW, ENOUGH = 15, 70
 """Training steps an epoch; the measures need 32."""
 

@@ -594,6 +594,7 @@ def assert_a_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     assert len([line for line in said.splitlines() if line.startswith("Error: ")]) == 1
 
 
+@pytest.mark.drawn
 def test_numbers_that_are_none_are_said_in_one_sentence(
     proxy: FaultyProxy, recorded: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -616,6 +617,7 @@ def test_numbers_that_are_none_are_said_in_one_sentence(
         assert_a_sentence(arguments, capsys)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("lie", ANSWERS[len(NO_NUMBERS) :])
 def test_a_server_that_is_none_is_said_in_one_sentence(
     lie: Lie, proxy: FaultyProxy, recorded: str, capsys: pytest.CaptureFixture[str]

@@ -79,6 +79,7 @@ def server(postgresql: str, tmp_path: Path) -> Iterator[MlflowServer]:
         yield running
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_a_server_on_postgresql_serves_the_same(server: MlflowServer, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(server.uri)

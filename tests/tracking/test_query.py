@@ -214,6 +214,7 @@ def without_the_store(recorded: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return recorded
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [

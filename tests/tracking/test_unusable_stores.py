@@ -56,6 +56,7 @@ def test_it_is_told_whole_by_who_begins_a_run_or_asks_for_one(remedy: str) -> No
     assert set(Path.cwd().glob("**/*")) == known
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     "command", [["train", "--epochs", "1"], ["report", "abc"], ["watch", "abc"]], ids=" ".join
 )

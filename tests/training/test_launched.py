@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pytest
 import torch
 from mlflow.entities import Run
 from torch import nn
@@ -49,6 +50,7 @@ def recorded() -> str:
     return run.info.run_id
 
 
+@pytest.mark.drawn
 def test_a_page_is_in_the_run_made_for_it_and_a_watch_or_a_mistake_leaves_none(own_mlflow: Path) -> None:
     run_id = recorded()
     assert launch("-e", "report", "-P", f"run_ids={run_id}", "-P", f"output={own_mlflow}/page.html") == 0

@@ -68,6 +68,7 @@ def activations(run: Run) -> ds.Dataset:
     return ds.dataset(folder, partitioning="hive")
 
 
+@pytest.mark.drawn
 def test_a_run_holds_what_it_promises(folder: Path) -> None:
     train("--epochs", "6", *QUICK)
     (run,) = runs()
@@ -225,6 +226,7 @@ def test_a_killed_training_is_carried_on_as_if_it_had_never_stopped(folder: Path
     assert one.equals(other)
 
 
+@pytest.mark.drawn
 def test_an_interrupted_training_ends_as_killed_with_what_it_recorded(folder: Path) -> None:
     with subprocess.Popen(
         command("--epochs", "50", *QUICK),

@@ -70,7 +70,7 @@ def test_a_signal_ends_what_is_recorded_and_then_the_process(case: str, number: 
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(before=before, after=after), str(int(number))],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert ended.stdout.splitlines() == [line.format(n=int(number)) for line in told], ended.stderr
     assert ended.returncode == (-number if dies else 0), ended.stderr
@@ -84,7 +84,7 @@ def test_a_signal_that_comes_while_another_ends_what_is_recorded_waits_for_it(ot
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(before=slow, after=again), str(int(signal.SIGTERM))],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert ended.stdout == "ended\n", ended.stderr
     assert ended.returncode in (-signal.SIGTERM, -other), ended.stderr
@@ -122,7 +122,7 @@ def test_a_signal_that_comes_while_the_script_itself_ends_what_is_recorded_acts_
     ended = subprocess.run(
         [sys.executable, "-c", script.format(before=before, after=""), str(int(number))],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     told = ["hurried Hurried True", "closed"]
     if handled:
@@ -149,7 +149,7 @@ def test_a_signal_that_comes_while_a_recording_begins_ends_it_when_it_has_begun(
     ended = subprocess.run(
         [sys.executable, "-c", script.format(before=before), str(int(number))],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     told = ["begins True", "ended"]
     if handled:  # what the script's own handler has dealt with hurries nothing that comes later

@@ -91,7 +91,7 @@ class Notebook:
     def __init__(self, folder: Path) -> None:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         environment = os.environ | {"MLFLOW_TRACKING_URI": self.uri, "PYTHONPATH": str(ROOT)}
-        self.manager, self.client = start_new_kernel(env=environment, cwd=str(folder))
+        self.manager, self.client = start_new_kernel(200, env=environment, cwd=str(folder))
         self.experiment = ""
 
     @cached_property
@@ -140,7 +140,7 @@ class Notebook:
 
     def has(self, epochs: int, key: str = "train/loss", *, run: int = 0) -> list[float]:
         """The metric's values once there are so many, a moment after the cell."""
-        wait_until(lambda: len(self.runs()) > run and len(self.values(key, run=run)) >= epochs, timeout_s=30)
+        wait_until(lambda: len(self.runs()) > run and len(self.values(key, run=run)) >= epochs)
         time.sleep(0.5)
         values = self.values(key, run=run)
         assert len(values) == epochs
@@ -265,7 +265,7 @@ def test_the_kernels_end_is_that_of_the_run(empty_store: Path, own_mlflow: Path)
     notebook.has(2)
     notebook.run("1 / 0")
     (run,) = notebook.runs()
-    wait_until(lambda: names.REPORT in notebook.files(run), timeout_s=30)
+    wait_until(lambda: names.REPORT in notebook.files(run))
     notebook.close(now=False)
     assert [run.info.status for run in notebook.runs()] == ["FINISHED"]
 

@@ -142,7 +142,7 @@ while True:
     os.rename("queue", "aside"); os.symlink({str(tmp_path / "other")!r}, "queue")
     os.unlink("queue"); os.rename("aside", "queue")
 """
-    swapping = subprocess.Popen([sys.executable, "-c", swap])
+    swapping = subprocess.Popen([sys.executable, "-c", swap], stdout=subprocess.PIPE)
     try:
         home, until = open_folder(first), time.monotonic() + 2
         while time.monotonic() < until:
@@ -151,7 +151,7 @@ while True:
             sync(tmp_path / "spool", tracking_uri=uri)
     finally:
         swapping.kill()
-        swapping.wait()
+        swapping.communicate()  # until its fork is gone too
 
 
 def test_of_200_runs_one_is_tried_when_their_store_does_not_answer(

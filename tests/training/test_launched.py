@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -15,6 +14,7 @@ import pytest
 import torch
 from mlflow.entities import Run
 from torch import nn
+from waiting import wait_until
 
 import mlflow_dynamics
 from mlflow_dynamics.training.launched import launched_run
@@ -57,9 +57,7 @@ def test_a_page_is_in_the_run_made_for_it_and_a_watch_or_a_mistake_leaves_none(o
     assert launch("-e", "watch", "-P", f"run_id={run_id}") == 0
     assert launch("-e", "report", "-P", "run_ids=nowhere") != 0
     assert launch("-P", "epochs=0") != 0
-    deadline = time.monotonic() + 60
-    while len(runs()) > 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_until(lambda: len(runs()) <= 2)
     page, mine = runs()
     assert mine.info.run_id == run_id
     assert (page.info.run_name, page.info.status) == ("Report of mine", "FINISHED")

@@ -69,7 +69,7 @@ def test_ctrl_c_on_a_terminal_says_how_to_go_on_and_so_it_goes_on() -> None:
     shown += read_until(ours, b"--resume ")
     assert time.monotonic() - interrupted < 2
     shown += read_until(ours, None)
-    assert process.wait(60) == 130
+    assert process.wait(200) == 130
     screen = shown.decode()
     assert re.search(r"epoch 1: +\d+%\|", screen)
     told = re.findall(r"(.)(?:INFO|WARNING) mlflow_dynamics|(.)epoch +\d+  train loss", screen, re.DOTALL)
@@ -82,7 +82,7 @@ def test_ctrl_c_on_a_terminal_says_how_to_go_on_and_so_it_goes_on() -> None:
     process = begun(*shlex.split(command), output=writing)
     os.close(writing)
     printed = read_until(reading, None).decode()
-    assert process.wait(60) == 0, printed
+    assert process.wait(200) == 0, printed
     assert "epoch  11  train loss" in printed
     assert "\r" not in printed
     assert "%|" not in printed
@@ -100,7 +100,7 @@ def test_interrupted_before_an_epoch_has_ended_it_can_only_begin_anew() -> None:
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     shown += read_until(reading, None)
-    assert process.wait(60) == 130
+    assert process.wait(200) == 130
     assert b"Interrupted. It was interrupted before an epoch had ended" in shown, shown
 
 

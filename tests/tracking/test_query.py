@@ -49,14 +49,10 @@ def record(experiment_id: str, name: str, epochs: int) -> str:
 
 
 @pytest.fixture(params=["sqlite", "server"])
-def recorded(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, str]:
+def recorded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """An experiment "study" with runs sgd (12 epochs), adam (3), bare (no dynamics) and deleted."""
     if request.param == "server":
         mlflow.set_tracking_uri(request.getfixturevalue("server").uri)
-    else:
-        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
     client = MlflowClient()
     name = f"study-{request.node.name}"
     experiment = client.create_experiment(name)
@@ -227,11 +223,9 @@ def test_a_store_of_objects_that_cannot_be_read_is_one_clear_sentence(
     broken: Callable[[str, pytest.MonkeyPatch], str],
     reason: str,
     s3_requests: list[str],
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
     experiment = MlflowClient().create_experiment("remote", artifact_location="s3://shelf/runs")
     run_id = broken(record(experiment, "sgd", 1), monkeypatch)
     # What boto3 and MLflow remember of the earlier settings.
@@ -248,8 +242,7 @@ def test_a_store_of_objects_that_cannot_be_read_is_one_clear_sentence(
     assert "Traceback" not in said
 
 
-def test_a_store_of_objects_is_scanned_where_it_lies(s3_requests: list[str], tmp_path: Path) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+def test_a_store_of_objects_is_scanned_where_it_lies(s3_requests: list[str]) -> None:
     experiment = MlflowClient().create_experiment("remote", artifact_location="s3://shelf/runs")
     run_id = record(experiment, "sgd", 4)
     s3_requests.clear()
@@ -261,10 +254,9 @@ def test_a_store_of_objects_is_scanned_where_it_lies(s3_requests: list[str], tmp
     assert scan_activations(run_id).count_rows() == 400
 
 
-def test_duckdb_and_polars_read_many_runs_in_one_query(tmp_path: Path) -> None:
+def test_duckdb_and_polars_read_many_runs_in_one_query() -> None:
     duckdb = pytest.importorskip("duckdb")
     polars = pytest.importorskip("polars")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
     runs = [record("0", "sgd", 3), record("0", "adam", 2)]
     recorded = scan_activations(runs)
     query = "SELECT run_id, count(*), avg(std) FROM recorded WHERE epoch = 1 GROUP BY run_id"
@@ -284,7 +276,6 @@ def test_duckdb_and_polars_read_many_runs_in_one_query(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named_and_the_others_are_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
     run_id = record("0", "sgd", 3)
     (path,) = tmp_path.rglob("activations/epoch=1/part-0.parquet")
     path.write_bytes(path.read_bytes()[:-10])
@@ -316,8 +307,7 @@ def test_a_server_without_the_bulk_endpoint_and_cut_answers_give_the_same(
     pd.testing.assert_frame_equal(load_metrics(runs), expected)
 
 
-def test_the_later_of_two_values_at_a_step_counts_and_nan_stays_nan(tmp_path: Path) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+def test_the_later_of_two_values_at_a_step_counts_and_nan_stays_nan() -> None:
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
     client.log_metric(run_id, names.TRAIN_LOSS, 2.0, timestamp=2000, step=0)
@@ -329,8 +319,7 @@ def test_the_later_of_two_values_at_a_step_counts_and_nan_stays_nan(tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["soon", "2.5", "-1", "", "²"])
-def test_text_in_a_tag_that_holds_an_epoch_is_no_epoch(text: str, tmp_path: Path) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+def test_text_in_a_tag_that_holds_an_epoch_is_no_epoch(text: str) -> None:
     client = MlflowClient()
     client.set_tag(client.create_run("0").info.run_id, names.TAG_CONVERGED_EPOCH, text)
     client.set_tag(client.create_run("0").info.run_id, names.TAG_CONVERGED_EPOCH, "7")

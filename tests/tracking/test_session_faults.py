@@ -118,9 +118,8 @@ def test_a_store_in_this_process_draws_no_random_number_of_the_training(
     scheme: str, inferred: bool, tmp_path: Path, untracked: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri(
-        f"sqlite:///{tmp_path}/runs.db" if scheme == "sqlite" else f"file://{tmp_path}/runs"
-    )
+    if scheme == "file":
+        mlflow.set_tracking_uri(f"file://{tmp_path}/runs")
     numbers = global_random_states()
     if inferred:
         mlflow_dynamics.autolog()

@@ -220,10 +220,8 @@ def test_a_refused_parameter_is_set_aside_and_the_rest_goes_on(
 
 
 @pytest.mark.parametrize("where", ["server", "sqlite"])
-def test_a_resumed_run_that_repeats_epochs_has_none_twice(
-    where: str, server: MlflowServer, tmp_path: Path
-) -> None:
-    uri = server.uri if where == "server" else f"sqlite:///{tmp_path}/own.db"
+def test_a_resumed_run_that_repeats_epochs_has_none_twice(where: str, server: MlflowServer) -> None:
+    uri = server.uri if where == "server" else mlflow.get_tracking_uri()
     run_id = new_run(uri)
     for begin, end in ((0, 4), (2, 7)):
         writer = RunWriter(run_id, tracking_uri=uri).start()

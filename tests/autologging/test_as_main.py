@@ -137,13 +137,16 @@ WAYS = [
 ]
 
 UNDER_RUN = """
-import gc, os, signal
+import ctypes, gc, os, signal
 from pathlib import Path
+import git, IPython.display  # as MLflow does when a run begins
 from mlflow_dynamics import autologging, cli
 
 gc.collect()
 gc.freeze()  # else each looks through all of torch as it ends
 
+libc = ctypes.CDLL(None)
+libc.on_exit(libc._exit, None)  # Python has ended by then: to take torch's own code down takes a quarter of a second
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number, way in enumerate(WAYS):
     if os.fork() == 0:
@@ -205,10 +208,9 @@ def test_a_script_is_run_and_ends_as_under_python(
 
 def test_the_console_script_ends_as_python_does(folder: Path) -> None:
     script = "import sys; from mlflow_dynamics.cli import main; sys.exit(main())"
-    for way in ("look.py", "interrupted.py"):
-        plain = python(way, folder=folder)
-        ours = python("-c", script, "run", way, folder=folder)
-        assert (ours.stdout, ours.returncode) == (plain.stdout, plain.returncode)
+    plain = python("interrupted.py", folder=folder)
+    ours = python("-c", script, "run", "interrupted.py", folder=folder)
+    assert (ours.stdout, ours.returncode) == (plain.stdout, plain.returncode)
 
 
 def test_a_script_that_is_not_there_is_one_sentence(folder: Path) -> None:

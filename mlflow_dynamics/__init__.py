@@ -71,7 +71,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'mlflow_dynamics' has no attribute {name!r}")
     try:
         value = getattr(importlib.import_module(_HOME[name]), name)
-    except ImportError as error:  # of a name that another torch or MLflow than those tried has no more
+    except ImportError as error:  # the installed torch or MLflow lacks a name that this package uses
         from mlflow_dynamics.extras import unusable
 
         if name == "autolog":
@@ -82,7 +82,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _declined(reason: str, **_: Any) -> None:
-    """In place of `autolog`, which raises nothing into a training that can do without it."""
+    """Take the place of `autolog`: log the reason, because `autolog` must not raise into a training."""
     logging.getLogger(__name__).warning("Nothing is recorded: %s", reason)
 
 

@@ -1,4 +1,4 @@
-"""`python -m mlflow_dynamics` is the console script."""
+"""`python -m mlflow_dynamics` runs the console script."""
 
 from __future__ import annotations
 

@@ -19,9 +19,13 @@ from mlflow_dynamics.tracking.names import RUN_ID_WORDS, is_key, is_run_id
 from mlflow_dynamics.tracking.store import HTTP
 
 
-def check_arguments(**given: object) -> None:
-    """ConfigError for the first argument, in the order given, that is not what its name stands for."""
-    for name, value in given.items():
+def check_arguments(**arguments: object) -> None:
+    """Check each argument by its name, in the order of the call.
+
+    Raises:
+        ConfigError: an argument is not usable; the message names the first such argument.
+    """
+    for name, value in arguments.items():
         _CHECKS[name](name, value)
 
 
@@ -40,7 +44,7 @@ def _is_address(uri: str) -> bool:
     try:
         parts = urlsplit(uri)
         return parts.scheme not in HTTP or parts.port != 0
-    except ValueError:  # no port, or half an IPv6 address
+    except ValueError:  # the port is no number, or an IPv6 address is incomplete
         return False
 
 

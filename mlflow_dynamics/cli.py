@@ -1,4 +1,4 @@
-"""The console script `mlflow-dynamics`: arguments in, one clear sentence out when they are wrong."""
+"""The console script `mlflow-dynamics`. Wrong arguments are answered with one clear sentence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXIT_INTERRUPTED = 130
 
 
 class _Optional(click.ParamType):
-    """A value of another type, or the one word that stands for its absence."""
+    """Either a value of another type, or one word that stands for None."""
 
     def __init__(self, kind: type, word: str) -> None:
         self.inner = click.types.convert_type(kind)
@@ -46,7 +46,7 @@ class _Optional(click.ParamType):
 
 
 def _options_of(config: Any) -> Callable[[Any], Any]:
-    """One option for every field of a configuration, so that the two cannot differ."""
+    """Return a decorator that adds one option for each field of a configuration, so that the two cannot differ."""
 
     def decorate(command: Any) -> Any:
         for option in reversed(dataclasses.fields(config)):
@@ -71,8 +71,8 @@ def _write(path: Path, content: bytes) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-# MLflow passes `-P batch_size=64` on as `--batch_size 64`; with dashes and underscores alike, both spellings are
-# taken and a misspelt parameter is answered with its nearest match.
+# MLflow passes `-P batch_size=64` on as `--batch_size 64`. Underscores are read as dashes, so that both spellings
+# work and click can suggest the nearest match for a misspelt parameter.
 _CONTEXT = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -85,10 +85,10 @@ _CONTEXT = {
 @click.pass_context
 def commands(context: click.Context) -> None:
     """See how a network's layers move together while it trains."""
-    if context.invoked_subcommand != "run":  # logging in a script is the script's to set up
+    if context.invoked_subcommand != "run":  # under `run`, the script sets up logging
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("mlflow_dynamics").setLevel(logging.INFO)
-        if not sys.stderr.isatty():  # tqdm asks as it is imported, for downloads too, and for MLflow's files
+        if not sys.stderr.isatty():  # tqdm reads this when it is imported, also by other libraries
             os.environ.setdefault("TQDM_DISABLE", "1")
 
 
@@ -313,7 +313,7 @@ def sync(folder: Path | None, tracking_uri: str | None, end_stale: bool) -> None
 
 
 def _say(line: str) -> None:
-    """Print a line that quotes what others have written, without what would steer a terminal."""
+    """Print a line that quotes text written by others, without control characters that would steer a terminal."""
     click.echo(printable(line, limit=len(line)))
 
 
@@ -340,7 +340,7 @@ def run(
     SCRIPT is what `python` takes: a file, a folder or an archive with a `__main__.py`, or a module's name after -m.
     Several processes are begun as `torchrun --no-python --nproc-per-node 2 mlflow-dynamics run SCRIPT`.
     """
-    if not (module or os.path.exists(script)):  # noqa: PTH110 - False also of a name that is too long for one
+    if not (module or os.path.exists(script)):  # noqa: PTH110 - Path.exists raises if the name is too long
         raise click.UsageError(
             f"There is no script {script!r} in this folder; a module's name is given after -m."
         )
@@ -354,9 +354,9 @@ def run(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what the user got wrong ends in one sentence and exit status 2.
+    """Run the command line. A mistake of the user ends in one sentence and exit status 2.
 
-    A script under `run` ends as it does without us: its errors are its own, and so are its interrupts.
+    A script under `run` ends as it would without us: its errors and interrupts are passed on unchanged.
     """
     try:
         script = commands.main(arguments, standalone_mode=False)

@@ -1,4 +1,4 @@
-"""What the shell offers after TAB: the values that an option takes, told without loading torch or MLflow."""
+"""Shell completion: the values that an option takes, given without loading torch or MLflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS: Final = (
     "vit_small_patch16_224",
     "vit_base_patch16_224",
 )
-"""Those of `training.models`, which loads torch (a test compares them)."""
+"""The models of `training.models`. They are repeated here because that module loads torch; a test compares them."""
 
 DATASETS: Final = (
     "digits",
@@ -39,7 +39,7 @@ DATASETS: Final = (
     "parquet:",
     "imagefolder:",
 )
-"""Those of `training.data`, likewise."""
+"""The data sets of `training.data`, repeated here for the same reason."""
 
 
 def _detectors() -> Iterable[str]:
@@ -63,11 +63,11 @@ VALUES: Final[dict[str, Callable[[], Iterable[str]]]] = {
     "detector": _detectors,
     "device": lambda: ("auto", "cpu", "cuda", "mps"),
 }
-"""An option's parameter -> the values that it takes, or the best known of them."""
+"""Name of an option's parameter -> the values that it takes, or the best known ones."""
 
 
 def values_of(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
-    """The values of an option that begin as its user has begun."""
+    """Return the values of an option that begin with the text typed so far (`begun`)."""
     values = [*VALUES[str(option.name)]()] if option.name in VALUES else []
     if option.type is click.BOOL:
         values += ["true", "false"]
@@ -78,5 +78,5 @@ def values_of(context: click.Context, option: click.Parameter, begun: str) -> li
 
 
 def file_of(context: click.Context, argument: click.Parameter, begun: str) -> list[CompletionItem]:
-    """The shell's own completion of files."""
+    """Leave the completion to the shell, which offers files."""
     return [CompletionItem(begun, type="file")]

@@ -1,4 +1,4 @@
-"""Frozen, keyword-only configuration: what is recorded and how it is measured."""
+"""Frozen, keyword-only configuration of recording and measuring."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ ESTIMATORS: Final = get_args(Estimator)
 WARNING_MODES: Final = get_args(WarningMode)
 
 MIN_STEPS: Final = 32
-"""Below this many steps in the window the measures of the `steps` and `depth` protocols are undefined."""
+"""The measures of the `steps` and `depth` protocols are undefined if the window holds fewer steps than this."""
 
 
 AUTO: Final = "auto"
-"""How a window that follows the training is written down, on the command line and in a run."""
+"""The word for a window that follows the training, on the command line and in a run's parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingConfig:
-    """Which activations are recorded, and how much of them.
+    """The settings of recording: which activations are recorded, and how much of them.
 
     Attributes:
-        record_every: record every n-th optimizer step (1 = all).
-        batch_samples: at most this many samples of a batch enter a layer's statistics; None means the whole batch. A
-            part of it is another signal: normalisation fixes the moments of the whole batch, not of a part, so the
-            part's sampling noise, common to all layers, drowns the dynamics (docs/measures.md).
-        include: glob patterns on layer names or types; empty means every weight layer.
-        exclude: glob patterns on layer names or types that are left out.
-        max_layers: a deeper network is thinned evenly to this many layers.
+        record_every: every n-th optimizer step is recorded (1 = all).
+        batch_samples: at most this many samples of a batch enter a layer's statistics; None means the whole batch.
+            Part of a batch gives another signal: normalisation fixes the moments of the whole batch, not of a part, so
+            the part's sampling noise, which all layers share, hides the dynamics (docs/measures.md).
+        include: glob patterns of the names or types of layers to record; empty means every weight layer.
+        exclude: glob patterns of the names or types of layers to leave out.
+        max_layers: the largest number of layers recorded; from a deeper network, evenly spaced layers are chosen.
     """
 
     record_every: int = 1
@@ -57,16 +57,17 @@ class RecordingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """How recorded activations become measures (DESIGN: signal, window, protocol, estimator).
+    """The settings of measuring: how recorded activations become measures.
 
     Attributes:
-        signal: what stands for a layer at a step: "rms" = sqrt(mean^2 + std^2), "mean" or "std".
-        protocol: what plays the part of time: "steps", "epochs" or "depth".
-        window: the last so many steps up to the end of the epoch enter the measures; None follows the training: the
-            last 3 epochs, but at least 32 and at most 512 steps.
-        estimator: of the integration exponent: "dfa" or "hk"; None means the protocol's own ("hk" for "epochs").
-        uncertainty: also give integration's confidence interval and the p-values of the surrogate tests.
-        volatility_window: volatility is the standard deviation of stability over this many epochs.
+        signal: the number that represents a layer at a step: "rms" = sqrt(mean^2 + std^2), "mean" or "std".
+        protocol: the axis that serves as time: "steps", "epochs" or "depth".
+        window: the number of steps, up to the end of the epoch, that enter the measures; None follows the training:
+            the last 3 epochs, but at least 32 and at most 512 steps.
+        estimator: the estimator of the integration exponent, "dfa" or "hk"; None means the protocol's own ("hk" for
+            "epochs", "dfa" for the others).
+        uncertainty: integration's confidence interval and the p-values of the surrogate tests are computed too.
+        volatility_window: the number of epochs over which volatility, the standard deviation of stability, is taken.
     """
 
     signal: Signal = "rms"
@@ -90,7 +91,7 @@ class MeasureConfig:
 
     @property
     def resolved_estimator(self) -> Estimator:
-        """The estimator in use: the chosen one, else the protocol's own."""
+        """The estimator in use: the chosen one, or the protocol's own if none was chosen."""
         if self.estimator is not None:
             return self.estimator
         return "hk" if self.protocol == "epochs" else "dfa"

@@ -1,4 +1,4 @@
-"""Names that have changed: the old ones are taken for one release, with a warning that says the new one."""
+"""Names that have changed. The old names work for one more release, with a warning that gives the new name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ R = TypeVar("R")
 
 
 def warn_of_old_name(old: str, new: str, *, stacklevel: int) -> None:
-    """Say to whoever wrote `old`, so many frames up, that it is to be `new`; shown by default, as MLflow's are."""
+    """Warn the caller who wrote `old`, `stacklevel` frames up, to write `new`.
+
+    The warning is a FutureWarning, as MLflow's are, because Python shows these by default.
+    """
     warnings.warn(
         f"{old} is deprecated and goes with mlflow_dynamics {GONE_IN}; write {new}.",
         FutureWarning,
@@ -25,9 +28,12 @@ def warn_of_old_name(old: str, new: str, *, stacklevel: int) -> None:
 
 
 def renamed(**new_names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take keyword arguments under their old names too, old name -> new name.
+    """Return a decorator with which a function takes keyword arguments under their old names too.
 
-    Type checkers and editors know the new names alone.
+    Type checkers and editors know only the new names.
+
+    Args:
+        new_names: old name -> new name.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -2,7 +2,7 @@
 
     DynamicsError
     ├── ConfigError (ValueError)     a parameter, path or argument is not usable: what was given, what is accepted
-    ├── DataError (ValueError)       a data set, image file or stored record is not what it should be
+    ├── DataError (ValueError)       a data set, image file or stored record is damaged or of another kind
     ├── RecordingError               activations cannot be recorded from this model or loop
     ├── TrackingError                the tracking store refused, failed or does not hold what was asked for
     ├── DrawingError                 a page or picture could not be drawn
@@ -29,7 +29,7 @@ class ConfigError(DynamicsError, ValueError):
 
 
 class DataError(DynamicsError, ValueError):
-    """A data set or a stored record is not what it should be."""
+    """A data set, an image file or a stored record is damaged or of another kind than expected."""
 
 
 class RecordingError(DynamicsError):
@@ -53,8 +53,8 @@ _WHOLE.maxother = sys.maxsize
 
 
 def shown(value: object) -> str:
-    """A value that was given, in one line of at most 200 characters."""
-    # What is refused may be anything, also what has no text; reprlib then names its class.
+    """Return a refused value as one line of at most 200 characters."""
+    # The `repr` of a refused value may raise; reprlib then names the value's class.
     text = " ".join(_WHOLE.repr_instance(value, 0).split())
     return text if len(text) <= 200 else f"{text[:197]}..."
 
@@ -62,9 +62,13 @@ def shown(value: object) -> str:
 def unknown_choice(
     parameter: str, value: object, accepted: Iterable[str], *, unlisted: Iterable[str] = ()
 ) -> ConfigError:
-    """The error for a value outside a set of names: what was given, what is accepted, the nearest match.
+    """Return the error for a value outside a set of names: the value, the accepted names, the nearest match.
 
-    `unlisted` names are accepted too but too many to list; the nearest match is sought among them as well.
+    Args:
+        parameter: the parameter's name.
+        value: the refused value.
+        accepted: the names that the message lists.
+        unlisted: more accepted names, too many to list; the nearest match is sought among them as well.
     """
     names = list(accepted)
     message = f"{parameter}={shown(value)} is not known; accepted: {', '.join(names)}."

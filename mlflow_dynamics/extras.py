@@ -1,4 +1,4 @@
-"""What only a part of this package needs, as its metadata declare it: the extras `report` and `train`."""
+"""The extras `report` and `train`: packages that only a part of this package needs, read from its metadata."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _DISTRIBUTION: Final = "mlflow-dynamics"
 
 
 def pip_command(extra: str) -> str:
-    """What installs an extra."""
+    """Return the command that installs an extra."""
     return f'pip install "{_DISTRIBUTION}[{extra}]"'
 
 
 def unmet(extra: Extra) -> list[str]:
-    """What an extra asks for and is not here, or in another version; nothing where this package is not installed."""
+    """Return the requirements of an extra that are missing or installed in another version.
+
+    The list is empty if this package itself is not installed, since its metadata are then missing.
+    """
     try:
         declared = [Requirement(one) for one in requires(_DISTRIBUTION) or ()]
     except PackageNotFoundError:
@@ -30,7 +33,15 @@ def unmet(extra: Extra) -> list[str]:
 
 
 def require(extra: Extra, what: str) -> None:
-    """MissingDependencyError unless all that an extra asks for is here: `what` needs it."""
+    """Require that all packages of an extra are installed.
+
+    Args:
+        extra: the extra.
+        what: the command or function that needs the extra, for the message.
+
+    Raises:
+        MissingDependencyError: a package is missing or installed in another version.
+    """
     lacking = unmet(extra)
     if lacking:
         raise MissingDependencyError(
@@ -39,7 +50,7 @@ def require(extra: Extra, what: str) -> None:
 
 
 def unusable(error: ImportError) -> MissingDependencyError:
-    """The error for a name that is not where this package looks for it, with the versions that are here."""
+    """Return the error for a name that the installed torch or MLflow does not have, with the installed versions."""
     here = ", ".join(f"{name} {_version(name) or 'missing'}" for name in ("torch", "mlflow"))
     return MissingDependencyError(
         f"this mlflow_dynamics cannot be used with what is installed ({here}): {error}. "

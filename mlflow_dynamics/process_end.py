@@ -1,4 +1,4 @@
-"""The end of the script's process, and of the processes it forks: who is called then, and how it ended."""
+"""Calls a function when the script's process, or a process that it forks, ends, and finds out how it ended."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from mlflow_dynamics.termination import TERMINATIONS
 
 
 class ProcessEnd:
-    """Calls `on_end(status)` when the process ends: FINISHED, FAILED or KILLED, as MLflow has it.
+    """Calls `on_end(status)` when the process ends, with MLflow's status FINISHED, FAILED or KILLED.
 
-    The status is None where the script has left by a `raise SystemExit(...)`: of its value no trace is left. Python
-    tells functions at exit nothing. An exception it leaves in `sys.last_value`; exits are watched; whether the script
-    has come to its own end its outermost frame tells.
+    Python does not tell its exit functions how the process ended. The status is put together from three sources:
+    Python leaves an unhandled exception in `sys.last_value`; calls of `sys.exit` and `quit` are patched to note their
+    argument; and the script's outermost frame shows whether the script has returned. The status is None if the script
+    was left by `raise SystemExit(...)`, because Python keeps no trace of the exit code.
 
     Args:
-        on_end: called with the status, in another thread if a signal ends the process.
-        on_fork: called in each process that `multiprocessing` forks, whose end is told too; None: it is not.
-        on_sigterm: "end" calls `on_end("KILLED")` on SIGTERM and SIGHUP before they do what they would have done.
+        on_end: called with the status; called in another thread if a signal ends the process.
+        on_fork: called in each process that `multiprocessing` forks; `on_end` is then called at the end of that process
+            too. None: forked processes are not watched.
+        on_sigterm: "end" calls `on_end("KILLED")` on SIGTERM and SIGHUP, before the signal takes its usual effect.
     """
 
     def __init__(
@@ -59,12 +61,12 @@ class ProcessEnd:
             TERMINATIONS.add(self._terminated)
 
     def not_yet(self) -> None:
-        """The script goes on: an exit or an exception that was seen before this was caught."""
+        """Forget the exits and exceptions seen so far: the script goes on, so it has caught them."""
         self._exit_status = None
         self._earlier_error = last_error()
 
     def remove(self) -> None:
-        """Watch no more."""
+        """Stop watching for the end."""
         for patch in self._patches:
             patch.remove()
         self._patches = []
@@ -72,25 +74,22 @@ class ProcessEnd:
         TERMINATIONS.remove(self._terminated)
 
     def _ended(self) -> None:
-        if (
-            os.getpid() != self._process
-        ):  # a fork that `multiprocessing` knows nothing of, without our threads
+        if os.getpid() != self._process:  # a fork without `multiprocessing`, which lacks our threads
             return
         if "ipykernel" in sys.modules and threading.current_thread() is threading.main_thread():
-            # Jupyter sends it to a kernel that is not gone 2.5 s after it was told to go, and waits as long again.
+            # Jupyter sends SIGTERM to a kernel that is still alive 2.5 s after it was asked to end, and kills it after
+            # as long again.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         error = self._error()
-        with suppress(
-            KeyboardInterrupt
-        ):  # whoever waits for us has waited enough; the script is over already
+        with suppress(KeyboardInterrupt):  # the user waits no longer, and the script itself is over
             self._on_end(self._status(error))
         if type(error) is KeyboardInterrupt and multiprocessing.parent_process() is None:
             die_of_interrupt()
 
     def _error(self) -> BaseException | None:
-        """The exception that ended the process, where Python has kept one."""
+        """The exception that ended the process; None if Python has kept none."""
         if multiprocessing.parent_process() is not None:
-            return sys.exc_info()[1]  # still on its way
+            return sys.exc_info()[1]  # `multiprocessing` calls us while the exception still propagates
         error = last_error()
         return None if error is self._earlier_error or self._goes_well() else error
 
@@ -100,14 +99,14 @@ class ProcessEnd:
         return self._exit_status
 
     def _goes_well(self) -> bool:
-        """Whether no exception has ended the script: it has returned, or is a prompt, where an error ends nothing."""
+        """Whether no exception has ended the script: it has returned, or is a prompt, which no exception ends."""
         if hasattr(sys, "ps1") or self._script is None:
             return True
         last = self._script.f_code.co_code[self._script.f_lasti]
         return dis.opname[last].startswith("RETURN_")
 
     def _call_when_ended(self) -> Callable[[], object]:
-        # A child of `multiprocessing` calls no `atexit` functions.
+        # A child process of `multiprocessing` does not call `atexit` functions.
         if multiprocessing.parent_process() is None:
             atexit.register(self._ended)
             return functools.partial(atexit.unregister, self._ended)
@@ -126,33 +125,40 @@ class ProcessEnd:
         self._left(SystemExit(code))
 
     def _left(self, exit_: SystemExit) -> None:
-        if threading.current_thread() is threading.main_thread():  # in another one it ends that alone
+        if threading.current_thread() is threading.main_thread():  # SystemExit ends only its own thread
             self._exit_status = status_after(exit_)
 
 
 def status_after(error: BaseException | None) -> str:
-    """How a run ends whose training `error` has ended: FINISHED, FAILED or KILLED."""
+    """Return the status of a run whose training was ended by `error`: FINISHED, FAILED or KILLED.
+
+    The status is FINISHED if there is no error or a SystemExit with exit status 0, and KILLED for a KeyboardInterrupt.
+    """
     if error is None or (isinstance(error, SystemExit) and _is_success(error.code)):
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def _is_success(code: object) -> bool:
-    """Whether the process's status is 0 after `SystemExit(code)`: of an integer the last byte, of all else 1."""
+    """Whether the process's exit status is 0 after `SystemExit(code)`.
+
+    The exit status is the last byte of an integer code, 0 for None, and 1 for any other value.
+    """
     return code is None or (isinstance(code, int) and code & 0xFF == 0)
 
 
 def last_error() -> BaseException | None:
-    """The exception that Python printed last."""
+    """Return the exception whose traceback Python printed last; None if there was none."""
     error: BaseException | None = vars(sys).get("last_value")
     return error
 
 
 def die_of_interrupt() -> None:
-    """Let Python, which is ending after a KeyboardInterrupt, end by SIGINT all the same.
+    """Make sure that Python, which is ending after a KeyboardInterrupt, dies of SIGINT as usual.
 
-    It does unless somebody has run code from a string since then, as the definition of a dataclass does in a module
-    that is loaded only now: then it ends with status 1. The last such code counts.
+    Python ends with status 1 instead if code was run from a string (`exec`) after the KeyboardInterrupt. The definition
+    of a dataclass does so, in a module that is imported only now. Only the last `exec` counts, and this one is
+    interrupted.
     """
     with suppress(KeyboardInterrupt):
         exec("raise KeyboardInterrupt")

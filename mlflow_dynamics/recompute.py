@@ -1,7 +1,6 @@
-"""The old name of `mlflow_dynamics.recomputing`, whose `recompute` is `mlflow_dynamics.recompute` now.
+"""The old name of `mlflow_dynamics.recomputing`. The function is now `mlflow_dynamics.recompute`.
 
-A module takes the place of the function of its name in the package as soon as it is imported: so this one can be
-called.
+This module can be called, because importing it replaces the function of the same name in the package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recorded run measured anew: another protocol, window, signal or estimator needs no new training."""
+"""Measures a recorded run anew. Another protocol, window, signal or estimator needs no new training."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _NAME: Final = re.compile(r"^[A-Za-z0-9_-]{1,50}$")
 
 
 def settings_of(run_id: str) -> MeasureConfig:
-    """How the run itself was measured, from its parameters; the defaults where it does not say.
+    """Return the settings with which the run was measured. A setting that the run does not name has its default.
 
     Raises:
-        TrackingError: the run does not exist, or its parameters are not ours.
+        TrackingError: the run cannot be read, or its parameters were not written by mlflow_dynamics.
     """
     return measures_in(run_id, _run(run_id).data.params)
 
 
 def recompute(run_id: str, config: MeasureConfig) -> Iterator[EpochResult]:
-    """The measures of every recorded epoch of a run as `config` reads it, one window in memory at a time.
+    """Measure every recorded epoch of a run with the settings in `config`, with one window in memory at a time.
 
-    With the settings the run was recorded with these are the run's own numbers.
+    The settings of the run itself (`settings_of`) give the run's own numbers.
 
     Raises:
-        TrackingError: the run does not exist or holds no activations.
-        DataError: a file of it is damaged.
-        ConfigError: `config` is none.
+        TrackingError: the run does not exist, holds no activations or cannot be read.
+        DataError: a file of the run is damaged.
+        ConfigError: `config` is not a MeasureConfig.
     """
     check_instance("config", config, MeasureConfig, "a mlflow_dynamics.MeasureConfig")
     return map(Pipeline(config).update, recorded_epochs(run_id))
@@ -49,7 +49,7 @@ def log_recomputed(run_id: str, epochs: Iterable[EpochResult], *, name: str) -> 
     """Log recomputed measures beside the originals, as `dynamics.NAME/integration` and so on.
 
     Raises:
-        ConfigError: `name` is not one that can be part of a metric key.
+        ConfigError: `name` cannot be part of a metric key, or the run has metrics of this name already.
         TrackingError: the run cannot be read or written.
     """
     if not _NAME.match(name):

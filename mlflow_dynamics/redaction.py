@@ -1,4 +1,4 @@
-"""What may be written down of a URI and of text that quotes URIs: never a secret, rather too little than too much."""
+"""Removes secrets from URIs and from text that quotes URIs. In doubt, too much is removed rather than too little."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ _SCHEME: Final = re.compile(r"[A-Za-z][\w+.-]*:")
 _QUERY: Final = re.compile(r"[?#&;][\w.~-]+=")
 _TAIL: Final = re.compile(r"[?#;]")
 _LONGEST: Final = 2000
-"""Of a text; the patterns take time with its square, and a server may answer megabytes of slashes."""
+"""Characters of a text that are kept. The patterns take time that grows with the square of the text's length, and a
+server may answer megabytes of slashes."""
 
 _QUOTED_USER: Final = re.compile(r"(:/{1,2}|//).*@", re.DOTALL)
 _QUOTED_PASSWORD: Final = re.compile(r"[^\s'\":]*:\S*@")
@@ -19,11 +20,10 @@ _QUOTED_QUERY: Final = re.compile(r"(/[^\s?#]*)[?#](?:\S*=.*?(?= \(Caused by |$)
 
 
 def redact(uri: str) -> str:
-    """The URI without user, password, query and fragment: what may be written down and logged.
+    """Return the URI without user, password, query and fragment, so that it may be stored and logged.
 
-    A password may hold any character, so what ends at the last `@` goes, though it be a path. Where that `@` may as
-    well be of a query, neither the text before it nor that behind it is known to be no secret, and only the scheme is
-    left.
+    A password may hold any character, so everything up to the last `@` is removed, even if it is a path. If the last
+    `@` may belong to a query, the text on either side of it may be secret, and only the scheme is kept.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator or _SCHEME.fullmatch(f"{scheme}:") is None:
@@ -37,9 +37,9 @@ def redact(uri: str) -> str:
 
 
 def _without_password(place: str, *, address: bool) -> str:
-    """What has no host by its form: a path as it is, and no `user:password@` that was meant for a host.
+    """Return a place without a host, such as a path; a `user:password@` that was meant for a host is removed.
 
-    Only an address has a query: a folder may have any name.
+    A query is removed only from an address, because the name of a folder may hold any character.
     """
     user, _, host = place.rpartition("@")
     if ":" in (user.partition("//")[2] if place.startswith("/") else user):
@@ -50,10 +50,11 @@ def _without_password(place: str, *, address: bool) -> str:
 
 
 def redact_text(text: str) -> str:
-    """The text without users, passwords, queries and fragments of the URIs that it quotes.
+    """Return the text without users, passwords, queries and fragments of the URIs that it quotes.
 
-    Where a password ends cannot be told: what lies between the first `://` and the last `@` goes. Nor can the end of
-    a query that names values: what follows it goes, but for the cause that Python's HTTP client gives.
+    The end of a password cannot be recognised, so everything between the first `://` and the last `@` is removed. The
+    end of a query with values cannot be recognised either, so the text after it is removed too, except for the cause
+    that Python's HTTP client appends ("(Caused by ...").
     """
     text = text[:_LONGEST]
     for pattern, kept in (

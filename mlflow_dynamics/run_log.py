@@ -61,12 +61,12 @@ class RunLog:
         """Log how the run is recorded, measured and judged, as far as that is known before the first epoch."""
         self._log_settings(self._settings)
         if self._monitor is not None:
-            # What a detector makes of the schedule is not known before the schedule is.
+            # Some parameters of the detector depend on the schedule, and are logged when the schedule is known.
             known = self._warning if self._warning.schedule is None else self._monitor
             self._log_settings(warning_parameters(known.parameters))
 
     def expect(self, schedule: Schedule) -> None:
-        """Take in what has become known of the learning rate ahead."""
+        """Take in the schedule of the learning rate, once it is known."""
         if self._monitor is not None:
             self._monitor.expect(schedule)
             self._log_settings(warning_parameters(self._monitor.parameters))
@@ -90,14 +90,14 @@ class RunLog:
         return result
 
     def recall(self, record: EpochRecord) -> EpochResult:
-        """Take in an epoch that the run holds already, because the training is carried on. Nothing is written."""
+        """Take in an epoch that the run already holds, when a training is carried on. Nothing is written."""
         result = self._pipeline.update(record)
         self._follow(record, result)
         self._tell_undefined(result.epoch, result.measures)
         return result
 
     def redraw(self, *, idle: bool) -> None:
-        """Have the report drawn anew beside the training, if the training is idle or enough time has passed."""
+        """Draw the report anew in another process, if the training is idle or enough time has passed."""
         self._report.redraw(idle=idle)
 
     def conclude(self) -> None:
@@ -121,7 +121,7 @@ class RunLog:
         return changed
 
     def _raise(self, verdict: Verdict, changed: list[State], before: Verdict | None) -> None:
-        """Tag the run with what the early warning has found, and tell the user."""
+        """Tag the run with the states that the early warning has found, and tell the user."""
         if changed:
             # The tag is empty if the training has gone back to an epoch before the state's first one.
             self.writer.set_tags({names.STATE_TAGS[state]: self._raised.get(state, "") for state in changed})

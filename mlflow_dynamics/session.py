@@ -51,7 +51,7 @@ def track(
     tracking_uri: str | None = None,
     on_sigterm: OnSigterm = None,
 ) -> Tracker:
-    """Record the dynamics of a training of `model` in an MLflow run: the active one, else one of its own.
+    """Record the dynamics of a training of `model` in an MLflow run: the active run, or a new one if none is active.
 
     A run holds one training. If the active run holds a training already, this one gets a run nested under it. If the
     active run belongs to another tracker that was not closed, this training gets a run of its own.
@@ -76,9 +76,9 @@ def track(
             far as that is certain.
         log_every_n_epoch: write every n-th epoch's metrics (activations are always kept).
         run_id: record into this run, which the caller ends.
-        resume: carry on the training that this run holds, such as a preempted one from its checkpoint. Epochs and steps
-            are counted on, window and detector are restored from the record, and the run's own settings hold. An epoch
-            that the run holds already is not recorded again.
+        resume: carry on the training that this run holds, such as a preempted training from its checkpoint. Epochs and
+            steps are counted on, window and detector are restored from the record, and the run's own settings hold. An
+            epoch that the run already holds is not recorded again.
         tracking_uri: the store that holds the run; None is MLflow's own.
         on_sigterm: "end" ends the run as KILLED before SIGTERM or SIGHUP ends the process (docs/reliability.md); None
             leaves signals alone.
@@ -86,7 +86,7 @@ def track(
     Raises:
         ConfigError: an argument is not usable, or differs from that of the run to resume.
         RecordingError: the model has no layer that could be recorded.
-        TrackingError: the run to resume cannot be read; or neither the store nor the spool's disk can take a new run.
+        TrackingError: the run to resume cannot be read, or neither the store nor the spool's disk can take a new run.
         DataError: a file of the run to resume is damaged.
     """
     check_arguments(

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP: what is being recorded is ended first, then the signal does what it would have done."""
+"""SIGTERM and SIGHUP: recordings are ended first, then the signal takes the effect that it has without us."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from mlflow_dynamics.threads import started
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 5.0
-"""A signal is held up for this long at most, and as long again where a recording was just being begun."""
+"""A signal is held up for at most this long, and for as long again if a recording was just being begun."""
 
 LAST_WORDS_S: Final = 0.3
+"""Part of `TIMEOUT_S` that is reserved for logging what is left undone."""
 
 SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 _ASKED: Final = 128
-"""Added to a signal's number by our handler, which may be called by one of the script's that has replaced it."""
+"""Added by our handler to the number that it writes into the pipe. Python itself writes the bare number. The script may
+replace our handler with its own, and call ours from there."""
 
 
 class Hurried(KeyboardInterrupt):
-    """A signal has come while the main thread itself was ending what the signal would have ended."""
+    """A signal came while the main thread was already ending the recording by itself."""
 
 
 class Terminations:
-    """Calls what is to be ended when a signal is to end the process, and then lets the signal do so.
+    """Ends recordings when a signal is about to end the process, and then lets the signal end it.
 
-    Python calls its handlers between two steps of the main thread, which may hang in a library. So another thread
-    hears of each signal at once, ends what is to be ended, and lets the signal take its default action. A handler of
-    the script's own the main thread calls, as ever.
+    Python calls signal handlers between two steps of the main thread, which may hang in a library. So another thread
+    is told of each signal at once, ends the recordings, and lets the signal take its default action. If the script has
+    a handler of its own, the main thread calls it, as it would without us.
 
-    What the main thread does by itself puts a signal off: `beginning` a recording, or `hurrying` to end it.
+    A signal is put off while the main thread itself begins a recording (`beginning`) or ends one (`hurrying`).
     """
 
     def __init__(self) -> None:
@@ -56,7 +58,7 @@ class Terminations:
             os.register_at_fork(after_in_child=self._leave_to_the_parent)
 
     def add(self, end: Callable[[], object]) -> None:
-        """Call `end`, in another thread, if a signal comes."""
+        """Call `end` in another thread when a signal comes. Has no effect, but a warning, outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             logger.warning("on_sigterm='end' has no effect: Python handles signals in the main thread alone.")
             return
@@ -64,7 +66,7 @@ class Terminations:
         self._install()
 
     def remove(self, end: Callable[[], object]) -> None:
-        """Do not call it any more."""
+        """Do not call `end` any more; the signals are given back if nothing else is left to be ended."""
         if end in self._ends:
             self._ends.remove(end)
         if not (self._ends or self._ending) and threading.current_thread() is threading.main_thread():
@@ -77,20 +79,20 @@ class Terminations:
 
     @property
     def left_s(self) -> float:
-        """For how long the signal that has come is still held up, less what it takes to say what is left undone."""
+        """The seconds for which the signal that has come is still held up, less `LAST_WORDS_S`; 0 if none has come."""
         return (
             0.0 if self._came is None else max(self._came + TIMEOUT_S - LAST_WORDS_S - time.monotonic(), 0.0)
         )
 
     @contextmanager
     def beginning(self) -> Iterator[None]:
-        """Around what begins a recording, and calls `add`: a signal acts when that is done."""
+        """Put signals off inside the block, which begins a recording and calls `add`."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def nothing() -> None:
-            """There is nothing to be ended yet."""
+            """Do nothing: there is nothing to be ended yet."""
 
         self.add(nothing)
         try:
@@ -101,10 +103,11 @@ class Terminations:
 
     @contextmanager
     def hurrying(self) -> Iterator[None]:
-        """Around what ends the recording in the main thread: a signal raises `Hurried` in it, and acts when it is over.
+        """Let a signal raise `Hurried` in the block, which ends the recording in the main thread.
 
-        `Hurried` does not leave the block. What takes longer than a signal is held up for is cut off by a signal that
-        ends the process, and waited for by a handler of the script's.
+        `Hurried` does not leave the block, and the signal acts when the block is over. If the block takes longer than
+        `TIMEOUT_S`, a signal with default action ends the process meanwhile, while a handler of the script waits for
+        the block.
         """
         if not self._ends or threading.current_thread() is not threading.main_thread():
             yield
@@ -128,34 +131,34 @@ class Terminations:
             os.set_blocking(self._pipe[1], False)
             started(threading.Thread(target=self._watch, name="mlflow_dynamics-signals", daemon=True))
         for number in SIGNALS:
-            # One that is ignored stays so (`nohup`), as does a handler that is not of Python.
+            # An ignored signal stays ignored (`nohup`), and a handler that was not set by Python stays in place.
             if number not in self._earlier and signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._earlier[number] = signal.signal(number, self._handle)
         _keep_unless_ours(signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False), self._pipe[1])
 
     def _give_back(self) -> None:
-        """Leave the signals to whoever had them; where somebody has taken one since, ours may still be called."""
+        """Restore the earlier handlers. If the script has replaced ours, its handler stays, and may still call ours."""
         for number in [number for number in self._earlier if signal.getsignal(number) == self._handle]:
             signal.signal(number, self._earlier.pop(number))
         if self._pipe is not None:
             _keep_unless_ours(signal.set_wakeup_fd(-1), self._pipe[1])
 
     def _leave_to_the_parent(self) -> None:
-        """In a forked process, whose signals are none of the parent's."""
+        """Give the signals back in a forked process, whose signals do not concern the parent's recordings."""
         self._ends = []
-        with suppress(ValueError):  # not in the main thread of an interpreter
+        with suppress(ValueError):  # raised outside the main thread
             self._give_back()
         self._pipe = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread; another signal may come in the midst of this, so it takes no lock."""
+        """Handle a signal in the main thread. Takes no lock, since another signal may interrupt this function."""
         self._came = self._came or time.monotonic()
         if self._main is not None:
             self._put_off.append(number)
             if self._main == "ends" and len(self._put_off) == 1:
                 raise Hurried
             return
-        # What another signal is ending may have left the list by now.
+        # While another signal ends the recordings, `_ends` may be empty already.
         if self._pipe is not None and (self._ends or self._ending):
             self._ending = True
             with suppress(BlockingIOError):
@@ -169,7 +172,7 @@ class Terminations:
             self._came = None
 
     def _act(self, number: int, frame: FrameType | None) -> None:
-        """Let a signal do what it would have done without us."""
+        """Let a signal take the effect that it has without us."""
         earlier = self._earlier.get(number, signal.SIG_DFL)
         if callable(earlier):
             earlier(number, frame)
@@ -183,9 +186,9 @@ class Terminations:
             if number not in self._earlier:
                 continue
             if received[0] < _ASKED and signal.getsignal(number) != self._handle:
-                continue  # it is the script's, which has replaced ours
+                continue  # the script has replaced our handler, so the signal is the script's
             if received[0] >= _ASKED and not self._ending:
-                continue  # it was heard without being asked, too, and has acted
+                continue  # Python has written the same signal into the pipe before, and it has been handled
             self._came, self._ending = self._came or time.monotonic(), True
             deadline = time.monotonic() + TIMEOUT_S
             while self._main is not None and time.monotonic() < deadline:
@@ -203,13 +206,13 @@ class Terminations:
 
 
 def _keep_unless_ours(other: int, ours: int) -> None:
-    """Where somebody else (asyncio) hears of signals already, or by now, let it be so."""
+    """Restore the file descriptor of somebody else, such as asyncio, who is told of signals."""
     if other not in (-1, ours):
         signal.set_wakeup_fd(other)
 
 
 def take_default_action(number: int) -> None:
-    """Let a signal do what it does where nobody handles it; in any thread, where `signal.signal` works in one alone."""
+    """Let a signal take its default action. Works in any thread; `signal.signal` works only in the main thread."""
     ctypes.pythonapi.PyOS_setsig(number, ctypes.c_void_p(0))
     os.kill(os.getpid(), number)
 

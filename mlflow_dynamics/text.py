@@ -1,4 +1,4 @@
-"""Names that are not ours (of layers, runs, data sets, in a server's answer), as text that its reader can take."""
+"""Makes text of others (names of layers, runs and data sets, answers of servers) safe to store and to show."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import unicodedata
 from typing import Final
 
 SHOWN_LENGTH: Final = 200
-"""Characters of a name on a page, in a picture, in a log line."""
+"""The most characters of a name that are shown on a page, in a picture or in a log line."""
 
 _UNSHOWN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories without a shape of their own: controls drive terminals, and one in a picture's text ends the
-process that draws it, as U+FFFE does; formats turn the direction of writing around; halves of characters are no UTF-8;
-private and unassigned ones look different everywhere."""
+"""Unicode categories of characters without a visible shape. Control characters steer terminals. In the text of a
+picture, they or U+FFFE crash the process that draws it. Format characters reverse the direction of writing. Surrogates
+cannot be encoded as UTF-8. Private and unassigned characters look different everywhere."""
 
 
 def encodable(text: str) -> str:
-    r"""`text` as every file and store takes it: undecodable bytes and zero characters written out, `\udcff`, `\x00`.
+    r"""Return `text` in a form that every file and store accepts.
 
-    All else stays as it is: what is recorded under a name is looked for under that name.
+    Undecodable bytes and zero characters are written out, as `\udcff` and `\x00`. Nothing else is changed, because what
+    is recorded under a name is looked for under that name.
     """
     return text.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def printable(text: str, *, limit: int = SHOWN_LENGTH) -> str:
-    r"""`text` for people, on one line: what has no shape is written out, as `\x1b`, and what is long is cut."""
+    r"""Return `text` on one line for people to read, cut to `limit` characters.
+
+    Characters without a visible shape are written out, as `\x1b`.
+    """
     shown = text[: limit + 1]
     if not shown.isprintable():
         shown = "".join(_written_out(one) for one in shown)

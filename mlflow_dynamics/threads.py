@@ -1,4 +1,4 @@
-"""Threads that may be refused, as Python 3.12 and later start none while they exit, and work that may be given up."""
+"""Starts threads, which an exiting Python 3.12 or later refuses, and waits for work for a limited time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Result = TypeVar("Result")
 
 
 _FAULTS: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
-"""A thread has these by its own doing, and `faulthandler` is to hear of them."""
+"""Signals that a thread causes by its own faults. They are not blocked, so that `faulthandler` can report them."""
 
 
 def started(thread: threading.Thread) -> bool:
-    """Start a thread; False where the exiting interpreter refuses, and its work is to be done here and now.
+    """Start a thread; return False if the exiting interpreter refuses, so that the caller must do the work itself.
 
-    The thread, and any that is started in it, blocks all signals: the kernel gives one that the script blocks to
-    whichever thread does not, and the process would die of what the script has put off.
+    The thread, and every thread started in it, blocks all signals except faults. Otherwise the kernel would deliver a
+    signal that the script has blocked to our thread, and the process would die of a signal that the script has put off.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
@@ -37,15 +37,17 @@ def started(thread: threading.Thread) -> bool:
 def within(
     seconds: float, function: Callable[[], Result], *, more: Callable[[], float] = lambda: 0.0
 ) -> Result:
-    """What `function` returns, or raises; it goes on in a thread of its own where it takes longer.
+    """Run `function` in a thread of its own and return its result, or raise its exception.
+
+    If `function` takes too long, it goes on in its thread, and nobody waits for it.
 
     Args:
-        seconds: how long it may take.
-        function: what is waited for.
-        more: seconds that are added for what it has done so far.
+        seconds: how long `function` may take.
+        function: the function to wait for.
+        more: called while waiting; returns the seconds that are added for the progress made so far.
 
     Raises:
-        TimeoutError: it took longer.
+        TimeoutError: `function` took longer.
     """
     context = contextvars.copy_context()
     future: Future[Result] = Future()

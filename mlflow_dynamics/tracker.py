@@ -98,8 +98,8 @@ class Tracker:
         self._end = close
         self._next_epoch = 0
         self._held = 0
-        # Both are False at first if a training is carried on: whether an epoch has ended since, and whether the script
-        # has said at which epoch the training goes on.
+        # `carry_on` sets both to False. `_begun`: an epoch has ended since then. `_placed`: the script has said at
+        # which epoch the training goes on.
         self._begun = self._placed = True
         self._schedule = ScheduleReader() if reads_schedule else None
         self._boundary = Boundary(recorder.remove)
@@ -191,11 +191,11 @@ class Tracker:
         """End an epoch: hand its activations to the background, to be measured and logged with the metrics.
 
         `end_epoch({"train/loss": loss})` and `end_epoch(accuracy=accuracy)` log beside the dynamics with step = epoch.
-        A number is taken as it is in the call; a tensor on a GPU is copied without waiting for it. A value that is no
-        number, or a key that MLflow does not take, is left out and named in one log line.
+        Each value is read at the time of the call; a tensor on a GPU is copied without waiting for it. A value that is
+        not a number, or whose key MLflow does not accept, is left out and named in one log line.
 
         Args:
-            metrics: metric key -> number. (The epoch's number, which was here until 0.1, is still taken.)
+            metrics: metric key -> number. (Until 0.1, this was the epoch's number, which is still accepted.)
             epoch: the epoch's number, from 0; None is the number after the last epoch's.
             values: more metrics, by key.
         """
@@ -215,7 +215,7 @@ class Tracker:
         self.end_epoch(epoch=number)
 
     def pause(self) -> None:
-        """The training waits for its user, which leaves time to draw the report."""
+        """Draw the report, because the training is waiting for its user."""
         with suppress(queue.Full):
             self._waiting.put_nowait(partial(self._redraw, idle=True))
 
@@ -254,7 +254,7 @@ class Tracker:
         if status not in END_STATUSES:
             raise unknown_choice("status", status, END_STATUSES)
         try:
-            # A close that goes on in another thread is waited for.
+            # The lock waits for a close that goes on in another thread.
             with TERMINATIONS.hurrying(), self._closing:
                 if not self._closed:
                     self._closed = True
@@ -265,13 +265,13 @@ class Tracker:
 
     def _close(self, status: str) -> None:
         self._recorder.remove()
-        # Each has a boundary of its own, so that the run is ended even if recording or the report has failed.
+        # The report and the run's end have boundaries of their own, so that an earlier failure does not prevent them.
         ending = Boundary(self._recorder.remove)
         interrupt: KeyboardInterrupt | None = None
         try:
             self._finish_measuring()
             Boundary(self._recorder.remove).run(self._conclude)
-        except KeyboardInterrupt as error:  # gives up the report, but nothing that was recorded
+        except KeyboardInterrupt as error:  # the report is given up, but nothing that was recorded
             interrupt = error
         try:
             if interrupt is not None:
@@ -347,7 +347,10 @@ class Tracker:
             self._overflowed = True
 
     def _read_schedule(self, epoch: int, metrics: object) -> Schedule | None:
-        """The schedule, if this epoch's end tells it; read in the training's own thread, which steps the scheduler."""
+        """Return the schedule, if it can be read at the end of this epoch.
+
+        Called in the training's own thread, because that thread steps the scheduler.
+        """
         if self._schedule is None or epoch < self._held:
             return None
         recorder = self._recorder

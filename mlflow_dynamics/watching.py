@@ -1,4 +1,4 @@
-"""Watching a run from outside, or looking back at one: each epoch's verdict, from what the run has logged."""
+"""Watches a live run from outside, or looks back at an ended one: the verdict of each epoch, from the run's metrics."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ from mlflow_dynamics.tracking.store import connect_to_read, reason_of
 from mlflow_dynamics.tracking.sync import STORE_ERRORS
 
 LONGEST_POLL_S = 10**6
-"""More than a week; what `time.sleep` takes has an end."""
+"""The longest pause, more than a week. `time.sleep` does not accept numbers of any size."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedEpoch:
-    """One epoch as the run logged it, metric key -> value, and what the monitor says of it."""
+    """One epoch of a watched run.
+
+    Attributes:
+        metrics: the metrics that the run logged, key -> value.
+        verdict: the monitor's verdict.
+    """
 
     metrics: Mapping[str, float]
     verdict: Verdict
@@ -41,23 +46,25 @@ class WatchedEpoch:
 def watch(
     run_id: str, *, stop: bool = False, stop_before_last_phase: bool = False, poll_s: float = 10.0
 ) -> Iterator[WatchedEpoch]:
-    """Every epoch of a run with its verdict, as it comes, until the run ends; those of an ended run at once.
+    """Give each epoch of a run with its verdict, as soon as it is logged, until the run ends.
 
-    The verdicts are those that the run itself gives or would have given: the monitor's detector and schedule are
-    read from the run's parameters. On the signal a live run gets the tag `dynamics.converged_epoch` (where volatility
-    rises `dynamics.unsettled_epoch`, where training diverges `dynamics.diverging_epoch`), with `stop` also
-    `dynamics.stop_requested`, which a tracked run obeys after its next epoch. A server that has given the run once and
-    is away for a while is waited for.
+    The epochs of an ended run are given at once. The verdicts are those that the run itself gives or would have given:
+    the monitor's detector and schedule are read from the run's parameters.
+
+    A live run is tagged with the first epoch of a state: `dynamics.converged_epoch` on the convergence signal,
+    `dynamics.unsettled_epoch` if volatility rises, `dynamics.diverging_epoch` if training diverges. With `stop`, the
+    run is also tagged `dynamics.stop_requested`, which a tracked run obeys after its next epoch. If a server that has
+    given the run before does not answer, this function waits until it answers again.
 
     Args:
         run_id: an MLflow run that logs stability.
-        stop: ask the run to stop once the monitor would.
-        stop_before_last_phase: under a smooth schedule do not wait for the last phase, also where the run itself would.
-        poll_s: seconds between two looks at a live run.
+        stop: ask the run to stop when the monitor's verdict is to stop.
+        stop_before_last_phase: do not wait for the last phase of a smooth schedule, even if the run itself waits.
+        poll_s: seconds between two requests for a live run, above 0 and below 1,000,000.
 
     Raises:
-        TrackingError: the run is unknown, deleted, ended without dynamics, or cannot be read from the beginning.
-        ConfigError: `poll_s` is not above 0, or the run names a detector that is not installed here.
+        TrackingError: the run is unknown, is deleted, has ended without dynamics, or could not be read even once.
+        ConfigError: `poll_s` is out of its range, or the run names a detector that is not installed here.
     """
     try:
         holds = not isinstance(poll_s, str | bool) and 0 < float(poll_s) < LONGEST_POLL_S
@@ -73,7 +80,7 @@ def watch(
         try:
             (run,) = find_runs([run_id])
             epochs = _epochs_of(run_id)
-            # What a run reads from its scheduler it logs before the epoch from which on it knows it.
+            # A run logs the parameters that it reads from its scheduler before the first epoch judged with them.
             parameters = _warning_parameters(run_id)
         except TrackingError as error:
             if not met:
@@ -105,7 +112,7 @@ def watch(
 
 
 def _epochs_of(run_id: str) -> dict[int, dict[str, float]]:
-    """The metrics of each epoch, without the steps at which only others have logged; no epoch where there is none."""
+    """Return epoch -> metric key -> value, without the steps at which only others than mlflow_dynamics have logged."""
     frame = load_metrics([run_id])
     ours = [key for key in frame if key.startswith("dynamics/")]
     logged = frame[frame[ours].notna().any(axis=1)].drop(columns="run_id").set_index("epoch")
@@ -114,7 +121,7 @@ def _epochs_of(run_id: str) -> dict[int, dict[str, float]]:
         for epoch, row in logged.iterrows()
     }
     if names.TRAIN_LOSS in frame:
-        # A loss that was logged as NaN is divergence, one that was not logged is nothing.
+        # A loss that was logged as NaN means divergence, and must differ from a loss that was not logged.
         for epoch in load_metrics([run_id], metrics=[names.TRAIN_LOSS])["epoch"]:
             if epoch in epochs:
                 epochs[epoch].setdefault(names.TRAIN_LOSS, math.nan)
@@ -149,7 +156,7 @@ def _tag_once(run: Run, key: str, value: str) -> None:
     if key in run.data.tags:
         return
     try:
-        # Not by MLflow's client, which follows a redirect with the tag, and believes what answers there.
+        # MLflow's own client would follow a redirect, send the tag there and trust the answer.
         connect_to_read(mlflow.get_tracking_uri()).set_tag(run.info.run_id, RunTag(key, value))
     except (*STORE_ERRORS, TrackingError) as error:
         logger.warning("The tag %s could not be set: %s", key, reason_of(error))

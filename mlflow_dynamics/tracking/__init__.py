@@ -5,7 +5,8 @@ writer = RunWriter(run_id).start()
 writer.write_layers(layers); writer.write_epoch(...)       # from any thread
 end_run(writer, status, timeout_s) if owned else writer.close(timeout_s)       # on the user's thread
 
-Its parts are resolved on first use: whoever draws a report asks for names alone, and MLflow takes seconds to load.
+The names below are resolved on first use, because MLflow takes seconds to load, and the process that draws a report
+needs only `names`.
 """
 
 from __future__ import annotations

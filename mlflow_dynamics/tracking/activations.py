@@ -1,4 +1,4 @@
-"""Reading recorded activations of one run or many: as an Arrow table, or scanned lazily where they lie."""
+"""Reads the recorded activations of one run or many, as an Arrow table or as a data set that is scanned lazily."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mlflow_dynamics.tracking.query import find_runs
 from mlflow_dynamics.tracking.store import reason_of
 
 SCHEMA: Final = pa.schema([("run_id", pa.string()), ("epoch", pa.int32()), *ACTIVATIONS_SCHEMA])
-"""Of what is read: a row per run, epoch, layer and training step."""
+"""The columns of activations that are read back: one row for each run, epoch, layer and training step."""
 
 _DOWNLOADS_AT_ONCE: Final = 8
 
@@ -43,20 +43,21 @@ def load_activations(
     layers: Sequence[int | str] | None = None,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The recorded activations of a run, or of several, as an Arrow table.
+    """Load the recorded activations of one run or several as an Arrow table.
 
-    Only the files of the epochs asked for are read, and in a local or cloud store only the columns and row groups
-    asked for; a store behind an MLflow server hands over whole files (12 kB for an epoch of 21 layers x 79 steps).
+    Only the files of the chosen epochs are read, and in a local or cloud store only the needed columns and row groups
+    of these files. A store behind an MLflow server hands over whole files (12 kB for an epoch of 21 layers x 79 steps).
 
     Args:
         runs: a run id, or several.
-        epochs: these epochs; None is all.
-        layers: these layers, by index or by name (as in `load_layers`); None is all.
-        columns: of run_id, epoch, step (int32), layer (int16), mean and std (float32); None is all.
+        epochs: the epochs to load; None means all.
+        layers: the layers to load, by index or by name (as in `load_layers`); None means all.
+        columns: the columns to load, among run_id, epoch, step (int32), layer (int16), mean and std (float32); None
+            means all.
 
     Returns:
-        A row per run, epoch, layer and step; no rows, with the right columns, for runs without activations. A run
-        that still trains gives its epochs so far. A damaged file is named in a warning and left out.
+        One row for each run, epoch, layer and step. Runs without activations give no rows. A run that still trains
+        gives its epochs so far. A damaged file is named in a warning and left out.
 
     Raises:
         TrackingError: a run is unknown or deleted, or the store cannot be read.
@@ -76,28 +77,29 @@ def load_activations(
 def scan_activations(
     runs: str | Sequence[str], *, epochs: Collection[int] | None = None, folder: Path | None = None
 ) -> ds.Dataset:
-    """The recorded activations of many runs as one lazily scanned data set, for pyarrow, DuckDB or Polars.
+    """Open the recorded activations of many runs as one data set, which pyarrow, DuckDB or Polars scan lazily.
 
-    Columns as in `load_activations`; run_id and epoch are partitions, by which a query leaves files unread.
+    The columns are those of `load_activations`. run_id and epoch are partitions, so that a query on them reads only the
+    files it needs.
 
     Args:
         runs: a run id, or several.
-        epochs: these epochs; None is all.
-        folder: where files from a store behind an MLflow server are kept as long as the data set is in use; without
-            it such a store is an error, local and cloud stores are read where they lie.
+        epochs: the epochs to scan; None means all.
+        folder: the folder to which files are downloaded from a store behind an MLflow server; it must exist as long as
+            the data set is in use. Local and cloud stores are read in place and do not need it.
 
     Raises:
-        TrackingError: a run is unknown or deleted, the store cannot be read, or needs `folder`.
+        TrackingError: a run is unknown or deleted, the store cannot be read, or the store needs `folder`.
     """
     with _reading():
         return _data_set(find_runs(runs), epochs, folder)
 
 
 def load_layers(run_id: str) -> tuple[Layer, ...]:
-    """What the values of `layer` stand for in a run's activations.
+    """Load the layers of a run, to whose indices the column `layer` of the activations refers.
 
     Raises:
-        TrackingError: the run is unknown or deleted, or recorded no layers.
+        TrackingError: the run is unknown or deleted, or holds no layers.
         DataError: the file is damaged.
     """
     return _layers(find_runs(run_id)[0])
@@ -105,7 +107,7 @@ def load_layers(run_id: str) -> tuple[Layer, ...]:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """A store that cannot be reached or read is a TrackingError."""
+    """Raise TrackingError if the store cannot be reached or read inside the block."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -151,7 +153,7 @@ def _data_set(runs: Sequence[Run], epochs: Collection[int] | None, folder: Path 
 def _files(
     run: Run, epochs: Collection[int] | None, folder: Path | None
 ) -> Iterator[tuple[int, fs.FileSystem, str]]:
-    """The epochs' files of a run, in order: (epoch, file system, path)."""
+    """Yield (epoch, file system, path) for each wanted epoch of a run, in order."""
     run_id = run.info.run_id
     partitions = [one.path for one in list_folder(run, names.ACTIVATIONS) if one.is_dir]
     paths = {names.epoch_of(f"{one}/part-0.parquet"): f"{one}/part-0.parquet" for one in partitions}
@@ -176,13 +178,13 @@ def _files(
 
 
 def _file_system(artifact_uri: str) -> tuple[fs.FileSystem | None, str]:
-    """Where the files can be read in place; no file system where only the MLflow server can read them."""
+    """Return the file system and path at which files can be read in place; (None, "") if only MLflow can read them."""
     scheme = urlsplit(artifact_uri).scheme
     if scheme in {"", "file"}:
         return fs.LocalFileSystem(), local_file_uri_to_path(artifact_uri)
     endpoint = urlsplit(MLFLOW_S3_ENDPOINT_URL.get() or "")
     if scheme == "s3" and endpoint.netloc:
-        # A store that is not Amazon's: pyarrow does not know the variable by which MLflow is told of it.
+        # pyarrow does not know MLflow's variable for the address of a store that is not Amazon's.
         bucket = urlsplit(artifact_uri)
         store = fs.S3FileSystem(endpoint_override=endpoint.netloc, scheme=endpoint.scheme)
         return store, bucket.netloc + bucket.path

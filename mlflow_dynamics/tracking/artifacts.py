@@ -1,8 +1,8 @@
-"""The files of a run or a logged model: written and read where the store says that they lie, as far as it is believed.
+"""Writes and reads the files of a run or a logged model at the place that the store names, if it can be trusted.
 
-A server says in an artifact URI where the files are; MLflow's client writes there whatever it says, with all
-credentials it has. Here a place that is not the tracking server's own must be a folder of that run or model, and no
-other host gets the credentials of the tracking server.
+A server names the place of the files in an artifact URI. MLflow's client writes to any place so named, with all the
+credentials that it has. Here, a place that is not the tracking server's own must be a folder of that very run or
+model, and no other host gets the credentials of the tracking server.
 """
 
 from __future__ import annotations
@@ -44,41 +44,49 @@ from mlflow_dynamics.tracking.store import (
 )
 
 _LISTING: Final = "/mlflow-artifacts/artifacts"
-"""Endpoint at which a server tells what lies in a folder of the artifacts that it keeps."""
+"""Endpoint of a server that lists the files in a folder of the artifacts that it keeps."""
 
 _OF_OTHERS: Final = ("runs", "models")
-"""Schemes of what MLflow would look up at the server once more."""
+"""Schemes of URIs that only refer to another artifact URI, for which MLflow would ask the server again."""
 
 _MISREAD: Final = re.compile(r"[\\@\s]")
-"""What makes clients disagree about the host that an address names: one's user name is another's host."""
+"""Characters with which clients disagree about the host in an address: one takes for the user what another takes for
+the host."""
 
 _CUTS_A_PATH: Final = re.compile(r"[?#;]")
-"""Where some end the path of an address, and others go on: what stands behind it may be another folder."""
+"""Characters at which some clients end the path of an address and others do not, so that they see different folders."""
 
 _OF_MLFLOW: Final = "(m-)?[0-9a-f]{32}"
-"""The ids that MLflow's own servers make; a server that chose `Documents` for one would choose the folder with it."""
+"""Pattern of the ids that MLflow's own servers make. A lying server could choose the id `Documents` to have files
+written into a folder of that name."""
 
 _BOUNDED: Final[Mapping[str, Any]] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), **ONE_TRY}
 
 
 class _NoCredentials(requests.auth.AuthBase):
-    """Said with a request, for else `requests` takes name and password for the host from `~/.netrc`."""
+    """Keeps `requests` from sending the user and password that `~/.netrc` has for the host."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         return request
 
 
 def artifact_root(run: Run, tracking_uri: str) -> str:
-    """Where a run's files lie; raises as `believed_root` does."""
+    """Return the place of a run's files; raises as `believed_root` does."""
     return believed_root(str(run.info.artifact_uri), tracking_uri, owner="run", owner_id=str(run.info.run_id))
 
 
 def believed_root(uri: str, tracking_uri: str, *, owner: str, owner_id: str) -> str:
-    """The place that a store names for the files of a run or a logged model (`owner`) of this id, as it is.
+    """Return the URI that a store names for the files of a run or a logged model, unchanged, if it can be trusted.
+
+    Args:
+        uri: the place that the store names.
+        tracking_uri: the store; a store that is not a server is trusted.
+        owner: the word for the owner of the files, "run" or "model", for the message.
+        owner_id: the id of the run or model.
 
     Raises:
-        MlflowException: a server names a place that is neither its own nor a folder of the owner, or that may be
-            read as another host.
+        MlflowException: a server names a place that is neither its own nor a folder of the owner, or an address that
+            clients may read as another host.
     """
     parts = urlsplit(uri)
     if urlsplit(tracking_uri).scheme not in HTTP:
@@ -91,7 +99,7 @@ def believed_root(uri: str, tracking_uri: str, *, owner: str, owner_id: str) -> 
             )
         return uri
     local = get_uri_scheme(uri) in ("", "file")
-    # Of a local place the path is the one that MLflow will use, which reads addresses in its own way.
+    # The path of a local place is taken as MLflow's own function reads it, since MLflow will write there.
     path = local_file_uri_to_path(uri) if local else unquote(parts.path)
     plain = _CUTS_A_PATH.search(path + uri) is None and path.isprintable()
     folders = path.split("/")
@@ -106,7 +114,7 @@ def believed_root(uri: str, tracking_uri: str, *, owner: str, owner_id: str) -> 
 
 
 def upload(root: str, tracking_uri: str, path: str, data: bytes) -> None:
-    """Write one artifact, replacing an older version of it, below a root as `artifact_root` gives it.
+    """Write one artifact, replacing an older version of it, below a root that `artifact_root` has returned.
 
     Raises:
         requests.HTTPError: the server refuses the file.
@@ -126,10 +134,10 @@ def upload(root: str, tracking_uri: str, path: str, data: bytes) -> None:
 
 
 def confirm(root: str, tracking_uri: str, folder: str, sizes: Mapping[str, int]) -> None:
-    """See that a folder holds the files of these sizes, by path, as far as the store can tell.
+    """Check that a folder holds files of these sizes, path -> bytes, if the store can list them.
 
     Raises:
-        MlflowException: a file is missing, or has another size; or the answer is not that of an artifact store.
+        MlflowException: a file is missing or has another size, or the answer is not that of an artifact store.
     """
     found = _sizes(repository_of(root, tracking_uri), tracking_uri, folder)
     if found is None:
@@ -142,7 +150,10 @@ def confirm(root: str, tracking_uri: str, folder: str, sizes: Mapping[str, int])
 
 
 def upload_all(root: str, tracking_uri: str, files: Mapping[str, bytes]) -> None:
-    """Write several artifacts, path -> content, and see that the store has them; raises as both of the above do."""
+    """Write several artifacts, path -> content, and check that the store has them.
+
+    Raises as `upload` and `confirm` do.
+    """
     sizes: dict[str, dict[str, int]] = {}
     for path, data in files.items():
         upload(root, tracking_uri, path, data)
@@ -152,7 +163,12 @@ def upload_all(root: str, tracking_uri: str, files: Mapping[str, bytes]) -> None
 
 
 def download(run: Run, path: str, *, tracking_uri: str | None = None) -> bytes:
-    """Read one artifact of a run, which lives at `tracking_uri` (default: MLflow's own).
+    """Read one artifact of a run.
+
+    Args:
+        run: the run.
+        path: the artifact's path in the run.
+        tracking_uri: the store that holds the run; None is MLflow's own.
 
     Raises:
         TrackingError: the artifact store has no such file, refuses it or does not answer.
@@ -171,7 +187,7 @@ def download(run: Run, path: str, *, tracking_uri: str | None = None) -> bytes:
 
 
 def list_folder(run: Run, path: str, *, tracking_uri: str | None = None) -> list[FileInfo]:
-    """What lies in a folder of a run's artifacts, nothing where there is no such folder; raises as `download` does."""
+    """List a folder of a run's artifacts; empty if there is no such folder. Raises as `download` does."""
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
     with reading(f"{path} of run {run.info.run_id!r}", place=str(run.info.artifact_uri)):
         repository = _repository(run, tracking_uri)
@@ -185,14 +201,14 @@ def _repository(run: Run, tracking_uri: str) -> ArtifactRepository:
 
 
 def _sizes(repository: ArtifactRepository, tracking_uri: str, folder: str) -> dict[str, int | None] | None:
-    """Path -> size of the files in a folder; None where the store cannot tell."""
+    """Return path -> size of the files in a folder; None if the store cannot list them."""
     if isinstance(repository, HttpArtifactRepository):
         if _LISTING not in repository.artifact_uri:
             return None
         found = _list(repository, tracking_uri, folder, **_BOUNDED)
     else:
         try:
-            with reading(folder):  # who may write may not always list
+            with reading(folder):  # a user who may write files is not always permitted to list them
                 found = repository.list_artifacts(folder or None)
         except TrackingError:
             return None
@@ -202,7 +218,7 @@ def _sizes(repository: ArtifactRepository, tracking_uri: str, folder: str) -> di
 def _list(
     repository: HttpArtifactRepository, tracking_uri: str, folder: str, **request: Any
 ) -> list[FileInfo]:
-    """As the repository's own `list_artifacts`, under the rules of `_ask`."""
+    """Do what the repository's own `list_artifacts` does, but under the rules of `_ask`."""
     server, _, root = repository.artifact_uri.partition(_LISTING)
     params = {"path": _joined(root.strip("/"), folder)}
     response = _ask(repository, tracking_uri, _LISTING, "GET", root=server, params=params, **request)
@@ -222,7 +238,7 @@ def _list(
 
 
 def _lies_in(file: FileInfo, folder: str) -> bool:
-    """Whether a path that the store names is one in that very folder: others are not asked for."""
+    """Whether a path that the store names lies directly in this folder. Any other path is ignored."""
     name = PurePosixPath(file.path).name
     return name not in ("", "..") and file.path == _joined(folder, name)
 
@@ -237,7 +253,7 @@ def _ask(
     headers: Mapping[str, str] = {},
     **request: Any,
 ) -> requests.Response:
-    """An artifact server's answer; only the tracking server itself gets credentials."""
+    """Return an artifact server's answer. Credentials are sent only to the tracking server itself."""
     root = root or repository.artifact_uri
     if _origin(root) == _origin(tracking_uri):
         return ask(get_default_host_creds(root), endpoint, method, extra_headers=headers, **request)

@@ -1,4 +1,4 @@
-"""A run created from its record, once, and its experiment."""
+"""Creates the run of a record, once, and the experiment of the run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from mlflow_dynamics.tracking.store import (
 
 
 def create_run(store: AbstractStore, record: RunRecord) -> Run:
-    """Create the run of a record, once: one that an earlier try created is found by its tag.
+    """Create the run of a record, or return the one that an earlier try has created, which is found by its tag.
 
     Raises:
-        TrackingError: its experiment is deleted.
-        MlflowException: an answer is not whole, or of something else; the next try finds a run that was created.
+        TrackingError: the experiment is deleted.
+        MlflowException: an answer is incomplete or concerns something else. If the run was created all the same, the
+            next try finds it.
     """
     experiment_id = _experiment_of(store, record)
     found = _found_in(store, experiment_id, record)
@@ -46,20 +47,20 @@ def create_run(store: AbstractStore, record: RunRecord) -> Run:
         tags=[RunTag(key, value) for key, value in tags.items()],
         run_name=record.run_name or tags.get(MLFLOW_RUN_NAME) or _made_up_name(record),
     )
-    # Its id is kept for good: the store has to know the run by it.
+    # The id will be stored for good, so the store must be seen to know the run by this id.
     run_id = whole_run(created).info.run_id
     return _ours(run_of(store, run_id), record)
 
 
 def found_run(store: AbstractStore, record: RunRecord) -> Run | None:
-    """The run that an earlier try has created for the record, if any has; raises likewise."""
+    """Return the run that an earlier try has created for the record, if any; raises as `create_run` does."""
     return _found_in(store, _experiment_of(store, record), record)
 
 
 def _experiment_of(store: AbstractStore, record: RunRecord) -> str:
     if record.experiment_id is None:
         return _experiment_id(store, record.experiment_name or "Default")
-    # To a search "nothing" is also what something says that is no MLflow: this it would not answer.
+    # A server that is not MLflow may answer a search with an empty list, but it cannot answer this request.
     whole_experiment(store.get_experiment(record.experiment_id), asked=record.experiment_id)
     return record.experiment_id
 
@@ -72,14 +73,17 @@ def _found_in(store: AbstractStore, experiment_id: str, record: RunRecord) -> Ru
 
 
 def _ours(run: Run, record: RunRecord) -> Run:
-    """`run` as it is; MlflowException where it is not the one that was created for the record."""
+    """Return `run` unchanged; raise MlflowException if it was not created for the record."""
     if run.data.tags.get(names.TAG_LOCAL_ID) != record.local_id:
         raise MlflowException(f"{NOT_MLFLOW}: it gives another run than the one that was created")
     return whole_run(run)
 
 
 def _made_up_name(record: RunRecord) -> str:
-    """A name of MLflow's words: a local store that makes it up itself draws from the training's random numbers."""
+    """Make up a run name of MLflow's words.
+
+    If a local store made up the name, it would take random numbers from the training's generator.
+    """
     draw = random.Random(record.local_id)
     words = draw.choice(PREDICATES), draw.choice(NOUNS)
     return f"{'-'.join(words).lower()}-{draw.randint(0, 999)}"
@@ -91,7 +95,7 @@ def _experiment_id(store: AbstractStore, name: str) -> str:
         try:
             store.create_experiment(name, None, tags=[ExperimentTag(*names.MODEL_TRAINING_KIND)])
         except MlflowException:
-            # Another run has created it in between.
+            # Another process may have created the experiment in between.
             if store.get_experiment_by_name(name) is None:
                 raise
         experiment = store.get_experiment_by_name(name)

@@ -1,7 +1,9 @@
-"""The epoch of each logged value: what we log has it as its step, a framework may log by its global step.
+"""Finds the epoch of each logged value. We log with the epoch as step; a framework may log with its global step.
 
-A recording leaves marks: metrics of ours, logged as each epoch ended, with the time of that moment. What has step and
-time of a mark was logged with it. For the rest of a metric a clock is believed where the times do not contradict it.
+A recording leaves marks: metrics of ours that are logged when an epoch ends, with the epoch and the time. A value with
+the step and time of a mark was logged with it, so its step is the epoch. For all other values of a metric, two
+readings are tried: the step is the framework's global step, or the step is the epoch. A reading is accepted if the
+times of the values do not contradict it.
 """
 
 from __future__ import annotations
@@ -15,16 +17,17 @@ from numpy.typing import NDArray
 from mlflow_dynamics.tracking import names
 
 MARKS: Final = (names.GLOBAL_STEP, names.CONVERGENCE_SIGNAL, names.LAYERS_DROPPED)
-"""Of these a run that we have recorded has at least one in each epoch, or in each from the first measured one on."""
+"""A run that we have recorded has at least one of these metrics in each epoch, or in each epoch from the first one that
+was measured."""
 
 Integers = NDArray[np.int64]
 
 
 def epochs_of(points: pd.DataFrame) -> pd.Series:
-    """The epoch of each point; missing where the clock by which it was logged is not known.
+    """Return the epoch of each point; missing if it cannot be told what the point's step counts.
 
     Args:
-        points: run_id, key, step, timestamp and value, with the points of `MARKS`.
+        points: run_id, key, step, timestamp and value of each point, including the points of `MARKS`.
     """
     marks = points[points["key"].isin(MARKS)]
     moment = ["run_id", "step", "timestamp"]
@@ -43,7 +46,7 @@ def _by_some_clock(
     points: pd.DataFrame, ended: pd.DataFrame | None, clock: pd.DataFrame | None
 ) -> Integers | None:
     steps, times = points["step"].to_numpy(), points["timestamp"].to_numpy()
-    if ended is None:  # not a recording of ours: epochs are what is logged one after the other
+    if ended is None:  # not a recording of ours: steps from 0 or 1 without a gap are taken for epochs
         seen = np.unique(steps)
         return steps if seen[0] <= 1 and seen[-1] - seen[0] + 1 == len(seen) else None
     ended = ended.sort_values("step")
@@ -53,15 +56,20 @@ def _by_some_clock(
         numbers = np.append(clock["step"].to_numpy(), clock["step"].max() + 1)
         found = numbers[np.searchsorted(clock["value"].to_numpy(), steps)]
         after = np.append(when, np.iinfo(np.int64).max)[np.searchsorted(known, found, side="right")]
-        if _begun(found, times, known, when) and (times <= after).all():
+        if _logged_after_marks(found, times, known, when) and (times <= after).all():
             return found
     gap = np.diff(known).max(initial=1)
-    if _begun(steps, times, known, when) and steps.max() <= known[-1] + gap:
+    if _logged_after_marks(steps, times, known, when) and steps.max() <= known[-1] + gap:
         return steps
     return None
 
 
-def _begun(epochs: Integers, times: Integers, known: Integers, when: Integers) -> bool:
-    """Whether no value is older than the end of the epoch before its own."""
+def _logged_after_marks(epochs: Integers, times: Integers, known: Integers, when: Integers) -> bool:
+    """Whether no value is older than the end of the epoch before its own epoch.
+
+    Args:
+        epochs, times: the epoch and time of each value.
+        known, when: the epochs with a mark, ascending, and the time of each mark.
+    """
     before = np.searchsorted(known, epochs) - 1
     return bool(((before < 0) | (times >= when[before])).all())

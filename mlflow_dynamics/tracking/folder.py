@@ -1,8 +1,8 @@
-"""A folder whose content is not trusted: nothing is followed through a link, nothing is read that is not ours.
+"""A folder whose content is not trusted: no link is followed, and no file is read that is not ours.
 
-Every name is looked up in a directory that is already open, so that nobody who swaps a folder for a link between two
-calls leads one of them elsewhere. Ours is what belongs to this user, what nobody else can write, and (of files) what
-has no second name: a hard link to a private key is none of our records.
+Every name is looked up in a directory that is already open. So nobody can lead a call elsewhere by replacing a folder
+with a link between two calls. A file or folder is ours if it belongs to this user and nobody else can write it. A file
+must also have only one name, because a hard link to a private key is not one of our records.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 
 MAX_DEPTH: Final = 32
-"""Folders within each other that are looked into: each holds a file open meanwhile."""
+"""The deepest nesting of folders that is read. Each level keeps a file descriptor open meanwhile."""
 
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-# Opening a fifo without O_NONBLOCK would wait for whoever writes into it.
+# Without O_NONBLOCK, opening a fifo would wait until somebody writes into it.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _LOCK: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -35,20 +35,25 @@ _LOCK_PAUSE_S: Final = 0.05
 
 
 class NotOursError(OSError):
-    """What lies there is a link, no plain file or folder, another user's, or writable by others."""
+    """The file or folder is not ours: a link, another user's, writable by others, or of another kind than expected."""
 
 
 class Folder:
-    """An open directory of ours. Names are single parts of a path; made folders are 0700 and files 0600.
+    """An open directory of ours. Names are single parts of a path. New folders have mode 0700, new files 0600.
+
+    Args:
+        descriptor: a descriptor of the open directory, which this object closes.
+        path: the directory's path, for messages.
 
     Raises:
-        NotOursError: from any method, what it is asked for is not ours; it has not been changed.
+        NotOursError: from every method, if the file or folder is not ours; it has not been changed.
     """
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self.path = path
         self._descriptor = descriptor
-        # Whoever still holds the folder, in any thread, holds it open: a number that is closed is soon another file's.
+        # The descriptor stays open as long as any thread holds this object: the number of a closed descriptor is soon
+        # used for another file.
         self._close = weakref.finalize(self, os.close, descriptor)
         self._close.atexit = False
         try:
@@ -59,7 +64,7 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Folder:
-        """A folder by its path, of which the last part must be no link: those before it are the user's own."""
+        """Open a folder by its path. Only the last part must not be a link; the parts before it are the user's own."""
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
             _make(str(path), None)
@@ -67,7 +72,7 @@ class Folder:
 
     @contextmanager
     def at(self, *parts: str, create: bool = False) -> Iterator[Folder]:
-        """A folder below this one, made where it is absent and `create` asks for it."""
+        """Open a folder below this one for the block; with `create`, missing folders are made."""
         with ExitStack() as stack:
             folder = self
             for part in parts:
@@ -76,24 +81,24 @@ class Folder:
             yield folder
 
     def child(self, name: str, *, create: bool = False) -> Folder:
-        """The folder `name` in this one."""
+        """Open the folder `name` in this one; with `create`, it is made if it is missing."""
         path = self.path / name
         if create:
             _make(name, self._descriptor)
         return Folder(_entered(name, self._descriptor, path), path)
 
     def is_at(self, path: Path) -> bool:
-        """Whether the folder still has this path."""
+        """Whether this folder is still the one at `path`."""
         return _same(os.fstat(self._descriptor), _status(str(path), None))
 
     def holds(self, name: str, descriptor: int | None = None) -> bool:
-        """Whether there is anything of this name (or relative path), or whether that is the file `descriptor`."""
+        """Whether anything of this name (or relative path) exists; with `descriptor`, whether it is that open file."""
         status = _status(name, self._descriptor)
         return status is not None and (descriptor is None or _same(os.fstat(descriptor), status))
 
     def names(self) -> list[str]:
-        """What is in it, of whatever kind."""
-        # A descriptor of its own: the position in the listing belongs to the descriptor, and threads share that.
+        """Return the sorted names of all entries, of whatever kind."""
+        # A listing needs a descriptor of its own, because threads that share a descriptor share its position.
         own = os.open(".", _ENTER, dir_fd=self._descriptor)
         try:
             return sorted(os.listdir(own))  # noqa: PTH208 - of an open directory
@@ -101,7 +106,7 @@ class Folder:
             os.close(own)
 
     def read(self, name: str, *, limit: int) -> bytes:
-        """The content of a plain file; NotOursError also where it is larger than `limit`."""
+        """Return the content of a plain file; NotOursError is also raised if it is larger than `limit` bytes."""
         with os.fdopen(self._opened(name, _READ), "rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:
@@ -109,51 +114,60 @@ class Folder:
         return content
 
     def size(self, name: str) -> int:
-        """The size of a plain file."""
+        """Return the size of a plain file in bytes."""
         status = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         _check(status, self.path / name, folder=False)
         return status.st_size
 
     def modified(self) -> float:
-        """When something was last added to it or taken from it, in seconds since 1970."""
+        """Return when an entry was last added or removed, in seconds since 1970."""
         return os.fstat(self._descriptor).st_mtime
 
     def create(self, name: str, content: bytes) -> None:
-        """Write a file that is not there yet."""
+        """Write a new file; FileExistsError if the name is taken."""
         with self._created(name) as file:
             file.write(content)
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write a file at once: whoever looks sees the older one or the whole of the new one."""
+        """Write a file atomically: a reader sees either the older file or the whole new one."""
         with self.replacing(name) as file:
             file.write(content)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
-        """Likewise piece by piece: what is written inside becomes the file when it is whole."""
-        aside = f".{name}.{secrets.token_hex(4)}"
+        """Yield a file to write to, which atomically becomes the file `name` at the end of the block."""
+        temporary = f".{name}.{secrets.token_hex(4)}"
         try:
-            with self._created(aside) as file:
+            with self._created(temporary) as file:
                 yield file
-            self.move(aside, self, name)
+            self.move(temporary, self, name)
         except BaseException:
             with suppress(OSError):
-                self.remove(aside)
+                self.remove(temporary)
             raise
 
     def move(self, name: str, target: Folder, new_name: str) -> None:
-        """Rename; of a link the link itself is moved."""
+        """Move an entry to `target` under a new name. A link is moved itself, not the file that it leads to."""
         os.rename(name, new_name, src_dir_fd=self._descriptor, dst_dir_fd=target._descriptor)
 
     def remove(self, name: str) -> None:
-        """Remove a file; nothing where it is gone already."""
+        """Remove a file, if it is still there."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 
     def remove_tree(self, name: str, *, files: bool, depth: int = MAX_DEPTH) -> None:
-        """Remove the folder `name` and those in it, with their `files` or as far as there are none.
+        """Remove the folder `name` and the folders in it.
 
-        Of a link the link is removed, never what it leads to. What lies deeper than this project writes stays.
+        A link is removed itself, never the file that it leads to. A folder at a greater depth than this project writes
+        is kept.
+
+        Args:
+            name: the folder.
+            files: remove the files too; otherwise only empty folders are removed.
+            depth: how many levels of folders below `name` are removed.
+
+        Raises:
+            OSError: the folder is not empty in the end.
         """
         with self.at(name) as folder:
             for inner in folder.names():
@@ -165,12 +179,20 @@ class Folder:
         os.rmdir(name, dir_fd=self._descriptor)
 
     def is_folder(self, name: str) -> bool:
-        """Whether it is a folder, and no link to one."""
+        """Whether the entry is a folder, not a link to one."""
         status = _status(name, self._descriptor)
         return status is not None and stat.S_ISDIR(status.st_mode)
 
     def lock(self, name: str, *, wait_s: float) -> int | None:
-        """Hold a lock file, until the descriptor is closed or this process ends; None where another holds it."""
+        """Lock the file `name`, which is made if it is missing.
+
+        Args:
+            name: the lock file.
+            wait_s: how long to wait for another holder, in seconds.
+
+        Returns:
+            The descriptor that holds the lock until it is closed or this process ends; None if another holder keeps it.
+        """
         deadline = time.monotonic() + wait_s
         descriptor = self._opened(name, _LOCK)
         try:
@@ -210,7 +232,7 @@ def _entered(name: str, parent: int | None, path: Path) -> int:
         return os.open(name, _ENTER, dir_fd=parent)
     except OSError as error:
         _check_found(name, parent, path, folder=True)
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):  # what it was then, somebody has changed it since
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):  # it was no folder then, and has been replaced since
             raise NotOursError(errno.EPERM, "it is no folder at times", str(path)) from error
         raise error
 
@@ -232,7 +254,7 @@ def _same(one: os.stat_result, other: os.stat_result | None) -> bool:
 
 
 def _check_found(name: str, parent: int | None, path: Path, *, folder: bool) -> None:
-    """Say what is wrong with what could not be opened, where that is its kind."""
+    """Raise NotOursError if an entry that could not be opened is not ours."""
     status = _status(name, parent)
     if status is not None:
         _check(status, path, folder=folder)

@@ -1,4 +1,7 @@
-"""Which run a training is recorded in. A run holds one training: another has its own, one that goes on takes it up."""
+"""Chooses the run in which a training is recorded. A run holds one training.
+
+A second training gets a run of its own. A training that is carried on goes on in the run that holds it.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,12 @@ _logger = logging.getLogger(__name__)
 
 
 class OpenedRun(NamedTuple):
-    """A run to record into: its id, its local name or how to create it; `owned` if it is to be ended here."""
+    """A run to record into.
+
+    Attributes:
+        run: the run's id, its local name, or the record by which it is created.
+        owned: the run is ours to end.
+    """
 
     run: str | RunRecord
     owned: bool
@@ -69,20 +77,20 @@ def open_run(
     tags: Mapping[str, str] | None = None,
     spool_dir: Path | None = None,
 ) -> OpenedRun:
-    """The run for a training that begins, for the calling thread. A run holds one training.
+    """Open the run for a training that begins in the calling thread. A run holds one training.
 
-    The run is the given one, else the active MLflow run, else the one that `mlflow run` prepared (MLFLOW_RUN_ID). If
-    that run holds a training already, this training gets a run nested under it. Where there is none of the three, and
-    where the active run is that of another recording, `start_run` makes a new one.
+    The run is the given one; if none is given, the active MLflow run; if none is active, the run that `mlflow run` has
+    prepared (MLFLOW_RUN_ID). If that run already holds a training, this training gets a run nested under it. If there
+    is no such run, or the active run belongs to another recording, `start_run` makes a new one.
 
     Args:
         given: an MLflow run's id.
-        tracking_uri: where the given run lives; default: MLflow's own.
-        experiment_name, run_name, tags, spool_dir: of a new run, as for `start_run`.
+        tracking_uri: the store that holds the given run; None is MLflow's own.
+        experiment_name, run_name, tags, spool_dir: for a new run, as in `start_run`.
 
     Raises:
-        TrackingError: the experiment is deleted, neither the server nor the spool's disk can take a run, or the run to
-            join has an id that is none.
+        TrackingError: the experiment is deleted, neither the server nor the spool's disk can take a run, or the id of
+            the run to join is not valid.
     """
     joined = given or run_to_join()
     if joined is not None:
@@ -102,17 +110,17 @@ def open_run(
 
 
 def run_to_carry_on(given: str | None = None, *, tracking_uri: str | None = None) -> str | None:
-    """The run that `open_run` would take if it held no training: for a training that goes on where that one ended."""
+    """Return the run to carry on: the one that `open_run` looks at first, if it holds a training; otherwise None."""
     joined = given or run_to_join()
     found = None if joined is None else _run_in_store(joined, tracking_uri)
     return joined if found is not None and holds_training(found) else None
 
 
 def run_to_resume(run_id: str, *, tracking_uri: str | None = None) -> Run | None:
-    """The run of a training that is carried on; None, with a warning, where the store does not answer.
+    """Return the run of a training that is carried on; None, with a warning, if the store does not answer.
 
     Raises:
-        ConfigError: the store has no such run, or it is deleted.
+        ConfigError: the store has no such run, or the run is deleted.
     """
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
     try:
@@ -134,10 +142,10 @@ def run_to_resume(run_id: str, *, tracking_uri: str | None = None) -> Run | None
 
 
 def whole_record(run: Run, *, tracking_uri: str | None = None) -> Run:
-    """The run that is to be carried on, once what waits here of it is sent.
+    """Send the records of a run that wait here, and return the run as it is then, to be carried on.
 
     Raises:
-        TrackingError: it is being recorded, or some of it cannot be sent, so that its record would have a gap.
+        TrackingError: the run is being recorded, or some of its records cannot be sent, which would leave a gap.
     """
     run_id = str(run.info.run_id)
     left = sync_run(run_id, tracking_uri=tracking_uri)
@@ -152,16 +160,16 @@ def whole_record(run: Run, *, tracking_uri: str | None = None) -> Run:
 
 
 def reopen_run(run: Run, *, joined: bool) -> OpenedRun:
-    """Take up the run of a training that is carried on.
+    """Reopen the run of a training that is carried on.
 
-    It stays the caller's to end where it is `joined` or the active run. Else it is running again, as the calling
-    thread's active run, and is to be ended here.
+    If the run is `joined` or is the active run, the caller ends it. Otherwise its status becomes RUNNING, it becomes
+    the calling thread's active run, and it is ours to end.
     """
     run_id = str(run.info.run_id)
     active = mlflow.active_run()
     if joined or (active is not None and active.info.run_id == run_id):
         return OpenedRun(run_id, owned=False)
-    with suppress(MlflowException, requests.RequestException, OSError):  # it is ended all the same
+    with suppress(MlflowException, requests.RequestException, OSError):  # the run's end is recorded even so
         store = connect(mlflow.get_tracking_uri(), read_timeout_s=OPEN_TIMEOUT_S)
         bounded(store, partial(store.update_run_info, run_id, RunStatus.RUNNING, None, None))
     activate_run(run)
@@ -174,7 +182,13 @@ def holds_training(run: Run) -> bool:
 
 
 def beside_run(parent: str, found: Run | None = None, *, tracking_uri: str | None = None) -> OpenedRun:
-    """A run nested under `parent`, `found` in the store if it answered; to be created in the background."""
+    """Return a run nested under `parent`, which is created in the background.
+
+    Args:
+        parent: the parent's id.
+        found: the parent as the store has it; None if the store did not answer.
+        tracking_uri: the store; None is MLflow's own.
+    """
     record = nested_run(parent, resolve_tags())
     return OpenedRun(
         replace(
@@ -187,7 +201,7 @@ def beside_run(parent: str, found: Run | None = None, *, tracking_uri: str | Non
 
 
 def nested_run(parent: str, tags: Mapping[str, str]) -> RunRecord:
-    """How to create a run nested under `parent`; all of its other tags."""
+    """Return the record of a run nested under `parent`. `tags` are all tags of the run but that of its parent."""
     record = new_run({**tags, MLFLOW_PARENT_RUN_ID: parent})
     active = mlflow.active_run()
     if active is None or active.info.run_id != parent:
@@ -196,7 +210,7 @@ def nested_run(parent: str, tags: Mapping[str, str]) -> RunRecord:
 
 
 def _run_in_store(run_id: str, tracking_uri: str | None) -> Run | None:
-    """The run as the store has it; None where the store does not answer within seconds."""
+    """Return the run as the store has it; None if the store does not answer within seconds or has no such run."""
     try:
         return _ask_for(run_id, tracking_uri or mlflow.get_tracking_uri())
     except (MlflowException, requests.RequestException, OSError):

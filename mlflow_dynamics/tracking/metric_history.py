@@ -1,8 +1,8 @@
-"""Metric histories of many runs at once: straight from the tables of a SQL store, in bulk from a server.
+"""Reads metric histories of many runs at once: from the tables of a SQL store, or in bulk from a server.
 
-`MlflowClient.get_metric_history` asks for one metric of one run; here one request asks for one metric of a hundred
-runs (the server's limit), and one query for all metrics of five hundred. What bounds the rest: the server makes an
-object and a JSON text of each value; a local store hands over plain rows.
+`MlflowClient.get_metric_history` asks for one metric of one run. Here, one request asks for one metric of a hundred
+runs (the server's limit), and one query asks for all metrics of five hundred runs. A server takes longer than a local
+store, because it makes an object and a JSON text of each value.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ RUNS_PER_REQUEST: Final = 100
 ROWS_PER_REQUEST: Final = 25_000
 REQUESTS_AT_ONCE: Final = 4
 BULK_ENDPOINT: Final = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
-"""What MLflow's own UI draws its charts from; a server without it is asked run by run."""
+"""The endpoint from which MLflow's own UI draws its charts. A server that lacks it is asked run by run."""
 
 Row = tuple[str, str, int, int, float]
 
 
 def metric_histories(tracking_uri: str, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-    """Every logged value of `keys` in `run_ids`, one row each: run_id, key, step, timestamp (ms), value.
+    """Return every logged value of `keys` in `run_ids`, one row each: run_id, key, step, timestamp (ms), value.
 
-    Runs that do not exist or lack a metric contribute no row; NaN comes back as NaN.
+    Runs that do not exist or lack a metric give no rows. A NaN that was logged comes back as NaN.
 
     Raises:
-        TrackingError: the store cannot be read, or gives what is no number.
+        TrackingError: the store cannot be read, or gives a value that is not a number.
     """
     with reading("The metrics"):
         store = connect_to_read(tracking_uri)
@@ -86,7 +86,7 @@ def _bulk(store: HttpStore, key: str, run_ids: Sequence[str]) -> Iterator[Row]:
     if len(points) < ROWS_PER_REQUEST:
         yield from points
     elif len(run_ids) > 1:
-        # The answer may be cut off: ask for half of the runs at a time.
+        # The answer may be cut off at the server's limit, so ask for half of the runs at a time.
         half = len(run_ids) // 2
         yield from _bulk(store, key, run_ids[:half])
         yield from _bulk(store, key, run_ids[half:])

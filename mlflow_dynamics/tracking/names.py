@@ -11,13 +11,13 @@ from mlflow_dynamics.errors import ConfigError, DataError
 from mlflow_dynamics.records import Measures
 
 SCHEMA_VERSION: Final = 1
-"""Of the Parquet files and of the spool. A reader refuses what is newer than itself."""
+"""Version of the formats of Parquet files and spool. A reader refuses files of a newer version than its own."""
 
 MAX_KEY_LENGTH: Final = 250
 """MLflow's limit on metric, parameter and tag keys (mlflow.utils.validation.MAX_ENTITY_KEY_LENGTH)."""
 
 OURS: Final = "dynamics/"
-"""Begins the key of every metric that is ours."""
+"""The beginning of the key of every metric of ours."""
 
 TRAIN_LOSS: Final = "train/loss"
 TRAIN_ACCURACY: Final = "train/accuracy"
@@ -42,11 +42,11 @@ VOLATILITY: Final = "dynamics/volatility"
 LAYERS_DROPPED: Final = "dynamics/layers_dropped"
 WINDOW: Final = "dynamics/window"
 START_UP: Final = "dynamics/start_up"
-"""1 while an epoch's window is not full or holds some of the training's first steps, else 0."""
+"""1 if an epoch's window is not full or holds some of the training's first steps, otherwise 0."""
 CONVERGENCE_SIGNAL: Final = "dynamics/convergence_signal"
 CONVERGENCE_SCORE: Final = "dynamics/convergence_score"
 GLOBAL_STEP: Final = "dynamics/global_step"
-"""The last step of the framework's own count by which it logs, at the end of each epoch."""
+"""The framework's own count of steps, with which it logs, at the end of each epoch."""
 
 MEASURE_METRICS: Final = {
     INTEGRATION: "integration",
@@ -68,7 +68,7 @@ UNCERTAINTY_METRICS: Final = {
     COUPLING_P: "coupling_p",
     METASTABILITY_P: "metastability_p",
 }
-"""Likewise, of those that are logged on request."""
+"""Metric key -> field of `records.Measures`, for the measures that are logged only on request."""
 
 DYNAMICS_METRICS: Final = (*MEASURE_METRICS, VOLATILITY, CONVERGENCE_SIGNAL, CONVERGENCE_SCORE)
 
@@ -81,22 +81,22 @@ STATE_TAGS: Final = {
     "unsettled": TAG_UNSETTLED_EPOCH,
     "diverging": TAG_DIVERGING_EPOCH,
 }
-"""State of a verdict that is raised -> tag that says in which epoch first."""
+"""State of a verdict that is raised -> tag that holds the first epoch of the state."""
 TAG_STOPPED_EARLY: Final = "dynamics.stopped_early"
 TAG_STOP_REQUESTED: Final = "dynamics.stop_requested"
-"""Set from outside (`mlflow-dynamics watch --stop`): a tracked run stops after its next epoch."""
+"""Tag that is set from outside (`mlflow-dynamics watch --stop`): a tracked run stops after its next epoch."""
 TAG_LOCAL_ID: Final = "dynamics.local_id"
-"""On runs that were created after the fact: the name under which the run was recorded locally."""
+"""Tag of every run that we have created: the id in the run's local record, by which the run is found again."""
 
 MODEL_TRAINING_KIND: Final = ("mlflow.experimentKind", "custom_model_development")
-"""Experiment tag that says what an experiment is for. (MLflow 3.17's UI with its GenAI switch opens the view it was
-last switched to, or that of a link's `workflowType=machine_learning`, and does not look at the tag.)"""
+"""Tag that marks an experiment as one for training models. (The UI of MLflow 3.17 ignores this tag: it opens the view
+that was used last, or the one that a link asks for with `workflowType=machine_learning`.)"""
 
 TAG_DESCRIPTION: Final = "mlflow.note.content"
-"""MLflow's own tag for what its UI shows as the run's description."""
+"""MLflow's own tag for the description of a run in its UI."""
 
 DESCRIPTION: Final = "**Dynamics.** "
-"""Begins a description of ours: another one is the user's and stays."""
+"""The beginning of a description of ours. A description that begins otherwise is the user's and is not changed."""
 
 ARTIFACT_ROOT: Final = "dynamics"
 ACTIVATIONS: Final = "dynamics/activations"
@@ -107,12 +107,12 @@ REPORT: Final = "dynamics/report.html"
 FIGURES: Final = "dynamics/figures"
 
 RUN_ID: Final = "[0-9a-zA-Z_-]{1,64}"
-"""What MLflow makes, and local names."""
+"""Pattern of the run ids that MLflow makes, and of local names."""
 
 RUN_ID_WORDS: Final = "the id of an MLflow run: 1 to 64 letters, digits, '_' or '-'"
 
 LOCAL_PREFIX: Final = "local-"
-"""Begins the local name of a run whose server did not answer when it began."""
+"""The beginning of the local name of a run that the server has not created yet."""
 
 ENV_SPOOL: Final = "MLFLOW_DYNAMICS_SPOOL"
 DEFAULT_SPOOL: Final = ".mlflow_dynamics"
@@ -122,38 +122,38 @@ _KEY = re.compile(r"^[/\w.\- :]+$")
 
 
 def is_run_id(text: object) -> bool:
-    """Whether `text` is an id such as MLflow makes, or a local name: the only ones that become a folder's name."""
+    """Whether `text` has the form of MLflow's run ids or of a local name. No other text becomes a folder's name."""
     return isinstance(text, str) and re.fullmatch(RUN_ID, text) is not None
 
 
 def check_run_id(run_id: str) -> str:
-    """`run_id` as it is; ConfigError unless it is one that MLflow makes, or a local name."""
+    """Return `run_id` unchanged; raise ConfigError if `is_run_id` is False for it."""
     if not is_run_id(run_id):
         raise ConfigError(f"run_id={run_id!r:.100} must be {RUN_ID_WORDS}.")
     return run_id
 
 
 def activations_path(epoch: int) -> str:
-    """`dynamics/activations/epoch=0/part-0.parquet`: one file of the Hive-partitioned data set."""
+    """Return the path `dynamics/activations/epoch=0/part-0.parquet`: one file of the Hive-partitioned data set."""
     return _partition(ACTIVATIONS, epoch)
 
 
 def layer_measures_path(epoch: int) -> str:
-    """`dynamics/layer_measures.parquet/epoch=0/part-0.parquet`.
+    """Return the path `dynamics/layer_measures.parquet/epoch=0/part-0.parquet`.
 
-    One file an epoch rather than one that is rewritten: nothing recorded earlier has to be at hand to write
-    the next epoch, so a resumed run and a run without a server write the same files.
+    Each epoch has a file of its own, so that the next epoch can be written without the earlier ones. A resumed run and
+    a run without a server then write the same files.
     """
     return _partition(LAYER_MEASURES, epoch)
 
 
 def figure_path(name: str) -> str:
-    """`dynamics/figures/NAME.png`."""
+    """Return the path `dynamics/figures/NAME.png`."""
     return f"{FIGURES}/{name}.png"
 
 
 def epoch_of(path: str) -> int:
-    """The epoch in a partition's path; DataError where there is none."""
+    """Return the epoch in a partition's path; raise DataError if it names none."""
     match = _EPOCH_PATH.search(path)
     if match is None:
         raise DataError(f"{path!r} is no epoch's file; expected .../epoch=0/part-0.parquet.")
@@ -161,30 +161,30 @@ def epoch_of(path: str) -> int:
 
 
 def epoch_in(tags: Mapping[str, str], tag: str) -> int | None:
-    """The epoch that a tag of `STATE_TAGS` names; None where the run lacks it, or somebody has written other text."""
+    """Return the epoch in a tag of `STATE_TAGS`; None if the run lacks the tag or the tag holds any other text."""
     value = tags.get(tag, "")
     return int(value) if re.fullmatch("[0-9]{1,9}", value) else None
 
 
 def measure_metrics(measures: Measures) -> dict[str, float]:
-    """An epoch's measures under their metric keys; undefined ones are left out, never logged as 0."""
+    """Return an epoch's measures by metric key. Undefined measures are left out, never logged as 0."""
     values = {
         key: float(getattr(measures, field)) for key, field in (MEASURE_METRICS | UNCERTAINTY_METRICS).items()
     }
     if measures.reason is not None and not measures.layers_dropped:
-        # Nothing was measured, so that no layer was dropped says nothing either.
+        # Nothing was measured, so a count of 0 dropped layers would be misleading.
         del values[LAYERS_DROPPED]
     return {key: value for key, value in values.items() if value == value}
 
 
 def is_key(key: object) -> bool:
-    """Whether MLflow takes it as the key of a metric, parameter or tag."""
+    """Whether MLflow accepts `key` as the key of a metric, parameter or tag."""
     safe = isinstance(key, str) and _KEY.match(key) is not None and _is_normal_path(key)
     return safe and len(str(key)) <= MAX_KEY_LENGTH
 
 
 def check_key(kind: str, key: str) -> str:
-    """`key` as it is; ConfigError where MLflow would refuse it as the key of a metric, parameter or tag."""
+    """Return `key` unchanged; raise ConfigError if MLflow would refuse it as the key of a metric, parameter or tag."""
     if not is_key(key):
         raise ConfigError(
             f"{kind} key {key!r} is not one that MLflow takes: use at most {MAX_KEY_LENGTH} letters, digits, "
@@ -194,13 +194,13 @@ def check_key(kind: str, key: str) -> str:
 
 
 def check_keys(kind: str, values: Mapping[str, object]) -> None:
-    """ConfigError for the first key that MLflow would refuse."""
+    """Raise ConfigError for the first key that MLflow would refuse."""
     for key in values:
         check_key(kind, key)
 
 
 def check_artifact_path(path: str) -> str:
-    """`path` as it is; ConfigError unless it is relative, in POSIX form and stays in the run's folder."""
+    """Return `path` unchanged; raise ConfigError unless it is relative, in POSIX form and stays in the run's folder."""
     if not path or "\\" in path or ":" in path or not path.isprintable() or not _is_normal_path(path):
         raise ConfigError(
             f"artifact path {path!r} must be a relative path with '/' between its parts that stays in the "
@@ -210,12 +210,12 @@ def check_artifact_path(path: str) -> str:
 
 
 def _partition(root: str, epoch: int) -> str:
-    # Without zeros before it, which earlier versions wrote: DuckDB takes `epoch=00008` for text.
+    # The number has no leading zeros, which earlier versions wrote, because DuckDB reads `epoch=00008` as text.
     return f"{root}/epoch={epoch}/part-0.parquet"
 
 
 def _is_normal_path(path: str) -> bool:
-    # MLflow refuses a leading '..' also where it only begins a name, as in '...' or '..x'.
+    # MLflow refuses a leading '..' even if it only begins a name, as in '...' or '..x'.
     pure = PurePosixPath(path)
     inside = not pure.is_absolute() and ".." not in pure.parts and not path.startswith("..")
     return str(pure) == path and inside and path != "."

@@ -1,11 +1,11 @@
-"""The record as Parquet: schemas, writing to bytes, reading back with one clear sentence for what is wrong.
+"""Writes the record as Parquet and reads it back. A file that cannot be used is refused with one clear sentence.
 
-`activations`: one row per layer and step, sorted by layer and then step: `step` int32, `layer` int16,
-`mean` float32, `std` float32; the epoch is the partition (`epoch=0/`).
+`activations`: one row per layer and step, sorted by layer and then step, with the columns `step` int32, `layer` int16,
+`mean` float32 and `std` float32. The epoch is the partition (`epoch=0/`).
 `layers`: `index` int16, `name` string, `type` string, `output_shape` list<int32>, `parameters` int64.
-`layer_measures`: `layer` int16, `exponent` float32, `phase_coherence` float32; the epoch is the partition.
+`layer_measures`: `layer` int16, `exponent` float32, `phase_coherence` float32. The epoch is the partition.
 
-Each file carries its schema version and, for an epoch's files, the epoch in its metadata.
+The metadata of each file hold the schema version and, in an epoch's file, the epoch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _EPOCH_KEY = b"mlflow_dynamics.epoch"
 
 
 def activations_to_parquet(activations: EpochActivations) -> bytes:
-    """One epoch's activations as a Parquet file, layer after layer."""
+    """Return one epoch's activations as a Parquet file, layer after layer."""
     layers, steps = activations.mean.shape
     table = pa.table(
         {
@@ -58,20 +58,19 @@ def activations_to_parquet(activations: EpochActivations) -> bytes:
         },
         schema=ACTIVATIONS_SCHEMA,
     )
-    # Floats compress as byte streams, steps and layers as runs: half the size of Parquet's defaults.
     return _to_bytes(table, activations.epoch)
 
 
 def layers_to_parquet(layers: Sequence[Layer]) -> bytes:
-    """The recorded layers as a Parquet file, in forward order."""
+    """Return the recorded layers as a Parquet file, in forward order."""
     columns = {name: [getattr(layer, name) for layer in layers] for name in LAYERS_SCHEMA.names}
-    # True names: they are joined with those of `model.named_modules()`. Parquet takes any UTF-8.
+    # Names are stored unchanged where UTF-8 allows it, so that they match those of `model.named_modules()`.
     columns |= {key: [encodable(name) for name in columns[key]] for key in ("name", "type")}
     return _to_bytes(pa.table(columns, schema=LAYERS_SCHEMA), None)
 
 
 def layer_measures_to_parquet(epoch: int, layers: Sequence[Layer], measures: Measures) -> bytes:
-    """One epoch's exponent and phase coherence of each layer as a Parquet file."""
+    """Return one epoch's exponent and phase coherence of each layer as a Parquet file."""
     columns = {
         "layer": np.asarray([layer.index for layer in layers], np.int16),
         "exponent": np.asarray(measures.exponents, np.float32),
@@ -81,11 +80,11 @@ def layer_measures_to_parquet(epoch: int, layers: Sequence[Layer], measures: Mea
 
 
 def read_activations(path: Path | pa.NativeFile, layers: Sequence[Layer]) -> EpochActivations:
-    """One epoch's activations, checked against the layers they belong to.
+    """Read one epoch's activations and check them against the layers that they belong to.
 
     Raises:
-        DataError: the file is truncated, not Parquet, of another schema or of a newer version, or its rows
-            are not one for each layer and step.
+        DataError: the file is missing, truncated, not Parquet, of another schema or of a newer version, or does not
+            have one row for each layer and step.
     """
     table, epoch = _read(path, ACTIVATIONS_SCHEMA)
     if epoch is None:
@@ -116,7 +115,7 @@ def read_activations(path: Path | pa.NativeFile, layers: Sequence[Layer]) -> Epo
 
 
 def read_layers(path: Path | pa.NativeFile) -> tuple[Layer, ...]:
-    """The layers of a run; DataError as for `read_activations`."""
+    """Read the layers of a run; raises DataError as `read_activations` does."""
     table, _ = _read(path, LAYERS_SCHEMA)
     return tuple(
         Layer(**{**row, "output_shape": tuple(row["output_shape"] or ())}) for row in table.to_pylist()
@@ -124,7 +123,7 @@ def read_layers(path: Path | pa.NativeFile) -> tuple[Layer, ...]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write atomically: whoever looks sees the whole file or none, also after a kill at any moment."""
+    """Write a file atomically: even after a kill at any moment, a reader sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -141,6 +140,7 @@ def _to_bytes(table: pa.Table, epoch: int | None) -> bytes:
     if epoch is not None:
         metadata[_EPOCH_KEY] = str(epoch)
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    # Floats are stored as byte streams and steps and layers as runs: half the size that Parquet's defaults give.
     others = [
         field.name
         for field in table.schema
@@ -159,15 +159,15 @@ def _to_bytes(table: pa.Table, epoch: int | None) -> bytes:
 
 
 def check_file(path: Path | pa.NativeFile, schema: pa.Schema, name: str | None = None) -> int | None:
-    """Check from its footer alone that a file is ours and whole; the epoch it holds, None for layers.
+    """Check from the footer alone that a file is ours and complete; return its epoch, None for a file of layers.
 
     Args:
-        path: the file, or where to read it from.
-        schema: what it should hold.
-        name: what messages call it.
+        path: the file's path, or the open file.
+        schema: the columns that the file should hold.
+        name: the file's name in messages; None is the path.
 
     Raises:
-        DataError: it is absent, truncated, foreign, or of a newer schema version.
+        DataError: the file is missing, truncated, not ours, or of a newer schema version.
     """
     with _open(path, schema, name or str(path)) as file:
         return _epoch(file)

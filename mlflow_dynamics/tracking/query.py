@@ -1,4 +1,4 @@
-"""Asking for many runs at once: tidy frames of metrics, and runs with what convergence came to."""
+"""Reads many runs at once: tidy frames of metrics, and runs with their outcomes of convergence."""
 
 from __future__ import annotations
 
@@ -47,26 +47,27 @@ def load_metrics(
     params: Sequence[str] = (),
     tags: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The metrics of many runs as one tidy frame, a row for each run and epoch.
+    """Load the metrics of many runs as one tidy frame with a row for each run and epoch.
 
     Args:
-        runs: a run id or several; without them, all runs of `experiment_names` that pass `filter_string`.
-        experiment_names: the name of an experiment, or several; None with `runs` None is MLflow's active one.
-        filter_string: MLflow's own search syntax.
-        metrics: metric keys; None takes every one below dynamics/, train/ and validation/.
+        runs: a run id, or several; None means all runs of `experiment_names` that pass `filter_string`.
+        experiment_names: the name of an experiment, or several; if `runs` is None too, None means MLflow's active
+            experiment.
+        filter_string: a filter in MLflow's own search syntax.
+        metrics: metric keys; None means every key below dynamics/, train/ and validation/.
         params: parameters that become columns `params.NAME`.
         tags: tags that become columns `tags.NAME`.
 
     Returns:
-        Columns run_id, epoch, the metrics, then params and tags; ordered as the runs were asked for (the newest
-        first in a search) and by epoch. A metric that a run lacks is NaN; where one was logged twice in an epoch, the
-        later value counts. What a framework has logged by its global step stands at the epoch in which that was; where
-        it is not known by what a run counts, a row for each step has no epoch (missing). Runs that still train
-        give what is there; with nothing to return the frame is empty but has its columns.
+        Columns run_id, epoch, the metrics, then params and tags. Rows are in the order of `runs` (in a search, the
+        newest run first) and then of epochs. A metric that a run lacks is NaN. If a metric was logged twice in an
+        epoch, the later value counts. A value that a framework has logged with its global step stands in the row of the
+        epoch in which it was logged. If it is not known what the steps of a run count, each step has a row without an
+        epoch (missing). Runs that still train give their epochs so far. A frame without rows has its columns.
 
     Raises:
         TrackingError: a run of `runs` or an experiment is unknown or deleted, or the store cannot be read.
-        ConfigError: both `runs` and `experiment_names` are given.
+        ConfigError: `runs` is given together with `experiment_names` or `filter_string`.
     """
     found = find_runs(runs, experiment_names=experiment_names, filter_string=filter_string)
     keys = list(metrics) if metrics is not None else _keys(found)
@@ -89,7 +90,7 @@ def load_metrics_table(
     params: Sequence[str] = (),
     tags: Sequence[str] = (),
 ) -> pa.Table:
-    """`load_metrics` as an Arrow table; a metric that a run lacks is null."""
+    """Do what `load_metrics` does, but return an Arrow table. A metric that a run lacks is null."""
     frame = load_metrics(
         runs,
         experiment_names=experiment_names,
@@ -109,24 +110,24 @@ def search_runs(
     max_results: int | None = None,
     order_by: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Runs with what convergence came to, a row each; arguments as for `mlflow.search_runs`.
+    """Search runs and return their outcomes of convergence, one row each. The arguments are as in `mlflow.search_runs`.
 
     Args:
-        experiment_names: the name of an experiment, or several; None is MLflow's active one.
-        filter_string: MLflow's own search syntax, as are the terms of `order_by`.
-        max_results: at most so many runs; None is all.
-        order_by: None is the newest run first.
+        experiment_names: the name of an experiment, or several; None means MLflow's active experiment.
+        filter_string: a filter in MLflow's own search syntax.
+        max_results: the largest number of runs; None means all.
+        order_by: terms in MLflow's own search syntax; None means the newest run first.
 
     Returns:
-        Columns run_id, run_name, experiment_id, status, start_time, end_time (UTC), warning_epoch (the convergence
-        signal's first), unsettled_epoch and diverging_epoch (likewise of risen volatility, of divergence),
-        stopped_early, plateau_epoch (first epoch whose centred 5-epoch median of validation
-        accuracy is within 0.5 points of the best epoch's), lead_time (plateau_epoch - warning_epoch), and the last
-        value of each dynamics metric and of validation accuracy. What a run lacks is missing, not 0.
+        Columns run_id, run_name, experiment_id, status, start_time and end_time (UTC); warning_epoch, unsettled_epoch
+        and diverging_epoch (the first epoch of the convergence signal, of risen volatility and of divergence);
+        stopped_early; plateau_epoch (the first epoch whose centred 5-epoch median of validation accuracy is within 0.5
+        points of the best epoch's); lead_time (plateau_epoch - warning_epoch); the last value of each dynamics metric
+        and of validation accuracy. A value that a run lacks is missing, not 0.
 
     Raises:
-        TrackingError: an experiment is unknown or deleted, or the store cannot be read, or refuses the filter.
-        ConfigError: `max_results` is no number of runs.
+        TrackingError: an experiment is unknown or deleted, or the store cannot be read or refuses the filter.
+        ConfigError: `max_results` is not a number of runs.
     """
     holds = max_results is None or is_whole(max_results, least=0)
     require(holds, "max_results", max_results, "a whole number of at least 0, or None")
@@ -139,7 +140,7 @@ def search_runs(
     )
     frame = pd.DataFrame.from_records([_describe(run) for run in found], columns=list(_RUN_COLUMNS))
     for column in ("start_time", "end_time"):
-        # Beyond the years that pandas knows there is no date: missing.
+        # A date beyond the years that pandas can represent becomes missing.
         frame[column] = pd.to_datetime(frame[column], unit="ms", utc=True, errors="coerce")
     tags = [run.data.tags for run in found]
     frame["warning_epoch"] = _integers(names.epoch_in(one, names.TAG_CONVERGED_EPOCH) for one in tags)
@@ -161,7 +162,7 @@ def find_runs(
     order_by: Sequence[str] = (),
     max_results: int | None = None,
 ) -> list[Run]:
-    """The runs that `runs` names, in that order, or that a search finds; errors as for `load_metrics`."""
+    """Return the runs that `runs` names, in that order, or that a search finds. Raises as `load_metrics` does."""
     uri = mlflow.get_tracking_uri()
     with reading("The runs"):
         store = connect_to_read(uri) if runs is None else connect_to_read_runs(runs, uri)
@@ -174,13 +175,17 @@ def find_runs(
 
 
 def tagged_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
-    """The runs of an experiment that have this tag, the newest first; TrackingError where the store cannot be read."""
+    """Return the runs of an experiment that have this tag, the newest first.
+
+    Raises:
+        TrackingError: the store cannot be read.
+    """
     with reading("The runs"):
         return _search(connect_to_read(mlflow.get_tracking_uri()), [experiment_id], _has(tag, value))
 
 
 def created_run(name: str) -> str:
-    """The id of the MLflow run that a local name has become; an id is returned as it is.
+    """Return the id of the MLflow run that was created for a local name. An id is returned unchanged.
 
     Raises:
         TrackingError: the run is not created yet, or the store cannot be read.
@@ -190,8 +195,8 @@ def created_run(name: str) -> str:
     with reading(f"What {name!r:.100} has become"):
         store = connect_to_read(mlflow.get_tracking_uri())
         everywhere = [one.experiment_id for one in store.search_experiments(max_results=_PAGE)]
-        had = _has(names.TAG_LOCAL_ID, name.removeprefix(names.LOCAL_PREFIX))
-        found = _search(store, everywhere, had, max_results=1)
+        tagged = _has(names.TAG_LOCAL_ID, name.removeprefix(names.LOCAL_PREFIX))
+        found = _search(store, everywhere, tagged, max_results=1)
     if not found:
         raise TrackingError(f"Run {name!r} is not in MLflow yet; send it with: mlflow-dynamics sync")
     return str(found[0].info.run_id)
@@ -264,10 +269,10 @@ def _keys(runs: Iterable[Run]) -> list[str]:
 
 
 def _by_epoch(run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-    """A row for each run and epoch, in the order of the runs, with a column for each key."""
+    """Return a row for each run and epoch, in the order of the runs, with a column for each key."""
     long = metric_histories(mlflow.get_tracking_uri(), run_ids, list(dict.fromkeys((*keys, *MARKS))))
     epoch = epochs_of(long)
-    # What has no epoch keeps its steps apart from each other and from the epochs.
+    # Values without an epoch get a row for each step, apart from the rows of the epochs.
     long = long.assign(known=epoch.notna(), at=epoch.fillna(long["step"]))[long["key"].isin(keys)]
     row = ["run_id", "known", "at"]
     long = long.sort_values("timestamp", kind="stable").drop_duplicates([*row, "key"], keep="last")

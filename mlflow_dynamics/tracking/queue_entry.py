@@ -1,4 +1,4 @@
-"""One record in a run's queue: numbers and files that are sent together, each part forgotten once it is sent."""
+"""One record in a run's queue: numbers and files that are sent together. Each part is deleted once it is sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH: Final = "batch.json"
 ARTIFACTS: Final = "artifacts"
 
 MAX_BATCH_BYTES: Final = 64 * 1024**2
-"""A million metrics in one record."""
+"""Bound on the size of batch.json, enough for a million metrics in one record."""
 
 MAX_FILE_BYTES: Final = 2 * 1024**3
 
@@ -37,7 +37,7 @@ def _end_status(status: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class InputDataset:
-    """A data set that a run used: what for ("training", ...), and the fields of MLflow's Dataset."""
+    """A data set that a run used: its purpose (`context`, such as "training") and the fields of MLflow's Dataset."""
 
     __pydantic_config__ = STRICT
 
@@ -52,7 +52,7 @@ class InputDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one record sends besides files. A metric is (key, value, timestamp in ms, step)."""
+    """The part of a record that is not files. A metric is (key, value, timestamp in ms, step)."""
 
     __pydantic_config__ = STRICT
 
@@ -64,7 +64,7 @@ class Batch:
     end_time: Milliseconds | None = None
 
     def to_json(self) -> bytes:
-        """As batch.json holds it."""
+        """Return the content of batch.json."""
         return json.dumps(asdict(self)).encode()
 
 
@@ -72,12 +72,15 @@ _SCHEMA: Final = TypeAdapter(Batch)
 
 
 class Entry:
-    """One record of the queue, on disk or (while the disk refuses) in memory; its parts leave as sent.
+    """One record of the queue, on disk or, if the disk refuses it, in memory. Its parts are deleted once they are sent.
 
     Args:
-        number: its place in the queue.
-        home: the run's folder, for a record on disk.
-        forgotten: parts that have left, of records that the disk does not let go; shared by all entries of a queue.
+        number: the record's place in the queue.
+        home: the run's folder, for a record on disk; None for a record in memory.
+        forgotten: (number of the record, part) of each sent part that could not be deleted from disk; shared by all
+            entries of a queue.
+        batch: the metrics, parameters and tags of a record in memory.
+        files: artifact path -> content, of a record in memory.
     """
 
     def __init__(
@@ -97,11 +100,15 @@ class Entry:
 
     @property
     def parts(self) -> tuple[str, str]:
-        """Where its folder lies in the run's."""
+        """The path of the record's folder below the run's folder."""
         return QUEUE, f"{self.number:08d}"
 
     def batch(self) -> Batch | None:
-        """Metrics, parameters and tags still to be sent; DataError where the file is damaged."""
+        """Return the metrics, parameters and tags that are still to be sent; None if they are sent.
+
+        Raises:
+            DataError: the file is damaged or not ours.
+        """
         if self.home is None:
             return self._batch
         if (self.number, BATCH) in self._forgotten:
@@ -118,7 +125,7 @@ class Entry:
             raise DataError(f"{path} is damaged and cannot be sent ({what_is_wrong(error)}).") from error
 
     def artifact_paths(self) -> list[str]:
-        """Artifact paths of the files still to be sent; not of what could be no record of ours."""
+        """Return the artifact paths of the files that are still to be sent, without files that cannot be ours."""
         if self.home is None:
             return sorted(self._files)
         with suppress(FileNotFoundError, NotOursError), self.home.at(*self.parts, ARTIFACTS) as root:
@@ -130,7 +137,7 @@ class Entry:
         return []
 
     def read_artifact(self, path: str) -> bytes | None:
-        """The file's content; None where it has left since (a newer version took its place)."""
+        """Return the file's content; None if it has been deleted since, because a newer version replaces it."""
         if self.home is None:
             return self._files.get(path)
         *folders, name = PurePosixPath(path).parts
@@ -142,23 +149,23 @@ class Entry:
         return None
 
     def artifact_bytes(self) -> int:
-        """What its files take, on disk or in memory."""
+        """Return the size of the record's files in bytes, on disk or in memory."""
         if self.home is None:
             return sum(map(len, self._files.values()))
         return sum(map(self._size, self.artifact_paths()))
 
     def drop_batch(self) -> None:
-        """Forget the metrics, parameters and tags: they are sent.
+        """Delete the metrics, parameters and tags, which are sent.
 
         Raises:
-            OSError: they are forgotten, but the disk keeps them.
+            OSError: they cannot be deleted from disk; this process still treats them as deleted.
         """
         self._batch = None
         if self.home is not None:
             self._drop(BATCH, self.parts, BATCH)
 
     def drop_artifact(self, path: str) -> int:
-        """Forget a file; returns the bytes that this frees; raises as `drop_batch`."""
+        """Delete a file and return the bytes that this frees. Raises as `drop_batch` does."""
         if self.home is None:
             return len(self._files.pop(path, b""))
         size = self._size(path)

@@ -1,4 +1,4 @@
-"""A recorded run read back epoch by epoch, for a training that carries it on and for measuring it anew."""
+"""Reads a recorded run epoch by epoch, for a training that carries the run on and for measuring the run anew."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _OWN = (f"{names.ARTIFACT_ROOT}/", "system/")
 
 
 def recorded_layers(run: Run, *, tracking_uri: str | None = None) -> tuple[Layer, ...]:
-    """The layers of a run; errors as for `recorded_epochs`."""
+    """Read the layers of a run; raises as `recorded_epochs` does."""
     return read_layers(pa.BufferReader(download(run, names.LAYERS, tracking_uri=tracking_uri)))
 
 
 def recorded_epochs(run_id: str, *, tracking_uri: str | None = None) -> Iterator[EpochRecord]:
-    """The epochs of a run in order, one in memory at a time.
+    """Yield the epochs of a run in order, one in memory at a time.
 
     Args:
-        run_id: the run.
-        tracking_uri: where it lives; default: MLflow's own.
+        run_id: the run's id.
+        tracking_uri: the store that holds the run; None is MLflow's own.
 
     Raises:
         TrackingError: the run does not exist, holds no activations or cannot be read.

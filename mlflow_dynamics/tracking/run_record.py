@@ -1,4 +1,4 @@
-"""run.json: which run of which store a spool folder belongs to, and how to create the run if it is not there yet."""
+"""run.json: the run and store that a spool folder belongs to, and all that is needed to create the run."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from mlflow_dynamics.tracking.names import LOCAL_PREFIX, RUN_ID, SCHEMA_VERSION
 FILE: Final = "run.json"
 
 MAX_BYTES: Final = 1024**2
-"""A run's tags are some dozens, of which one or the other may have the 8,000 characters that MLflow allows."""
+"""Bound on the size of run.json. A run has some dozens of tags, a few of which may reach MLflow's limit of 8,000
+characters."""
 
 MAX_URI_LENGTH: Final = 2000
 
 MAX_ID_LENGTH: Final = 250
-"""Of an experiment's id, which only a store can tell from a wrong one."""
+"""The most characters of an experiment's id. Only a store can tell whether the id is valid."""
 
 MAX_TAGS: Final = 500
 
 STRICT: Final = ConfigDict(strict=True, extra="forbid")
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
-"""What every store takes: PostgreSQL refuses a zero character in a way that looks like a failure of its own."""
+"""Text that every store accepts. PostgreSQL refuses a zero character with an error that looks like a failure of its
+own."""
 
 RunId = Annotated[str, StringConstraints(pattern=f"^{RUN_ID}$")]
 
 Milliseconds = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-"""As stores keep them; a larger number would raise in them, again and again."""
+"""Milliseconds since 1970, in the range that stores can keep. A larger number would make a store fail at every try."""
 
 
 def _printable(text: str) -> str:
@@ -46,9 +48,14 @@ def _printable(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Which run a folder belongs to. A run recorded offline has no `run_id` before it is created.
+    """The run that a folder belongs to.
 
-    `owned` where the run is ours to end: it was begun for its recording, and not joined.
+    Attributes:
+        tracking_uri: the store, without credentials.
+        run_id: the MLflow run's id; None before the run is created.
+        local_id: an id that we make up, by which a created run is found again.
+        experiment_id, experiment_name, run_name, start_time, tags: what the run is created with.
+        owned: the run is ours to end, because it was begun for its recording and not joined.
     """
 
     __pydantic_config__ = STRICT
@@ -65,17 +72,20 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The run's id, or the local name of one that is still to be created."""
+        """The run's id, or the local name of a run that is still to be created."""
         return self.run_id or f"{LOCAL_PREFIX}{self.local_id}"
 
     def is_same(self, other: RunRecord) -> bool:
-        """Whether both are of one run in one store."""
+        """Whether both records name the same run in the same store."""
         same_id = self.run_id is not None and self.run_id == other.run_id
         same_local_id = self.local_id is not None and self.local_id == other.local_id
         return (same_id or same_local_id) and self.tracking_uri == other.tracking_uri
 
     def may_lie_in(self, folder_name: str) -> bool:
-        """Whether this project would record the run in a folder of that name (`abc`; `abc.1` beside one in use)."""
+        """Whether this project would record the run in a folder of this name.
+
+        The name is the run's, such as `abc`, or `abc.1` if the folder `abc` was in use.
+        """
         base, _, number = folder_name.partition(".")
         return base in (self.run_id, f"{LOCAL_PREFIX}{self.local_id}") and bool(
             re.fullmatch("[0-9]{0,2}", number)
@@ -92,11 +102,11 @@ _VERSION: Final = TypeAdapter(Mapping[str, object])
 
 
 def read_run(folder: Folder) -> RunRecord | None:
-    """What run.json says; None where there is none. Nothing in the folder is changed.
+    """Read a folder's run.json; None if there is none. Nothing in the folder is changed.
 
     Raises:
-        DataError: it is damaged, of a newer version, or of a run that this folder is not named after.
-        NotOursError: it is a link, another user's, or too large.
+        DataError: the file is damaged, of a newer version, or of a run that this folder is not named after.
+        NotOursError: the file is a link, another user's, or too large.
     """
     path = folder.path / FILE
     try:
@@ -122,13 +132,13 @@ def read_run(folder: Folder) -> RunRecord | None:
 
 
 def save_run(folder: Folder, run: RunRecord) -> None:
-    """Write which run a folder belongs to."""
+    """Write the run.json of a folder."""
     values = {"schema_version": SCHEMA_VERSION, **asdict(run)}
     folder.replace(FILE, json.dumps(values, indent=1).encode())
 
 
 def what_is_wrong(error: ValidationError) -> str:
-    """The first thing that a schema objects to, without the value: that may be megabytes, or a password."""
+    """Return the first objection of a schema, without the value, which may be megabytes long or a password."""
     first = error.errors(include_input=False, include_context=False, include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}" if where else first["msg"]

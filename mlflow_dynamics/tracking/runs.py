@@ -1,4 +1,4 @@
-"""Which run is recorded: the active one, else one of our own; also where the server does not answer."""
+"""Opens and ends the run of a recording: the active run or one of our own, even if the server does not answer."""
 
 from __future__ import annotations
 
@@ -51,18 +51,19 @@ from mlflow_dynamics.tracking.store import (
 from mlflow_dynamics.tracking.writer import RunWriter
 
 OPEN_TIMEOUT_S: Final = 10.0
-"""Training begins without the server where an answer takes longer than this."""
+"""If an answer takes longer than this, training begins without the server."""
 
 LONGEST_OPEN_S: Final = 3 * (CONNECT_TIMEOUT_S + OPEN_TIMEOUT_S)
-"""However the answers to the requests with which a run is opened come."""
+"""Bound on the time in which a run is opened, however slowly the answers to its requests come."""
 
 INTERRUPTED_TIMEOUT_S: Final = 5.0
-"""A run that was being created when the user interrupted is looked for, to be ended, for this long."""
+"""If the user interrupts while a run is being created, the run is looked for, to be ended, for at most this long."""
 
 INTERRUPTED_POLL_S: Final = 0.2
 
 MAX_NAME_LENGTH: Final = 250
-"""Of a run in MLflow's SQL stores (mlflow.store.tracking.dbmodels.models.SqlRun), of which some refuse a longer one."""
+"""The most characters of a run's name in MLflow's SQL stores (mlflow.store.tracking.dbmodels.models.SqlRun). Some of
+them refuse a longer name."""
 
 _MODEL_TRAINING: Final = {"workflowType": "machine_learning"}
 
@@ -70,11 +71,15 @@ _logger = logging.getLogger(__name__)
 
 
 class OwnRun(ActiveRun):
-    """On MLflow's stack of active runs: one that was started here, for a recording that ends it."""
+    """An entry on MLflow's stack of active runs: a run that was started here, and that its recording ends."""
 
 
 def known_id(run_id: str) -> str:
-    """`run_id` as it is; TrackingError where MLflow, or who has set MLFLOW_RUN_ID, names a run by what is no id."""
+    """Return `run_id` unchanged.
+
+    Raises:
+        TrackingError: the id, which comes from MLflow or MLFLOW_RUN_ID, is not the id of a run.
+    """
     if not is_run_id(run_id):
         raise TrackingError(
             f"The run to record into is {run_id!r:.100}, which is not {RUN_ID_WORDS}. MLflow at "
@@ -84,13 +89,16 @@ def known_id(run_id: str) -> str:
 
 
 def script_run() -> Run | None:
-    """The thread's active run, if it is the script's: not one that a recording has started."""
+    """Return the thread's active run; None if there is none or a recording has started it."""
     active = mlflow.active_run()
     return None if isinstance(active, OwnRun) else active
 
 
 def run_to_join() -> str | None:
-    """The run that is not ours to end: the script's active one, else the one that `mlflow run` prepared, else None."""
+    """Return the run to join, which is not ours to end.
+
+    It is the script's active run or, if no run is active, the run that `mlflow run` has prepared; otherwise None.
+    """
     if mlflow.active_run() is None:
         return MLFLOW_RUN_ID.get()
     script = script_run()
@@ -98,7 +106,7 @@ def run_to_join() -> str | None:
 
 
 def active_runs() -> list[str]:
-    """The thread's active runs, each nested in the one before it."""
+    """Return the ids of the thread's active runs, each nested in the one before it."""
     return [run.info.run_id for run in mlflow_private.run_stack()]
 
 
@@ -111,22 +119,22 @@ def start_run(
     prepared: str | None = None,
     system_metrics: bool | None = None,
 ) -> str:
-    """Make a run the calling thread's active one, as `mlflow.start_run` does, without its minutes of retries.
+    """Start a run as the calling thread's active one, as `mlflow.start_run` does, but without minutes of retries.
 
-    The user's own `mlflow.log_metric` lands in it. Where the server does not answer within seconds there is no
-    active run: a new one gets a local name, is recorded in the spool and is created, with its right start time,
+    The user's own calls of `mlflow.log_metric` then log into this run. If the server does not answer within seconds, no
+    run becomes active: a new run gets a local name, is recorded in the spool, and is created with its true start time
     when the server answers.
 
     Args:
-        experiment_name: default: MLflow's active experiment.
-        run_name: default: MLflow makes one up. A prepared run that somebody has named keeps its name.
-        tags: beside those that MLflow sets by itself.
-        spool_dir: default: as for `RunWriter`.
-        prepared: take up this run instead of creating one.
-        system_metrics: let MLflow record the machine's; default: as MLflow is set.
+        experiment_name: the experiment; None is MLflow's active one.
+        run_name: the run's name; None lets MLflow make one up. A prepared run that somebody has named keeps its name.
+        tags: tags besides those that MLflow sets by itself.
+        spool_dir: the folder of all runs' folders; None as in `RunWriter`.
+        prepared: the id of a run to start instead of creating one.
+        system_metrics: let MLflow log the machine's load; None does as MLflow is set.
 
     Returns:
-        The run's id, or its local name.
+        The run's id, or its local name if the server has not created it yet.
 
     Raises:
         TrackingError: the experiment is deleted, the store cannot be used as it is, or neither the server nor the
@@ -146,7 +154,7 @@ def start_run(
 
 
 def _answered(record: RunRecord) -> Run:
-    """The run, created or looked up, with a bounded wait."""
+    """Create the run or, if it has an id, look it up, with a bounded wait."""
     tracking_uri, run_id = mlflow.get_tracking_uri(), record.run_id
     store = connect(tracking_uri, read_timeout_s=OPEN_TIMEOUT_S)
 
@@ -164,7 +172,7 @@ def _answered(record: RunRecord) -> Run:
 
 
 def _end_interrupted(store: AbstractStore, record: RunRecord) -> None:
-    """End the run of a record, which may be created only now: nobody else will know of it."""
+    """End the run of a record, which the server may be creating at this moment. Nobody else will end it."""
 
     def end() -> None:
         deadline = time.monotonic() + INTERRUPTED_TIMEOUT_S
@@ -178,10 +186,10 @@ def _end_interrupted(store: AbstractStore, record: RunRecord) -> None:
 
 
 def bounded(store: AbstractStore, ask: Callable[[], Result]) -> Result:
-    """What a store is asked before a training begins, within seconds; a database has limits of its own.
+    """Return what `ask` returns, before a training begins. A server gets limited time; a database has its own limits.
 
     Raises:
-        TimeoutError: it took longer.
+        TimeoutError: the server took longer than `LONGEST_OPEN_S`.
     """
     return within(LONGEST_OPEN_S, ask) if isinstance(store, HttpStore) else ask()
 
@@ -193,11 +201,14 @@ def new_run(
     run_name: str | None = None,
     prepared: str | None = None,
 ) -> RunRecord:
-    """How to create a run that begins now, for whoever does it later: all of its tags, the rest as for `start_run`."""
+    """Return the record of a run that begins now, by which the run can be created later.
+
+    `tags` are all tags of the run; the other arguments are as in `start_run`.
+    """
     chosen = mlflow_private.chosen_experiment_id() or MLFLOW_EXPERIMENT_ID.get()
     experiment_id = None if experiment_name else chosen
     experiment_name = experiment_name or MLFLOW_EXPERIMENT_NAME.get()
-    # Any of it may come from an environment that is no UTF-8, and run.json is to be read back as it was written.
+    # Every text may come from an environment that is not UTF-8, but run.json must be read back as it was written.
     return RunRecord(
         tracking_uri=stored_uri(mlflow.get_tracking_uri()),
         run_id=prepared,
@@ -212,12 +223,12 @@ def new_run(
 
 
 def _tag_value(key: str, value: str) -> str:
-    # Where the script's code comes from may be a URI with a password.
+    # MLflow's tags of the source hold where the script's code comes from, which may be a URI with a password.
     return encodable(redact(value) if key.startswith("mlflow.source.") else value)[:MAX_TAG_VAL_LENGTH]
 
 
 def activate_run(run: Run, *, system_metrics: bool | None = None) -> None:
-    """Make a run the calling thread's active and last one, as `mlflow.start_run` does, and say which it is."""
+    """Make a run the calling thread's active and last one, as `mlflow.start_run` does, and log which run it is."""
     run_id = str(run.info.run_id)
     _logger.info("The run is %s", named(run))
     mlflow_private.run_stack().append(OwnRun(run))
@@ -232,10 +243,10 @@ def activate_run(run: Run, *, system_metrics: bool | None = None) -> None:
 
 
 def named(run: Run) -> str:
-    """A run as a log line names it: its id and, behind a server, the link to its charts.
+    """Return the run's id for a log line and, for a server, the link to the run's charts.
 
-    The link asks for the model-training view: of itself MLflow's UI opens the GenAI one, as do the links that MLflow
-    prints.
+    The link asks for the view of model training. Without that, as with the links that MLflow prints, MLflow's UI opens
+    the GenAI view.
     """
     run_id = str(run.info.run_id)
     tracking_uri = mlflow.get_tracking_uri()
@@ -250,10 +261,17 @@ def named(run: Run) -> str:
 
 
 def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0) -> int:
-    """End a run that `open_run` owns and close its writer; of whichever thread it is the active one, it is no more.
+    """End a run that is ours to end, and close its writer. No thread has it as an active run afterwards.
 
     The end is sent after everything recorded before it, so a run that MLflow calls finished is complete.
-    Returns how many records could not be sent within `timeout_s`.
+
+    Args:
+        writer: the run's writer.
+        status: FINISHED, FAILED or KILLED.
+        timeout_s: how long to send records, in seconds.
+
+    Returns:
+        The number of records that could not be sent.
     """
     writer.end_run(status)
     unsent = writer.close(timeout_s)
@@ -263,12 +281,12 @@ def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0
         ((stack, run) for stack in stacks for run in stack if run.info.run_id == run_id), (here, None)
     )
     if active is None:
-        if not stack and run_id is not None:  # it was never made active: created after the last step
+        if not stack and run_id is not None:  # it was created after the last step, and so never made active
             mlflow_private.set_last_active_run(run_id)
             if writer.created is not None and unsent == 0:
                 _logger.info("Ended: run %s", named(writer.created))
         return unsent
-    # MLflow's own end_run would send the end once more, wait minutes for a server that just failed, print its words.
+    # MLflow's own end_run would send the end once more, wait minutes for a server that just failed, and print lines.
     if stack is here and active is stack[-1]:
         MLFLOW_RUN_ID.unset()
         mlflow_private.set_last_active_run(run_id)
@@ -317,7 +335,7 @@ def _taken_up(store: AbstractStore, run_id: str, run_name: str | None) -> Run:
 
 
 def _has_chosen_name(run: Run) -> bool:
-    """Whether somebody gave the run its name, where MLflow makes one up of its words."""
+    """Whether somebody chose the run's name, rather than MLflow making it up of its words."""
     predicate, _, rest = str(run.info.run_name).partition("-")
     noun, _, number = rest.rpartition("-")
     return not (

@@ -1,4 +1,4 @@
-"""Sending a spool to MLflow: one pass over the queue, and the thread that repeats it until all is sent."""
+"""Sends a spool to MLflow: one pass over the queue, and the thread that repeats passes until everything is sent."""
 
 from __future__ import annotations
 
@@ -51,12 +51,13 @@ from mlflow_dynamics.tracking.store import (
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 LONGEST_PAUSE_IF_REFUSED_S: Final = 300.0
-"""Credentials may be renewed while a training goes on; a server that counts wrong ones may lock their user out."""
+"""Pause between tries with refused credentials. They may be renewed while a training goes on, but a server that counts
+wrong ones may lock the user out."""
 
 CREATED_POLL_S: Final = 0.05
 
 TOO_LARGE: Final = 413
-"""What a server, or a proxy before it (nginx by default above 1 MB), answers to a file it will never take."""
+"""HTTP status with which a server or a proxy before it (nginx by default above 1 MB) refuses a file for its size."""
 
 _logger = logging.getLogger(__name__)
 
@@ -64,15 +65,19 @@ _logger = logging.getLogger(__name__)
 class Delivery:
     """Sends the queue of one spool, in order, each value once.
 
-    A record whose first sending had an unknown outcome, and a resumed run that repeats an epoch, are met by
-    one rule: before the first metrics after a start or a failure, the store is asked which steps it already
-    has, and these are left out. And a record is forgotten only when the run, asked for anew, holds it: that
-    something has answered does not say that MLflow has it.
+    After a start or a failure, the store is asked which steps of a metric it already has, and these are not sent again.
+    This covers both a record whose first sending had an unknown outcome and a resumed run that repeats an epoch. A
+    record is deleted only when the run, read back from the store, holds it, because an answer alone does not prove that
+    MLflow has stored the record.
+
+    Args:
+        spool: the spool to send.
+        tracking_uri: the store, with credentials.
 
     Attributes:
         created: the run, if it was created here.
-        refusal: why a file waits for the next `sync`, or None.
-        stop_requested: whether, when last something was sent, the run had been asked from outside to stop.
+        refusal: why a file waits for the next `sync`; None if none does.
+        stop_requested: the run had been asked from outside to stop when something was last sent.
     """
 
     def __init__(self, spool: Spool, tracking_uri: str) -> None:
@@ -87,11 +92,10 @@ class Delivery:
         self.stop_requested = False
 
     def run_once(self) -> Exception | None:
-        """Send what can be sent now; returns why the rest cannot, or None where nothing is left to be tried.
+        """Send what can be sent now; return the error that keeps the rest from being sent, or None.
 
-        A failing artifact store does not hold the metrics back, but where metrics fail nothing else is tried. A
-        file that is refused for its size (`refusal` says so) stays in the queue for the next `sync` and holds
-        nothing back.
+        If the artifact store fails, metrics are still sent. If metrics fail, nothing else is tried. A file that is
+        refused for its size (see `refusal`) stays in the queue for the next `sync` and holds nothing back.
         """
         artifact_error: Exception | None = None
         for entry in self._spool.entries():
@@ -104,7 +108,7 @@ class Delivery:
             if artifact_error is None:
                 try:
                     complete = self._send_artifacts(entry)
-                except Exception as error:  # noqa: BLE001 - likewise: cloud clients have their own errors
+                except Exception as error:  # noqa: BLE001 - cloud clients raise errors of their own too
                     artifact_error = error
                     continue
                 if complete:
@@ -172,7 +176,7 @@ class Delivery:
                 self._spool.ended()
 
     def _ours(self, run_id: str, tags: Mapping[str, str]) -> Mapping[str, str]:
-        """The tags less a description where the run has one of the user's own."""
+        """Return the tags, without the description if the run has a description by the user."""
         if names.TAG_DESCRIPTION not in tags:
             return tags
         present = self._get_run(run_id).data.tags.get(names.TAG_DESCRIPTION, names.DESCRIPTION)
@@ -196,7 +200,7 @@ class Delivery:
         ]
 
     def _confirm(self, run_id: str, batch: Batch, metrics: Sequence[Metric], tags: Sequence[RunTag]) -> None:
-        """See that the run holds what was sent; MlflowException where it does not."""
+        """Read the run back; raise MlflowException if it does not hold what was sent."""
         run = self._get_run(run_id)
         self.stop_requested = self.stop_requested or names.TAG_STOP_REQUESTED in run.data.tags
         latest = _latest_steps(run)
@@ -215,7 +219,7 @@ class Delivery:
             )
 
     def _send_artifacts(self, entry: Entry) -> bool:
-        """Whether MLflow now has every file of the record."""
+        """Send the record's files; return whether MLflow has all of them now."""
         assert self._run is not None
         folders: dict[str, dict[str, bytes]] = {}
         for path in entry.artifact_paths():
@@ -269,12 +273,12 @@ class Delivery:
 
 
 class Sender(threading.Thread):
-    """The one thread that sends a run's spool; says once when sending fails and once when it works again.
+    """The one thread that sends a run's spool. It logs once when sending fails and once when sending works again.
 
     Args:
-        spool: what to send.
-        tracking_uri: where to, with credentials.
-        failed_before: whether `start_run` has failed to create the run, and has said so.
+        spool: the spool to send.
+        tracking_uri: the store, with credentials.
+        failed_before: `start_run` has failed to create the run, and has logged so.
     """
 
     def __init__(self, spool: Spool, tracking_uri: str, *, failed_before: bool = False) -> None:
@@ -297,7 +301,10 @@ class Sender(threading.Thread):
         return self._delivery.created
 
     def created_within(self, timeout_s: float) -> Run | None:
-        """The run, waited for while this thread may be creating it; None also where the store does not answer."""
+        """Wait for this thread to create the run; return the run, or None if it is not created in time.
+
+        Does not wait while sending fails, or if this thread has ended.
+        """
         deadline = time.monotonic() + timeout_s
         while (
             self.created is None and self.failing is None and self.is_alive() and time.monotonic() < deadline
@@ -307,37 +314,37 @@ class Sender(threading.Thread):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether, when last something was sent, the run had been asked from outside to stop."""
+        """Whether the run had been asked from outside to stop when something was last sent."""
         return self._delivery.stop_requested
 
     @property
     def reason(self) -> str:
-        """Why something is left unsent."""
+        """Why records are left unsent."""
         if self.failing is not None:
             return reason_of(self.failing)
         return self._delivery.refusal or "there was no time"
 
     def wake(self) -> None:
-        """There is something new to send."""
+        """Send new records now."""
         self._work.set()
 
     def finish(self, timeout_s: float) -> None:
-        """Send what is left, for at most `timeout_s`; then give up after the pass that is under way."""
+        """Send what is left, for at most `timeout_s` seconds; then give up after the pass that is under way."""
         self._deadline = time.monotonic() + timeout_s
         self._closing.set()
         self._work.set()
-        if self.ident is None:  # it could not be started
+        if self.ident is None:  # the thread could not be started
             self.run()
         else:
             self.join(timeout_s)
 
     def run(self) -> None:
-        """Repeat passes over the queue: at once when woken, after growing pauses while they fail."""
+        """Repeat passes over the queue: at once after `wake`, and after growing pauses while passes fail."""
         pause = FIRST_PAUSE_S
         while time.monotonic() < self._deadline:
             self._work.clear()
             closing = self._closing.is_set()
-            # A pass with nothing to send has not met the store, and says nothing of it.
+            # A pass over an empty queue does not reach the store, so its success must not be reported.
             waiting = bool(self._spool.entries())
             error = self._delivery.run_once()
             if waiting or error is not None:
@@ -358,7 +365,7 @@ class Sender(threading.Thread):
         self._spool.close()
 
     def _sleep(self, seconds: float) -> None:
-        # New records do not cut a pause short, closing does: it is the last chance.
+        # New records do not cut a pause short. Closing does, because it is the last chance to send.
         if self._closing.is_set():
             time.sleep(min(seconds, 1.0))
         else:
@@ -389,7 +396,7 @@ class Sender(threading.Thread):
 
 
 def _latest_steps(run: Run) -> dict[str, int]:
-    """Metric key -> the last step at which the run has it."""
+    """Return metric key -> the last step at which the run has the metric."""
     return {metric.key: metric.step for metric in latest_metrics(run)}
 
 

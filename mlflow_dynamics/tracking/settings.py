@@ -1,4 +1,4 @@
-"""How a run is recorded, measured and judged: as the run's parameters, and read back from them."""
+"""Writes how a run is recorded, measured and judged as the run's parameters, and reads it back from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow_dynamics.convergence.schedule import schedule_of
 from mlflow_dynamics.errors import ConfigError, TrackingError
 
 PREFIX: Final = "dynamics/"
-"""Begins the parameters that say how a run was recorded, measured and judged."""
+"""The beginning of the parameters that say how a run was recorded, measured and judged."""
 
 PROJECT_PARAMETERS: Final = {
     "dynamics/record_every": "record_every",
@@ -31,15 +31,16 @@ PROJECT_PARAMETERS: Final = {
     "dynamics/warning/schedule": "schedule",
     "dynamics/warning/planned_epochs": "epochs",
 }
-"""Of these settings the name in a run of the MLproject: `mlflow run` itself logs all that its entry point takes."""
+"""Parameter of ours -> the name under which a run of the MLproject holds the same setting. `mlflow run` itself logs all
+parameters of the entry point."""
 
 WARNING_PREFIX: Final = "dynamics/warning/"
 
 UNKNOWN: Final = "not logged"
 
 MEANING: Final = (*(field.name for field in fields(RecordingConfig)), "signal", "protocol", "estimator")
-"""Settings that change what integration and metastability mean. The window does too, but by the length that it has come
-to, which is a metric: one that follows the training has no length here."""
+"""Settings that change what integration and metastability mean. The window changes it too, but a window that follows
+the training has no fixed length; the length that it has in each epoch is a metric."""
 
 _TEXT: Final = ("signal", "protocol", "estimator")
 
@@ -49,16 +50,19 @@ Config = TypeVar("Config", RecordingConfig, MeasureConfig)
 
 
 def settings_in(parameters: Mapping[str, str]) -> dict[str, str]:
-    """The settings among a run's parameters under their names below dynamics/; such that was chosen (auto) is not."""
+    """Return the settings among a run's parameters, under their names below dynamics/.
+
+    A setting that a run of the MLproject holds as "auto" is left out.
+    """
     settings = {key: value for key, value in parameters.items() if key.startswith(PREFIX)}
-    if settings and "dynamics/signal" not in settings:  # which every recording has: a run of the MLproject
+    if settings and "dynamics/signal" not in settings:  # only runs of the MLproject lack this parameter
         elsewhere = {key: parameters[name] for key, name in PROJECT_PARAMETERS.items() if name in parameters}
         settings |= {key: value for key, value in elsewhere.items() if value != "auto"}
     return settings
 
 
 def recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> dict[str, object]:
-    """What the recorded numbers depend on, as parameters of the run."""
+    """Return the settings that the recorded numbers depend on, as parameters of the run."""
     values: dict[str, object] = asdict(recording) | asdict(measures)
     values["estimator"] = measures.resolved_estimator
     values["window"] = measures.window or AUTO
@@ -66,29 +70,31 @@ def recorded_parameters(recording: RecordingConfig, measures: MeasureConfig) -> 
 
 
 def warning_parameters(values: Mapping[str, object]) -> dict[str, object]:
-    """What the warning depends on, likewise."""
+    """Return the settings that the warning depends on, as parameters of the run."""
     return {f"{WARNING_PREFIX}{key}": value for key, value in values.items()}
 
 
 def measures_in(run_id: str, parameters: Mapping[str, str]) -> MeasureConfig:
-    """How a run was measured; the defaults where its parameters do not say.
+    """Read how a run was measured. A setting that the parameters lack has its default.
 
     Raises:
-        TrackingError: the parameters are not ours.
+        TrackingError: the parameters were not written by mlflow_dynamics.
     """
     return _read(MeasureConfig, run_id, parameters)
 
 
 def recording_in(run_id: str, parameters: Mapping[str, str]) -> RecordingConfig:
-    """How a run was recorded, likewise."""
+    """Read how a run was recorded, as `measures_in` does."""
     return _read(RecordingConfig, run_id, parameters)
 
 
 def meaning_in(run_id: str, parameters: Mapping[str, str]) -> dict[str, str]:
-    """What each of `MEANING` is in a run, however it was asked for; "not logged" where the run says none of ours.
+    """Return the value of each setting of `MEANING` in a run, with defaults resolved.
+
+    All values are "not logged" if the run has no parameters of ours.
 
     Raises:
-        TrackingError: the parameters are not ours.
+        TrackingError: the parameters were not written by mlflow_dynamics.
     """
     if not settings_in(parameters):
         return dict.fromkeys(MEANING, UNKNOWN)
@@ -97,7 +103,7 @@ def meaning_in(run_id: str, parameters: Mapping[str, str]) -> dict[str, str]:
 
 
 def warning_in(parameters: Mapping[str, str]) -> dict[str, str]:
-    """What a run's warning depends on, name -> value."""
+    """Return the settings that a run's warning depends on, name -> value."""
     return {
         key.removeprefix(WARNING_PREFIX): value
         for key, value in settings_in(parameters).items()
@@ -106,10 +112,10 @@ def warning_in(parameters: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_same(run_id: str, parameters: Mapping[str, str], wanted: Mapping[str, object]) -> None:
-    """Refuse to carry a run on under other settings than its own: its epochs would not be comparable.
+    """Refuse to carry a run on with other settings than its own, because its epochs would not be comparable.
 
     Raises:
-        ConfigError: a parameter of the run has another value than is wanted.
+        ConfigError: a parameter of the run has another value than the wanted one.
     """
     settings = settings_in(parameters)
     for key, value in wanted.items():
@@ -123,7 +129,17 @@ def require_same(run_id: str, parameters: Mapping[str, str], wanted: Mapping[str
 def settings_to_carry_on(
     run: Run, recording: RecordingConfig | None, measures: MeasureConfig | None, warning: WarningConfig
 ) -> tuple[RecordingConfig, MeasureConfig, WarningConfig]:
-    """The settings of the run that is carried on; ConfigError where others are given."""
+    """Return the settings of a run that is carried on.
+
+    Args:
+        run: the run.
+        recording, measures: the settings that the caller has given; None takes the run's own.
+        warning: the settings of the warning; the schedule is taken from the run, if the run has one.
+
+    Raises:
+        ConfigError: a given setting differs from the run's own.
+        TrackingError: the run's parameters were not written by mlflow_dynamics.
+    """
     run_id, parameters = run.info.run_id, run.data.params
     recording = recording or recording_in(run_id, parameters)
     measures = measures or measures_in(run_id, parameters)
@@ -136,7 +152,7 @@ def settings_to_carry_on(
 
 
 def _value(text: str) -> Any:
-    """What a parameter says: as Python writes it, or as `mlflow run` has been given it."""
+    """Read the value of a parameter, in the form that Python writes or that `mlflow run` accepts."""
     return _WORDS[text] if text in _WORDS else ast.literal_eval(text)
 
 

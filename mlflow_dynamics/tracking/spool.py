@@ -1,15 +1,15 @@
-"""The local folder of one run: what is recorded is safe here first, and leaves when MLflow has it.
+"""The local folder of one run. Each record is kept here from the moment it is made until MLflow has it.
 
     .mlflow_dynamics/<run>/
-        run.json                        which run of which store (without passwords), and how to create it
+        run.json                        the run and its store (without passwords), and all that is needed to create it
         lock                            held by the one process that writes or sends
-        queue/00000012/                 one record, written aside and then renamed: all of it or nothing
+        queue/00000012/                 one record, written under another name and then renamed: complete or absent
             batch.json                  metrics, parameters, tags, the end of the run
             artifacts/dynamics/...      files, each under its artifact path
-        rejected/00000007/              what the store refused for good, or is no record of ours, and reason.txt
+        rejected/00000007/              a record that the store refused for good or that is not ours, and reason.txt
 
-It outlives the process, whatever ends it. Nothing is forced to disk: a power cut can cost seconds. Anything else that
-lies in it is left alone.
+The folder outlives the process, however the process ends. Nothing is forced to disk, so a power cut can lose some
+seconds of the record. Other files in the folder are left alone.
 """
 
 from __future__ import annotations
@@ -33,30 +33,31 @@ from mlflow_dynamics.tracking.queue_entry import ARTIFACTS, BATCH, QUEUE, Batch,
 from mlflow_dynamics.tracking.run_record import FILE, RunRecord, read_run, save_run
 
 MAX_DISK_BYTES: Final = 2 * 1024**3
-"""Bound on one run's unsent files: 170,000 epochs of 21 layers x 79 steps, 200 of 256 x 5,000."""
+"""Bound on one run's unsent files: 170,000 epochs of 21 layers x 79 steps, or 200 of 256 layers x 5,000 steps."""
 
 MAX_MEMORY_BYTES: Final = 64 * 1024**2
-"""Bound on the files kept in memory while the spool's disk refuses to write."""
+"""Bound on the files that are kept in memory while the spool's disk refuses to write."""
 
 LOCK_WAIT_S: Final = 10.0
-"""How long a run recorded offline waits for a `sync` that looks into its folder just when it begins."""
+"""How long a run recorded offline waits for a `sync` that holds the run's folder just when the run begins."""
 
 LOCK: Final = "lock"
 REJECTED: Final = "rejected"
 REASON: Final = "reason.txt"
 
-
 _NUMBER = re.compile("[0-9]{8,12}")
-_ASIDE = re.compile(r"\.[0-9]{8,12}")
-_ASIDE_RUN = re.compile(r"\.run\.json\.\w{8}")
+_TEMPORARY_RECORD = re.compile(r"\.[0-9]{8,12}")
+_TEMPORARY_RUN = re.compile(r"\.run\.json\.\w{8}")
 
 _logger = logging.getLogger(__name__)
 
 
 def spool_root(spool_dir: Path | None = None) -> Path:
-    """Where the runs' folders lie: `spool_dir`, else MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics` here.
+    """Return the folder that holds the folders of all runs.
 
-    What the environment names may be a link: it is the user's own. A checkout's `.mlflow_dynamics` may not.
+    It is `spool_dir`; if that is None, the folder that MLFLOW_DYNAMICS_SPOOL names; if that is not set,
+    `.mlflow_dynamics` in the working folder. The folder that the environment names may be a link, because the user has
+    chosen it. The folder `.mlflow_dynamics` must not be a link, because it may come with a checkout.
     """
     named = os.environ.get(ENV_SPOOL)
     if spool_dir is None and named:
@@ -65,47 +66,47 @@ def spool_root(spool_dir: Path | None = None) -> Path:
 
 
 def open_folder(path: Path, *, create: bool = False) -> Folder:
-    """A run's folder in its root.
+    """Open a run's folder and, before it, the folder that contains it. With `create`, missing folders are made.
 
     Raises:
-        NotOursError: one of the two is a link, another user's, or one that others can write.
+        NotOursError: one of the two is a link, another user's, or writable by others.
     """
     return Folder.open(path.parent, create=create).child(path.name, create=create)
 
 
 def numbers(home: Folder) -> list[int]:
-    """The numbers of the records on disk, oldest first."""
+    """Return the numbers of the records on disk, oldest first."""
     with contextlib.suppress(FileNotFoundError, NotOursError), home.at(QUEUE) as queue:
         return [int(name) for name in queue.names() if _NUMBER.fullmatch(name) and queue.is_folder(name)]
     return []
 
 
 def last_change(home: Folder) -> float:
-    """When a record was last added to a run's folder or taken from it, in seconds since 1970."""
+    """Return when a record was last added to a run's folder or removed from it, in seconds since 1970."""
     with contextlib.suppress(FileNotFoundError, NotOursError), home.at(QUEUE) as queue:
         return max(home.modified(), queue.modified())
     return home.modified()
 
 
 class InUseError(TrackingError):
-    """Another process or writer holds a run's folder."""
+    """The folder of a run is in use by another process or writer."""
 
 
 class Spool:
-    """The queue of one run. `put` may be called from any thread, beside the one that sends.
+    """The queue of one run. `put` may be called from any thread while another thread sends.
 
-    Nothing in a folder is changed before its run.json is read and its lock is held. A folder that cannot be made or
-    is not ours is no reason not to record: what is put is kept in memory, and said once.
+    Nothing in a folder is changed before its run.json is read and its lock is held. If the folder cannot be made or is
+    not ours, records are kept in memory, and this is logged once.
 
     Args:
         folder: the run's folder.
-        run: what to record; None opens the folder of a run that was recorded before.
-        wait_s: how long to wait for another process that holds the folder.
+        run: the run to record; None opens the folder of a run that was recorded before.
+        wait_s: how long to wait for another process that holds the folder, in seconds.
 
     Raises:
         InUseError: another process or writer holds this folder.
-        DataError: the folder holds another run, or its run.json is damaged or of a newer version; without `run`, also
-            that it is not there or not ours.
+        DataError: the folder holds another run, or its run.json is damaged or of a newer version. Without `run`, also
+            if the folder is missing or not ours.
     """
 
     def __init__(self, folder: Path, run: RunRecord | None = None, *, wait_s: float = 0) -> None:
@@ -118,8 +119,8 @@ class Spool:
         self._refused_bytes: int | None = None
         self._home: Folder | None = None
         self._lock: int | None = None
-        self._kept: set[int] = set()
-        self._keeps = False
+        self._undeletable: set[int] = set()
+        self._undeletable_told = False
         self._closed = False
         self._ended = False
         stored = None
@@ -129,7 +130,7 @@ class Spool:
             if run is None or (isinstance(error, NotOursError) and error.filename != str(folder.parent)):
                 raise DataError(f"{error.filename or folder} is left alone: {error.strerror}.") from error
             self._report_disk(error)
-        # Whoever records into a run last says whether it is ours to end.
+        # The last process that records into a run decides whether the run is ours to end.
         self.run: RunRecord = replace(stored, owned=run.owned) if stored and run else stored or run  # type: ignore[assignment]
         self._run_saved = stored == self.run
         entries = self.entries()
@@ -139,7 +140,12 @@ class Spool:
             self._owners.update(dict.fromkeys(entry.artifact_paths(), entry))
 
     def put(self, batch: Batch | None = None, files: Mapping[str, bytes] = {}) -> None:
-        """Add a record at the end of the queue: on disk, or in memory where the disk refuses (said once)."""
+        """Add a record at the end of the queue, on disk or, if the disk refuses it, in memory (logged once).
+
+        Args:
+            batch: the metrics, parameters and tags.
+            files: artifact path -> content. A file replaces an older one of the same path that still waits.
+        """
         size = sum(map(len, files.values()))
         with self._mutex:
             number, self._next = self._next, self._next + 1
@@ -159,7 +165,7 @@ class Spool:
             self._keep_bounds()
 
     def entries(self) -> list[Entry]:
-        """The queue, oldest first."""
+        """Return the records of the queue, oldest first."""
         with self._mutex:
             return self._entries()
 
@@ -168,26 +174,26 @@ class Spool:
         on_disk = [
             Entry(number, home=self._home, forgotten=self._forgotten)
             for number in found
-            if number not in self._kept
+            if number not in self._undeletable
         ]
         return sorted([*on_disk, *self._memory], key=lambda entry: entry.number)
 
     def batch_sent(self, entry: Entry) -> None:
-        """Forget the metrics, parameters and tags that MLflow has."""
+        """Delete the metrics, parameters and tags of a record, which MLflow has."""
         try:
             entry.drop_batch()
         except OSError as error:
             self._report_kept(error)
 
     def artifact_sent(self, entry: Entry, path: str) -> None:
-        """Forget a file that MLflow has."""
+        """Delete a file of a record, which MLflow has."""
         with self._mutex:
             self._forget(entry, path)
             if self._owners.get(path) is not None and self._owners[path].number == entry.number:
                 del self._owners[path]
 
     def finish(self, entry: Entry) -> None:
-        """Forget a record all of whose parts have left; what else lies in its folder is set aside."""
+        """Delete a record of which all parts are sent. Other files in its folder are moved to `rejected`."""
         with self._mutex:
             if entry in self._memory:
                 self._memory.remove(entry)
@@ -195,7 +201,12 @@ class Spool:
                 self._clear(self._home, entry)
 
     def reject(self, entry: Entry, reason: str) -> None:
-        """Set the metrics, parameters and tags of a record aside: they can be sent neither now nor later."""
+        """Move the metrics, parameters and tags of a record to `rejected`, because they can never be sent.
+
+        Args:
+            entry: the record; one that is only in memory is dropped.
+            reason: the content of `reason.txt`.
+        """
         if entry.home is None:
             entry.drop_batch()
             return
@@ -207,7 +218,7 @@ class Spool:
             self._report_kept(error)
 
     def set_run_id(self, run_id: str) -> None:
-        """Remember the run that was created for this folder."""
+        """Store the id of the run that was created for this folder."""
         with self._mutex:
             self.run = replace(self.run, run_id=run_id)
             self._run_saved = False
@@ -217,7 +228,7 @@ class Spool:
                 self._report_disk(error)
 
     def in_memory(self) -> int:
-        """Try once more to write what is only in memory; returns how many records the disk still refuses."""
+        """Try once more to write the records in memory to disk; return how many the disk still refuses."""
         with self._mutex:
             for entry in list(self._memory):
                 files = {path: entry.read_artifact(path) or b"" for path in entry.artifact_paths()}
@@ -233,15 +244,15 @@ class Spool:
 
     @property
     def awaits_end(self) -> bool:
-        """Whether the run is ours to end and its end has not been sent: its folder stays until it is."""
+        """Whether the run is ours to end and its end has not been sent. Its folder is kept until then."""
         return self.run.owned and not self._ended
 
     def ended(self) -> None:
-        """The store has the run's end."""
+        """Note that the store has the run's end."""
         self._ended = True
 
     def close(self) -> None:
-        """Release the folder; it is removed where nothing is left in it and the run needs no end from us."""
+        """Release the folder, and remove it if it is empty and the run is not waiting for its end."""
         with self._mutex:
             self._closed = True
             if self._home is not None and self.run.run_id and not self._entries() and not self.awaits_end:
@@ -250,7 +261,7 @@ class Spool:
             self._release()
 
     def _enter(self, run: RunRecord | None, wait_s: float = 0) -> RunRecord | None:
-        """Take the folder, made anew for `run` where it is absent; returns what its run.json says."""
+        """Open and lock the folder, which is made for `run` if it is missing; return the content of its run.json."""
         try:
             home = open_folder(self.folder, create=run is not None)
             self._check_run(read_run(home), run)
@@ -267,7 +278,7 @@ class Spool:
             self._check_run(stored, run)
             refused.pop_all()
         with contextlib.suppress(OSError), home.at(QUEUE) as queue:
-            for name in filter(_ASIDE.fullmatch, queue.names()):
+            for name in filter(_TEMPORARY_RECORD.fullmatch, queue.names()):
                 with contextlib.suppress(OSError):
                     queue.remove_tree(name, files=True)
         self._home, self._lock = home, lock
@@ -285,7 +296,7 @@ class Spool:
             self._lock = None
 
     def _writable(self) -> Folder:
-        """The folder, with its run.json; made anew where somebody has removed it."""
+        """Return the folder with its run.json. It is made anew if somebody has removed it."""
         home = self._home
         if home is None or not home.is_at(self.folder) or not self._holds_lock(home):
             if home is not None and not self._closed:
@@ -326,10 +337,10 @@ class Spool:
         return entry
 
     def _clear(self, home: Folder, entry: Entry) -> None:
-        """Remove a record's folder, of which nothing is left but what could be no record of ours."""
+        """Remove the folder of a record of which all parts are sent. Other files in it are moved to `rejected`."""
         queue, name = entry.parts
         try:
-            if entry.home is None:  # it was sent from memory, while closing has written it down
+            if entry.home is None:  # it was sent from memory while `in_memory` wrote it to disk
                 on_disk = Entry(entry.number, home=home)
                 on_disk.drop_batch()
                 for path in on_disk.artifact_paths():
@@ -346,7 +357,7 @@ class Spool:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._kept.add(entry.number)
+            self._undeletable.add(entry.number)
             self._report_kept(error)
 
     def _forget(self, entry: Entry, path: str) -> int:
@@ -360,7 +371,7 @@ class Spool:
         return freed
 
     def _keep_bounds(self) -> None:
-        """Where the files outgrow a bound, the oldest unsent activations go first; numbers never go."""
+        """Drop the oldest unsent activations if the files exceed a bound. Numbers are never dropped."""
         self._drop_oldest(self._disk_bytes - MAX_DISK_BYTES, on_disk=True)
         in_memory = sum(entry.artifact_bytes() for entry in self._memory)
         self._drop_oldest(in_memory - MAX_MEMORY_BYTES, on_disk=False)
@@ -381,8 +392,8 @@ class Spool:
                 del self._owners[path]
 
     def _disk_took(self, size: int) -> None:
-        # A full disk still takes small records now and then: it works again when it takes one like the first it
-        # refused.
+        # A full disk still takes small records now and then. So the disk counts as working again only when it has taken
+        # a record at least as large as the first one that it refused.
         if self._refused_bytes is not None and size >= self._refused_bytes:
             self._refused_bytes = None
             _logger.warning("%s can be written again.", self.folder)
@@ -397,8 +408,8 @@ class Spool:
             )
 
     def _report_kept(self, error: OSError) -> None:
-        if not self._keeps:
-            self._keeps = True
+        if not self._undeletable_told:
+            self._undeletable_told = True
             _logger.warning(
                 "Cannot remove from %s what MLflow has (%s): sending goes on, and `mlflow-dynamics sync` will find it "
                 "again.",
@@ -408,11 +419,17 @@ class Spool:
 
 
 def open_spool(root: Path, name: str, run: RunRecord | None) -> Spool:
-    """The spool folder of a run; beside it (`name.1`, ...) where that is in use, another run's or not ours.
+    """Open the spool folder of a run, or another folder (`name.1`, ...) if that one is in use or another run's.
+
+    Args:
+        root: the folder of all runs' folders.
+        name: the run's id or local name.
+        run: the run to record; None opens the folder of a run that was recorded offline.
 
     Raises:
-        ConfigError: `name` could be no run's.
-        DataError: `run` is None and the folder does not say which run it belongs to.
+        ConfigError: `name` is not the name of a run.
+        DataError: `run` is None and the folder is missing, damaged or not ours.
+        TrackingError: `run` is None and the folder is in use, or 100 folders of the run are in use.
     """
     check_run_id(name)
     if run is None:
@@ -424,9 +441,9 @@ def open_spool(root: Path, name: str, run: RunRecord | None) -> Spool:
 
 
 def _set_aside(home: Folder, number: int, folder: Folder, name: str, reason: str) -> None:
-    """Move `name` from a folder of the queue to the rejected ones, with the reason beside it."""
+    """Move `name` from a folder of the queue to `rejected`, with the reason beside it."""
     with home.at(REJECTED, create=True) as rejected:
-        # Numbers begin anew where a queue was empty when a run was resumed.
+        # The number may be taken: numbers begin anew if the queue was empty when a run was resumed.
         again = (f"{number:08d}.{count}" for count in itertools.count(1))
         free = next(one for one in itertools.chain([f"{number:08d}"], again) if not rejected.holds(one))
         with rejected.at(free, create=True) as target:
@@ -435,9 +452,9 @@ def _set_aside(home: Folder, number: int, folder: Folder, name: str, reason: str
 
 
 def _remove(home: Folder) -> None:
-    """Remove a run's folder, as far as there is nothing in it but what this project writes and has sent."""
+    """Remove a run's folder, unless it holds files that this project does not write or has not sent."""
     names = home.names()
-    ours = [name for name in names if name in (FILE, LOCK) or _ASIDE_RUN.fullmatch(name)]
+    ours = [name for name in names if name in (FILE, LOCK) or _TEMPORARY_RUN.fullmatch(name)]
     if set(names) - set(ours) - {QUEUE}:
         return
     if QUEUE in names:

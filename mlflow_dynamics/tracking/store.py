@@ -1,11 +1,11 @@
-"""MLflow's tracking store: one try and a bounded wait for each request of the sender, and what is believed of answers.
+"""Connects to MLflow's tracking store, with a bounded wait for each request, and checks the answers.
 
-MLflow's own client hides up to seven retries (minutes) inside each call. They are steered by environment
-variables that count for the whole process, the user's own calls included, so the sender leaves those alone
-and passes "no retries" and a timeout with each request; it retries by itself, where that can be stopped.
+MLflow's own client makes up to seven retries (minutes) inside each call. They are set by environment variables, which
+also apply to the user's own calls in the same process. So the sender leaves the variables alone and passes "no
+retries" and a timeout with each request. It retries by itself, in a way that can be stopped.
 
-A server may be another than it should be, or not be up yet. No redirect is followed, and an answer counts only when it
-is whole and of what was asked for; anything else is a failure like no answer.
+The server at an address may not be MLflow, or may not be up yet. So no redirect is followed, and an answer is accepted
+only if it is complete and concerns what was asked for. Any other answer is a failure, just as no answer is.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from mlflow_dynamics.tracking.run_record import MAX_URI_LENGTH
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 60.0
 LONGEST_READ_S: Final = 600.0
-"""For a request of who waits for the answer, MLflow's tries included."""
+"""Bound on a request of a caller who waits for the answer, including MLflow's own retries."""
 
 SLOWEST_BYTES_PER_S: Final = 10_000
-"""What a request carries at this speed does not count as waiting."""
+"""The time that the bytes of a request or answer need at this speed is added to its time limit."""
 
 MAX_ANSWER_BYTES: Final = 256 * 1024**2
-"""A longer answer is none: 25,000 values of a metric, MLflow's page, take 4 MB."""
+"""A longer answer is refused. One page of MLflow, 25,000 values of a metric, takes 4 MB."""
 
 HTTP: Final = ("http", "https")
 ONE_TRY: Final[Mapping[str, Any]] = {"max_retries": 0, "raise_on_status": False}
@@ -62,29 +62,29 @@ FORBIDDEN: Final = 403
 CREDENTIALS: Final = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 _CHUNK_BYTES: Final = 2**10
-"""Small, for no one else can end the reading of one that comes byte by byte."""
+"""The chunks are small, because reading is given up only between two of them, and a server may send single bytes."""
 
 _DISTRIBUTIONS: Final = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
-"""Module of a database's driver -> what installs it, where the two have other names."""
+"""Module of a database's driver -> the package that installs it, if the names differ."""
 
 _MALFORMED: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError, ParseError)
-"""What MLflow's client makes of an answer of another form than it expects."""
+"""The errors that MLflow's client raises for an answer of another form than it expects."""
 
 
 class UnusableStore(TrackingError):
-    """What the tracking URI names cannot take records as things are, and no second try will help."""
+    """The store at the tracking URI cannot be used in this environment, and no second try will help."""
 
 
 class RefusedAccess(MlflowException):
-    """The server is there and does not let in who asks: what is to be set, or asked for, is the message."""
+    """The server answers, but refuses access. The message says which credentials to set or which permission to get."""
 
 
 class HttpStore(RestStore):
     """MLflow's REST store as `connect` makes it.
 
     Args:
-        tracking_uri: of the server, with credentials.
-        request: what is passed with each request, such as a timeout; what is missing is as MLflow's variables say.
+        tracking_uri: the server's URI, with credentials.
+        request: arguments that are passed with each request, such as a timeout; MLflow's variables set the others.
     """
 
     def __init__(self, tracking_uri: str, request: Mapping[str, Any]) -> None:
@@ -92,7 +92,12 @@ class HttpStore(RestStore):
         self._request = request
 
     def ask(self, endpoint: str, method: str, **payload: Any) -> Any:
-        """The server's answer to a request, as JSON reads it."""
+        """Send a request and return the server's answer, parsed from JSON.
+
+        Raises:
+            RestException: MLflow refuses the request.
+            MlflowException: the answer is not MLflow's; otherwise as the function `ask` raises.
+        """
         response = ask(self.get_host_creds(), endpoint, method, **self._request, **payload)
         try:
             answer = json.loads(verify_rest_response(response, endpoint).text)
@@ -101,7 +106,7 @@ class HttpStore(RestStore):
         except (MlflowException, *_MALFORMED) as error:
             if response.status_code == 200:
                 raise MlflowException(NOT_MLFLOW) from error
-            # Not with MLflow's own code for what it refuses for good: a proxy's page says no such thing.
+            # The error has no code of MLflow's, because a proxy's page does not mean that MLflow refuses for good.
             raise MlflowException(
                 f"the server answers {response.status_code}: {response.text[:500]}"
             ) from error
@@ -127,24 +132,29 @@ class HttpStore(RestStore):
 
 
 def connect(tracking_uri: str, *, read_timeout_s: float = READ_TIMEOUT_S) -> AbstractStore:
-    """The store behind a tracking URI; nothing is sent yet to a server, while a database is opened.
+    """Return the store at a tracking URI, with one try and a bounded wait for each request.
+
+    A database is opened at once; nothing is sent yet to a server.
 
     Raises:
         UnusableStore: MLflow has no such store, declines it, or lacks a login or a database's driver for it.
+        MlflowException: a database does not answer.
     """
     return _connect(tracking_uri, {"timeout": (CONNECT_TIMEOUT_S, read_timeout_s), **ONE_TRY})
 
 
 def connect_to_read(tracking_uri: str) -> AbstractStore:
-    """Likewise for who can wait for the answer: tries and waits follow MLflow's variables. Raises as `connect` does."""
+    """Return the store for a caller who can wait: MLflow's variables set retries and timeouts. Raises as `connect`."""
     return _connect(tracking_uri, {})
 
 
 def connect_to_read_runs(runs: object, tracking_uri: str) -> AbstractStore:
-    """Likewise for who asks for runs by their ids, for whom MLflow would make a database that is not there.
+    """Return the store as `connect_to_read` does, for a caller who asks for runs by id.
+
+    MLflow would create a missing SQLite database.
 
     Raises:
-        TrackingError: there is no database, so no run.
+        TrackingError: there is no database, so there are no runs.
     """
     if lacks_database(tracking_uri):
         raise TrackingError(f"There is no run {runs!r} in {redact(tracking_uri)}: no such database is there.")
@@ -163,7 +173,7 @@ def _connect(tracking_uri: str, request: Mapping[str, Any]) -> AbstractStore:
             f"MLflow at {redact(tracking_uri)} needs the Python package {error.name}, which is not installed: pip "
             f"install {_DISTRIBUTIONS.get(str(error.name), error.name)}"
         ) from error
-    except ArgumentError as error:  # of SQLAlchemy: no such database, or no such driver of it
+    except ArgumentError as error:  # SQLAlchemy knows no such database or no such driver
         raise UnusableStore(
             f"MLflow at {redact(tracking_uri)} cannot be used: {_quoted(error, tracking_uri)}"
         ) from error
@@ -176,16 +186,16 @@ def _connect(tracking_uri: str, request: Mapping[str, Any]) -> AbstractStore:
 
 
 def _quoted(error: Exception, tracking_uri: str) -> str:
-    """What MLflow or a driver says of a tracking URI, which it may quote."""
+    """Return an error's message without credentials. It may quote the tracking URI."""
     return redact_text(str(error).strip().replace(tracking_uri, redact(tracking_uri)))
 
 
 def ask(creds: MlflowHostCreds, endpoint: str, method: str, **request: Any) -> requests.Response:
-    """A server's answer, of whatever other status.
+    """Send a request and return the server's answer, whatever its status, except for the errors below.
 
     Raises:
         RefusedAccess: the server refuses the credentials, or asks for some.
-        MlflowException: there is no answer, it is a redirect, or too long.
+        MlflowException: there is no answer, the answer is a redirect, or it is too long.
         TimeoutError: the request as a whole takes too long.
     """
     send = partial(http_request, creds, endpoint, method, allow_redirects=False, stream=True, **request)
@@ -204,15 +214,15 @@ def _refusal(creds: MlflowHostCreds, status: int) -> str:
 
 
 def limit_of(request: Mapping[str, Any]) -> float:
-    """The seconds that a request may take as a whole, less those for its answer's bytes."""
+    """Return the seconds that a request may take as a whole, without the time for the answer's bytes."""
     waiting = sum(request["timeout"]) if "timeout" in request else LONGEST_READ_S
     return waiting + len(request.get("data", b"")) / SLOWEST_BYTES_PER_S
 
 
 def read_answer(send: Callable[[], requests.Response], *, limit_s: float) -> requests.Response:
-    """The answer to a request that `send` makes, streamed, with its content; raises as `ask` does.
+    """Make a request with `send` and return the streamed answer with its content; raises as `ask` does.
 
-    A timeout of MLflow's or of `requests` counts anew with each byte that comes.
+    The limit is for the whole request, because a timeout of MLflow or `requests` begins anew with each received byte.
     """
     content = bytearray()
     given_up = threading.Event()
@@ -241,10 +251,10 @@ def read_answer(send: Callable[[], requests.Response], *, limit_s: float) -> req
 
 
 def run_of(store: AbstractStore, run_id: str) -> Run:
-    """The run as the store has it.
+    """Return the run as the store has it.
 
     Raises:
-        MlflowException: there is none, or the answer lacks something or is of another run.
+        MlflowException: there is no such run, or the answer is incomplete or of another run.
     """
     run = whole_run(store.get_run(run_id))
     if run.info.run_id != run_id:
@@ -253,10 +263,10 @@ def run_of(store: AbstractStore, run_id: str) -> Run:
 
 
 def whole_run(run: Run) -> Run:
-    """`run` as it is.
+    """Return `run` unchanged.
 
     Raises:
-        MlflowException: the answer that it was read from lacks something.
+        MlflowException: the run lacks its id, its experiment or a place for its artifacts.
     """
     info = run.info
     if not is_run_id(info.run_id) or info.run_id.startswith(LOCAL_PREFIX):
@@ -269,7 +279,11 @@ def whole_run(run: Run) -> Run:
 
 
 def whole_experiment(experiment: Experiment, *, asked: str | None = None) -> Experiment:
-    """`experiment` as it is; raises as `whole_run` does."""
+    """Return `experiment` unchanged.
+
+    Raises:
+        MlflowException: the experiment's id is missing, or is not the one `asked` for.
+    """
     if not is_run_id(experiment.experiment_id) or asked not in (None, experiment.experiment_id):
         raise MlflowException(f"{NOT_MLFLOW}: its experiment id is {experiment.experiment_id!r:.100}")
     return experiment
@@ -277,14 +291,14 @@ def whole_experiment(experiment: Experiment, *, asked: str | None = None) -> Exp
 
 @contextmanager
 def reading(what: str, *, place: str | None = None) -> Iterator[None]:
-    """A store that cannot be reached, refuses, or gives what is none, is a TrackingError: `what` cannot be read."""
+    """Turn every failure of the store inside the block into a TrackingError: `what` cannot be read (from `place`)."""
     with failing_as(f"{what} cannot be read" + ("" if place is None else f" from {redact(place)}")):
         yield
 
 
 @contextmanager
 def failing_as(failure: str) -> Iterator[None]:
-    """Likewise for what is not only read: the TrackingError says the failure in these words, and the reason."""
+    """Turn every failure of the store inside the block into a TrackingError of these words and the reason."""
     try:
         yield
     except DynamicsError:
@@ -294,7 +308,10 @@ def failing_as(failure: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason of a failure in one line of at most 200 characters, without credentials."""
+    """Return the reason of a failure in one line, without credentials.
+
+    The line has at most 200 characters, except for an `UnusableStore`, whose remedy must not be cut.
+    """
     cause = error.__context__ if isinstance(error.__context__, requests.RequestException) else error
     if isinstance(cause, requests.Timeout | TimeoutError):
         return "it does not answer in time"
@@ -303,17 +320,16 @@ def reason_of(error: BaseException) -> str:
     if isinstance(cause, requests.exceptions.ChunkedEncodingError):
         return "its answer is cut off"
     said = redact_text(" ".join(str(error).split())) or type(error).__name__
-    # The remedy of what cannot be used is all that helps: it is given whole.
     return printable(said, limit=len(said)) if isinstance(error, UnusableStore) else printable(said)
 
 
 def stored_uri(uri: str) -> str:
-    """The URI as a run's record names its store: the same from any folder, without credentials, on one line."""
+    """Return the URI by which a run's record names its store: absolute, without credentials, on one line."""
     return printable(redact(absolute(uri)), limit=MAX_URI_LENGTH)
 
 
 def lacks_database(tracking_uri: str) -> bool:
-    """Whether MLflow would make the SQLite database of this URI, which is not there: no run can be in it."""
+    """Whether this URI names a SQLite database that does not exist. MLflow would create it, without any runs."""
     try:
         url = make_url(tracking_uri)
     except ArgumentError:
@@ -323,7 +339,7 @@ def lacks_database(tracking_uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The URI with a relative SQLite or folder path made absolute, so that it means the same anywhere."""
+    """Return the URI with a relative SQLite or folder path made absolute."""
     scheme, separator, path = uri.partition(":///")
     if (
         separator

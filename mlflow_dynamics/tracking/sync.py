@@ -1,4 +1,4 @@
-"""Sending what earlier runs left behind: for `mlflow-dynamics sync` and when the next training starts."""
+"""Sends the records that earlier runs have left, for `mlflow-dynamics sync` and when the next training starts."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from mlflow_dynamics.tracking.store import RefusedAccess, connect, reason_of, st
 STORE_ERRORS: Final = (MlflowException, requests.RequestException, OSError)
 
 TRIES: Final = 3
-"""Passes over a run's records before the rest is left for the next call."""
+"""The number of passes over a run's records before the rest is left for the next call."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncedRun:
-    """What came of one run's folder.
+    """The result for one run's folder.
 
     Attributes:
-        folder: the run's spool folder; it is gone where everything was sent.
-        run_id: the MLflow run; None where it could not be created yet.
-        sent: records sent now.
-        left: records that are still to be sent.
-        reason: why some are left, or None.
-        ended: whether the run was ended now, for an owner that is dead.
-        tried: whether it was tried to send them: not for another store, nor once the store has not answered.
-        running: whether its owner is dead, and has left it running.
-        in_use: whether it is left to whoever records into it or sends it at this moment.
+        folder: the run's spool folder, which is removed once everything is sent.
+        run_id: the MLflow run's id; None if the run could not be created yet.
+        sent: the number of records sent now.
+        left: the number of records that are still to be sent.
+        reason: why records are left; None if none are.
+        ended: the run was ended now, because its process is dead.
+        tried: sending was tried. It is not tried for a run of another store, nor after the store has not answered.
+        running: the run's process is dead and has left the run RUNNING.
+        in_use: another process records into the folder or sends it at this moment.
     """
 
     folder: Path
@@ -65,7 +65,15 @@ class SyncedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A folder that was looked at, and not changed: what is in it, or why it is left alone."""
+    """A run's folder as it was found, before anything is changed.
+
+    Attributes:
+        folder: the folder.
+        run: the run that it belongs to; None if the folder is left alone.
+        waiting: the number of records in it.
+        modified: when a record was last added or removed, in seconds since 1970.
+        reason: why the folder is left alone; None if it is not.
+    """
 
     folder: Path
     run: RunRecord | None = None
@@ -83,18 +91,22 @@ def sync(
 ) -> tuple[SyncedRun, ...]:
     """Send the records of the runs of one store, oldest run first, each value once.
 
-    May be killed and called again at any time. A folder that another process records into or sends from is left
-    to it. What cannot be sent or read is reported and does not keep the other runs from being sent; once the store
-    itself does not answer, the others are not tried. What lies in a spool is not trusted: nothing in it says where
-    records, or credentials, go.
+    It may be killed and called again at any time. A folder that another process records into or sends from is left
+    alone. If a run cannot be read or sent, this is reported, and the other runs are sent. But if the store itself does
+    not answer, the remaining runs are not tried. The content of a spool is not trusted: it does not decide where
+    records or credentials are sent.
 
     Args:
-        spool_dir: default MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics` in the working folder.
-        tracking_uri: the store, with the password that is not kept in the spool unless it is MLflow's own; default:
-            MLflow's own. Runs of another one are counted as left.
-        end_stale: also end, as KILLED, the runs that were begun for their recording, whose process is dead, and that
-            the store still calls RUNNING; at the time of their last record.
-        tell: is called with each run as soon as it is known what came of it.
+        spool_dir: the spool; None is MLFLOW_DYNAMICS_SPOOL or, if that is not set, `.mlflow_dynamics` in the working
+            folder.
+        tracking_uri: the store, with its password, which is not kept in the spool; None is MLflow's own. The password
+            may be left out if the store is MLflow's own. Runs of another store are counted as left.
+        end_stale: also end runs as KILLED, at the time of their last record, if they were begun for their recording,
+            their process is dead, and the store still calls them RUNNING.
+        tell: called with the result of each run as soon as it is known.
+
+    Returns:
+        The result of each run's folder.
     """
     uri = _with_credentials(tracking_uri or mlflow.get_tracking_uri())
     done: list[SyncedRun] = []
@@ -107,19 +119,22 @@ def sync(
 def sync_run(
     run_id: str, spool_dir: Path | None = None, *, tracking_uri: str | None = None
 ) -> SyncedRun | None:
-    """Send what waits of one run, as `sync` does; None where nothing does."""
+    """Send the records of one run, as `sync` does; return None if the run has no folder."""
     found = _look_into(spool_root(spool_dir) / run_id)
     if found is None:
         return None
     if found.run is None:
-        return _left(found, found.reason, tried=True)
+        return _not_sent(found, found.reason, tried=True)
     return _sync_run(found, tracking_uri or mlflow.get_tracking_uri(), end_stale=False)
 
 
 def sync_in_background(root: Path, *, own: Path, tracking_uri: str) -> threading.Thread | None:
-    """Start `sync` beside the training that records into `own`, where another run's folder lies beside it.
+    """Start a thread that does what `sync` does, if the spool holds another run's folder than `own`.
 
-    What is in it is read by that thread: a spool that came with a checkout may hold any number of large ones.
+    The folders are read in that thread, because a spool that came with a checkout may hold many large ones.
+
+    Returns:
+        The thread; None if it was not started.
     """
     try:
         home = Folder.open(root)
@@ -135,8 +150,8 @@ def sync_in_background(root: Path, *, own: Path, tracking_uri: str) -> threading
 
 
 def _sync_quietly(root: Path, tracking_uri: str) -> None:
-    if isinstance(_failure(tracking_uri), RefusedAccess):
-        return  # the training's own sender says so
+    if isinstance(_store_failure(tracking_uri), RefusedAccess):
+        return  # the training's own sender logs this
     for run in _synced(root, tracking_uri, end_stale=False):
         if run.sent:
             _logger.info("Sent %d records of the earlier run %s.", run.sent, run.run_id)
@@ -148,24 +163,26 @@ def _synced(root: Path, tracking_uri: str, *, end_stale: bool) -> Iterator[Synce
     unanswered: str | None = None
     for found in sorted(_look(root), key=lambda found: found.modified):
         if found.run is None:
-            yield _left(found, found.reason, tried=True)
-        elif not _is_of(found.run, tracking_uri):
+            yield _not_sent(found, found.reason, tried=True)
+        elif not _belongs_to(found.run, tracking_uri):
             other = shlex.quote(found.run.tracking_uri)
-            yield _left(found, f"of another store; `mlflow-dynamics sync --tracking-uri {other}` sends them")
+            yield _not_sent(
+                found, f"of another store; `mlflow-dynamics sync --tracking-uri {other}` sends them"
+            )
         elif unanswered is not None:
-            yield _left(found, unanswered)
+            yield _not_sent(found, unanswered)
         else:
             run = _sync_run(found, tracking_uri, end_stale=end_stale)
             if run is not None:
-                failure = _failure(tracking_uri) if run.left else None
+                failure = _store_failure(tracking_uri) if run.left else None
                 if failure is not None:
                     refused = isinstance(failure, RefusedAccess)
-                    why = f": {reason_of(failure)}" if refused else " does not answer"
-                    unanswered = redact(tracking_uri) + why
+                    reason = f": {reason_of(failure)}" if refused else " does not answer"
+                    unanswered = redact(tracking_uri) + reason
                 yield run
 
 
-def _left(found: _Found, reason: str | None, *, tried: bool = False) -> SyncedRun:
+def _not_sent(found: _Found, reason: str | None, *, tried: bool = False) -> SyncedRun:
     run_id = None if found.run is None else found.run.run_id
     return SyncedRun(
         folder=found.folder, run_id=run_id, sent=0, left=found.waiting, reason=reason, tried=tried
@@ -173,21 +190,21 @@ def _left(found: _Found, reason: str | None, *, tried: bool = False) -> SyncedRu
 
 
 def _sync_run(found: _Found, tracking_uri: str, *, end_stale: bool) -> SyncedRun | None:
-    """What came of a folder; None where another process has sent and removed it meanwhile."""
+    """Send a folder and return the result; None if another process has sent and removed the folder meanwhile."""
     try:
-        return _sent(found, tracking_uri, end_stale=end_stale)
+        return _send_folder(found, tracking_uri, end_stale=end_stale)
     except OSError as error:  # somebody changes the folder meanwhile, or its disk fails
-        return _left(found, _left_alone(found.folder, error), tried=True)
+        return _not_sent(found, _left_alone(found.folder, error), tried=True)
 
 
-def _sent(found: _Found, tracking_uri: str, *, end_stale: bool) -> SyncedRun | None:
+def _send_folder(found: _Found, tracking_uri: str, *, end_stale: bool) -> SyncedRun | None:
     try:
         spool = Spool(found.folder)
     except (TrackingError, DataError) as error:
         still = _look_into(found.folder)
         if still is None:
             return None
-        return replace(_left(still, str(error), tried=True), in_use=isinstance(error, InUseError))
+        return replace(_not_sent(still, str(error), tried=True), in_use=isinstance(error, InUseError))
     try:
         delivery = Delivery(spool, tracking_uri)
         before = len(spool.entries())
@@ -221,7 +238,7 @@ def _sent(found: _Found, tracking_uri: str, *, end_stale: bool) -> SyncedRun | N
 
 
 def _send(delivery: Delivery) -> Exception | None:
-    """Why not all was sent, after some tries."""
+    """Send a queue with some tries; return the error that remains, or None."""
     failure = delivery.run_once()
     for attempt in range(TRIES - 1):
         if failure is None or isinstance(failure, RefusedAccess):
@@ -232,7 +249,7 @@ def _send(delivery: Delivery) -> Exception | None:
 
 
 def _last_sign(run: RunRecord, tracking_uri: str, modified: float) -> int | None:
-    """When (in ms) a run that its store calls RUNNING last recorded something; None where it is not RUNNING."""
+    """Return when a run last recorded something, in milliseconds since 1970; None if its status is not RUNNING."""
     try:
         stored = connect(tracking_uri).get_run(str(run.run_id))
     except MlflowException as error:
@@ -244,8 +261,8 @@ def _last_sign(run: RunRecord, tracking_uri: str, modified: float) -> int | None
     return max((metric.timestamp for metric in latest_metrics(stored)), default=int(modified * 1000))
 
 
-def _failure(tracking_uri: str) -> Exception | None:
-    """Why the store itself does not answer; None where it does, whatever was wrong with a run."""
+def _store_failure(tracking_uri: str) -> Exception | None:
+    """Return the error with which the store itself does not answer; None if it answers."""
     try:
         connect(tracking_uri).search_experiments(max_results=1)
     except STORE_ERRORS as error:
@@ -254,7 +271,7 @@ def _failure(tracking_uri: str) -> Exception | None:
 
 
 def _look(root: Path) -> list[_Found]:
-    """The runs' folders in a spool, and what is wrong with those that are not ours; nothing is changed."""
+    """Find the runs' folders in a spool, without changing anything."""
     try:
         home = Folder.open(root)
     except FileNotFoundError:
@@ -266,7 +283,7 @@ def _look(root: Path) -> list[_Found]:
 
 
 def _look_into(folder: Path) -> _Found | None:
-    """What is in a run's folder; None where it is gone."""
+    """Look into a run's folder; None if it is gone or holds no run."""
     try:
         home = open_folder(folder)
         run = read_run(home)
@@ -286,7 +303,7 @@ def _left_alone(folder: Path, error: OSError) -> str:
     return f"{path} is left alone: {error.strerror}."
 
 
-def _is_of(run: RunRecord | None, tracking_uri: str) -> bool:
+def _belongs_to(run: RunRecord | None, tracking_uri: str) -> bool:
     return run is not None and run.tracking_uri.rstrip("/") == stored_uri(tracking_uri).rstrip("/")
 
 

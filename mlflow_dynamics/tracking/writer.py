@@ -1,4 +1,4 @@
-"""RunWriter: what a session calls to record one run; returns as soon as it is on local disk."""
+"""RunWriter records one run. Its methods return as soon as the record is on local disk."""
 
 from __future__ import annotations
 
@@ -30,22 +30,24 @@ _logger = logging.getLogger(__name__)
 
 
 class RunWriter:
-    """Records one run: first into its spool folder, from there in the background to MLflow.
+    """Records one run, first into its spool folder, and from there in the background into MLflow.
 
-    No method waits for the tracking store or raises for its sake: trouble is logged once when it begins and
-    once when it ends. Values that are not finite are passed on as they are (SQL stores keep NaN, and infinity
-    as the largest double): a loss that became NaN is worth seeing.
+    If the tracking store fails, no method raises, and none but `created_within`, `all_sent` and `close` waits for it. A
+    failure is logged once when it begins and once when it ends. NaN and infinity are passed on unchanged (SQL stores
+    keep NaN, and store infinity as the largest double), because a loss that became NaN is worth seeing.
 
     Args:
-        run: an MLflow run's id, or the local name that `start_run` gives a run whose server did not answer; or a record
-            of a new one, which is created in the background.
-        tracking_uri: where that run lives; default: MLflow's own.
-        spool_dir: the folder of all runs' folders; default: MLFLOW_DYNAMICS_SPOOL, else `.mlflow_dynamics`.
-        owned: whether the run of this id is ours to end, also by `mlflow-dynamics sync --end-stale` once we are dead.
+        run: an MLflow run's id; or the local name that `start_run` gives to a run whose server did not answer; or the
+            record of a new run, which is created in the background.
+        tracking_uri: the store that holds the run; None is MLflow's own.
+        spool_dir: the folder of all runs' folders; None is MLFLOW_DYNAMICS_SPOOL or, if that is not set,
+            `.mlflow_dynamics`.
+        owned: the run of this id is ours to end. `mlflow-dynamics sync --end-stale` may end it once this process is
+            dead.
 
     Raises:
-        ConfigError: `run` is a text that is no run's id.
-        DataError: `run` is a local name and its folder is not there or damaged.
+        ConfigError: `run` is a text that is not the id of a run.
+        DataError: `run` is a local name and its folder is missing or damaged.
     """
 
     def __init__(
@@ -72,8 +74,8 @@ class RunWriter:
         self._sender = Sender(self._spool, tracking_uri, failed_before=offline)
 
     def start(self) -> RunWriter:
-        """Begin to send, in a thread; what earlier runs have left is sent beside it. Returns the writer itself."""
-        started(self._sender)  # where no thread starts, the sender sends when it is to finish
+        """Begin to send, in a thread, and to send what earlier runs have left. Returns the writer itself."""
+        started(self._sender)  # if no thread can be started, `finish` sends
         sync_in_background(self._root, own=self._spool.folder, tracking_uri=self._tracking_uri)
         return self
 
@@ -88,12 +90,12 @@ class RunWriter:
         return self._sender.created
 
     def created_within(self, timeout_s: float) -> Run | None:
-        """Likewise, waited for."""
+        """Wait up to `timeout_s` seconds for the run to be created for this writer; None if it is not."""
         return self._sender.created_within(timeout_s)
 
     @property
     def title(self) -> str:
-        """The run's name where it is known here, else its id."""
+        """The run's name if it is known here, otherwise its id."""
         if self.created is not None:
             return str(self.created.info.run_name)
         active = mlflow.active_run()
@@ -103,13 +105,13 @@ class RunWriter:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether, when last something was sent, the run had been asked from outside to stop."""
+        """Whether the run had been asked from outside to stop when something was last sent."""
         return self._sender.stop_requested
 
     def write_layers(self, layers: Sequence[Layer]) -> None:
-        """Record the layers, to which the rows of the other files refer: `dynamics/layers.parquet`.
+        """Record the layers, to which the rows of the other files refer, as `dynamics/layers.parquet`.
 
-        With them the run is marked as one that holds a training.
+        This also marks the run as one that holds a training.
         """
         self._layers = tuple(layers)
         self.set_tags({names.TAG_SCHEMA_VERSION: str(names.SCHEMA_VERSION)})
@@ -123,15 +125,15 @@ class RunWriter:
         measures: Measures | None,
         timestamp_ms: int,
     ) -> None:
-        """Record an epoch as one unit: after a kill at any moment either all of it is there or none.
+        """Record an epoch as one unit: after a kill at any moment, either all of it or nothing is recorded.
 
         Args:
-            epoch: from 0; the step of every metric.
-            activations: become `dynamics/activations/epoch=.../part-0.parquet`.
-            metrics: metric key -> value, logged as they are.
-            measures: those of each layer become `dynamics/layer_measures.parquet/epoch=.../part-0.parquet`; for the
-                metrics see `names.measure_metrics`.
-            timestamp_ms: milliseconds since 1970, when the epoch ended.
+            epoch: the epoch's number, from 0, which is the step of every metric.
+            activations: written to `dynamics/activations/epoch=.../part-0.parquet`; None writes no such file.
+            metrics: metric key -> value, logged unchanged.
+            measures: each layer's are written to `dynamics/layer_measures.parquet/epoch=.../part-0.parquet`; None
+                writes no such file. (`names.measure_metrics` turns the others into metrics.)
+            timestamp_ms: when the epoch ended, in milliseconds since 1970.
         """
         names.check_keys("metric", metrics)
         files: dict[str, bytes] = {}
@@ -146,29 +148,29 @@ class RunWriter:
         self._put(Batch(metrics=rows), files)
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Record parameters; values become text, cut at MLflow's limit of 6,000 characters."""
+        """Record parameters. Values become text, cut at MLflow's limit of 6,000 characters."""
         names.check_keys("parameter", params)
         self._put(
             Batch(params={key: encodable(str(value))[:MAX_PARAM_VAL_LENGTH] for key, value in params.items()})
         )
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Set tags; values become text, cut at MLflow's limit of 8,000 characters."""
+        """Set tags. Values become text, cut at MLflow's limit of 8,000 characters."""
         names.check_keys("tag", tags)
         self._put(
             Batch(tags={key: encodable(str(value))[:MAX_TAG_VAL_LENGTH] for key, value in tags.items()})
         )
 
     def log_dataset(self, dataset: Dataset, *, context: str) -> None:
-        """Record a data set as an input of the run; `context` says what for, such as "training"."""
+        """Record a data set as an input of the run; `context` is its purpose, such as "training"."""
         fields = {key: value and encodable(value) for key, value in dataset_fields(dataset).items()}
         self._put(Batch(datasets=(InputDataset(context=context, **fields),)))
 
     def log_artifact(self, local_path: Path, artifact_dir: str = names.ARTIFACT_ROOT) -> None:
-        """Record a file's present content under `artifact_dir`; it replaces an older one that still waits.
+        """Record a file's present content under `artifact_dir`. It replaces an older version that still waits.
 
         Raises:
-            ConfigError: there is no such file, or the artifact path leaves the run's folder.
+            ConfigError: the file cannot be read, or the artifact path leaves the run's folder.
         """
         path = names.check_artifact_path(
             f"{artifact_dir}/{local_path.name}" if artifact_dir else local_path.name
@@ -180,17 +182,25 @@ class RunWriter:
         self._put(files={path: data})
 
     def write_files(self, files: Mapping[str, bytes]) -> None:
-        """Record artifacts, artifact path -> content; each replaces an older one of its path that still waits."""
+        """Record artifacts, artifact path -> content. Each replaces an older version that still waits."""
         self._put(files={names.check_artifact_path(path): data for path, data in files.items()})
 
     def end_run(self, status: str = "FINISHED", end_time_ms: int | None = None) -> None:
-        """Record the end of a run that we opened: the store learns of it after everything before it."""
+        """Record the end of a run that is ours to end. The end is sent after everything recorded before it.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            end_time_ms: when the run ended, in milliseconds since 1970; None is now.
+
+        Raises:
+            ConfigError: the status is not one of these.
+        """
         if status not in END_STATUSES:
             raise unknown_choice("status", status, END_STATUSES)
         self._put(Batch(status=status, end_time=end_time_ms or int(time.time() * 1000)))
 
     def all_sent(self, timeout_s: float) -> bool:
-        """Whether MLflow has everything recorded so far; waits for it, but not while sending fails."""
+        """Wait up to `timeout_s` seconds, but not while sending fails; return whether MLflow has all records so far."""
         deadline = time.monotonic() + timeout_s
         while self._spool.entries():
             if self._sender.failing is not None or time.monotonic() > deadline:
@@ -199,10 +209,10 @@ class RunWriter:
         return self.run_id is not None
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """Send what is left for at most `timeout_s` seconds; returns how many records could not be sent.
+        """Send what is left for at most `timeout_s` seconds; return how many records could not be sent.
 
-        These stay in the spool folder and a warning names the command that sends them. A folder with nothing
-        left is deleted.
+        These records stay in the spool folder, and a warning names the command that sends them. An empty folder is
+        deleted.
         """
         self._sender.finish(timeout_s)
         left = len(self._spool.entries())

@@ -17,8 +17,8 @@ from typing import Final
 from mlflow_dynamics.config import OnSigterm
 from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.deprecation import warn_of_old_name
+from mlflow_dynamics.epoch_metrics import EpochMetrics, Intake
 from mlflow_dynamics.errors import TrackingError, unknown_choice
-from mlflow_dynamics.given import Given, Intake
 from mlflow_dynamics.pipeline import EpochResult
 from mlflow_dynamics.process_end import ProcessEnd, status_after
 from mlflow_dynamics.recording import Recorder
@@ -301,7 +301,7 @@ class Tracker:
             self._tell_where_it_goes_on(number, placed=self._placed or epoch is not None)
         self._next_epoch = number + 1
         # If another process writes the run, it logs its own metrics and not these.
-        logged = Given() if self._run_log is None else self._intake.metrics(metrics, values)
+        logged = EpochMetrics() if self._run_log is None else self._intake.metrics(metrics, values)
         schedule = self._read_schedule(number, metrics)
         pending = self._recorder.end_epoch(number)
         if number < self._held:
@@ -368,7 +368,9 @@ class Tracker:
                 self._measured.notify_all()
             self._boundary.run(self._redraw)
 
-    def _take(self, pending: PendingEpoch, logged: Given, ended_ms: int, schedule: Schedule | None) -> None:
+    def _take(
+        self, pending: PendingEpoch, logged: EpochMetrics, ended_ms: int, schedule: Schedule | None
+    ) -> None:
         activations = pending.result()  # hands them over, if another process writes the run
         if self._run_log is None:
             return

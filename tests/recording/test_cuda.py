@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mlflow_dynamics
 from mlflow_dynamics.config import RecordingConfig
-from mlflow_dynamics.given import given
+from mlflow_dynamics.epoch_metrics import read_metrics
 from mlflow_dynamics.recording import Recorder
 
 pytestmark = [
@@ -208,7 +208,7 @@ def test_the_host_never_waits_for_the_gpu(precision: torch.dtype) -> None:
 
 def test_a_metric_on_the_gpu_is_taken_as_it_is_and_not_waited_for() -> None:
     total = torch.full((), 2.0, device="cuda")
-    given({"warm": total}).numbers()
+    read_metrics({"warm": total}).numbers()
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -216,7 +216,7 @@ def test_a_metric_on_the_gpu_is_taken_as_it_is_and_not_waited_for() -> None:
         with torch.cuda.stream(stream):
             torch.cuda._sleep(100_000_000)
             total += 1
-            taken = given({"train/loss": total})
+            taken = read_metrics({"train/loss": total})
             busy = not stream.query()
             total.zero_()
     finally:

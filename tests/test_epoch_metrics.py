@@ -1,4 +1,4 @@
-"""What is given to `end_epoch`: a number of any kind is logged as it is in the call, else it costs itself alone."""
+"""The metrics passed to `end_epoch`: numbers of any kind are logged as they are at the call; others are left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import mlflow_dynamics
-from mlflow_dynamics.given import LARGEST_EPOCH, epoch_number, given
+from mlflow_dynamics.epoch_metrics import LARGEST_EPOCH, epoch_number, read_metrics
 
 NUMBERS = [
     2,
@@ -61,7 +61,7 @@ NONE = [
 
 @pytest.mark.parametrize("value", NUMBERS, ids=lambda value: f"{type(value).__name__} {value!r}")
 def test_a_number_of_any_kind_is_taken(value: object) -> None:
-    taken = given({"key": value})
+    taken = read_metrics({"key": value})
     assert taken.numbers() == {"key": 2.0}
     assert type(taken.numbers()["key"]) is float
     assert not taken.left_out
@@ -69,7 +69,7 @@ def test_a_number_of_any_kind_is_taken(value: object) -> None:
 
 @pytest.mark.parametrize("value", NONE, ids=lambda value: f"{type(value).__name__} {str(value)[:20]}")
 def test_what_is_no_number_is_named_with_its_type_and_what_is_accepted(value: object) -> None:
-    taken = given({"key": value, "other": 1.0})
+    taken = read_metrics({"key": value, "other": 1.0})
     assert taken.numbers() == {"other": 1.0}
     assert "'key'" in taken.left_out["key"]
     assert type(value).__name__ in taken.left_out["key"]
@@ -93,46 +93,46 @@ class Raising:
     "error", [KeyError("x"), OSError("x"), AttributeError("x"), AssertionError("x")], ids=repr
 )
 def test_a_conversion_that_raises_costs_its_value_alone(error: Exception) -> None:
-    taken = given({"key": Raising(error), "other": 1.0})
+    taken = read_metrics({"key": Raising(error), "other": 1.0})
     assert taken.numbers() == {"other": 1.0}
     assert f"of type Raising, which raises {type(error).__name__}" in taken.left_out["key"]
 
 
 def test_a_number_too_large_for_a_float_is_told_as_such() -> None:
-    assert "'key' is of type int, too large for a float;" in given({"key": 10**400}).left_out["key"]
+    assert "'key' is of type int, too large for a float;" in read_metrics({"key": 10**400}).left_out["key"]
 
 
 def test_an_array_that_masks_nothing_is_its_number() -> None:
-    assert given({"key": np.ma.array([2.0], mask=[False])}).numbers() == {"key": 2.0}
+    assert read_metrics({"key": np.ma.array([2.0], mask=[False])}).numbers() == {"key": 2.0}
 
 
 @pytest.mark.parametrize("key", ["dynamics/stability", "dynamics/global_step", "dynamics/of_mine"])
 def test_a_key_of_ours_is_left_out(key: str) -> None:
-    taken = given({key: 1.0, "dynamics": 2.0})
+    taken = read_metrics({key: 1.0, "dynamics": 2.0})
     assert taken.numbers() == {"dynamics": 2.0}
     assert "give it another key" in taken.left_out[key]
 
 
 @pytest.mark.parametrize("value", [True, np.bool_(True), torch.tensor(True)])
 def test_truth_is_one(value: object) -> None:
-    assert given({"improved": value}).numbers() == {"improved": 1.0}
+    assert read_metrics({"improved": value}).numbers() == {"improved": 1.0}
 
 
 @pytest.mark.parametrize(
     "value", [math.inf, -math.inf, Decimal("Infinity"), np.float32(np.inf), torch.tensor(np.inf)]
 )
 def test_infinite_values_are_numbers(value: object) -> None:
-    assert math.isinf(given({"train/loss": value}).numbers()["train/loss"])
+    assert math.isinf(read_metrics({"train/loss": value}).numbers()["train/loss"])
 
 
 @pytest.mark.parametrize("value", [math.nan, Decimal("NaN"), np.float32(np.nan), torch.tensor(np.nan)])
 def test_nan_is_a_number(value: object) -> None:
-    assert math.isnan(given({"train/loss": value}).numbers()["train/loss"])
+    assert math.isnan(read_metrics({"train/loss": value}).numbers()["train/loss"])
 
 
 def test_values_are_those_of_the_call() -> None:
     tensor, array = torch.ones(()), np.ones(1)
-    taken = given({"tensor": tensor, "array": array})
+    taken = read_metrics({"tensor": tensor, "array": array})
     tensor.zero_()
     array[:] = 0
     assert taken.numbers() == {"tensor": 1.0, "array": 1.0}
@@ -144,7 +144,7 @@ def test_values_are_those_of_the_call() -> None:
 def test_a_key_that_mlflow_refuses_is_named(key: object) -> None:
     with mlflow.start_run(), pytest.raises(Exception):  # noqa: B017, PT011  # MlflowException, or TypeError
         mlflow.log_metrics({key: 1.0})  # type: ignore[dict-item]
-    taken = given({key: 1.0, "top-1 accuracy": 2.0})  # type: ignore[dict-item]
+    taken = read_metrics({key: 1.0, "top-1 accuracy": 2.0})  # type: ignore[dict-item]
     assert taken.numbers() == {"top-1 accuracy": 2.0}
     assert repr(key) in taken.left_out[key]
     assert "MLflow takes" in taken.left_out[key]

@@ -1,4 +1,4 @@
-"""What a training gives with an epoch: numbers, each as it is in that moment, and what is none by its reason."""
+"""Checks and converts the metrics that a training passes with an epoch."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from mlflow_dynamics.tracking import names
 logger = logging.getLogger(__name__)
 
 LARGEST_EPOCH: Final = 10**9 - 1
-"""What the tags that name an epoch hold."""
+"""The largest number of an epoch. The tags that name an epoch hold nine digits."""
 
 _UNCONVERTIBLE: Final = (TypeError, ValueError, ArithmeticError, RuntimeError)
-"""What array libraries and `__float__` raise where there is no number."""
+"""The errors that array libraries raise for a value that cannot be converted to a whole number."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """Metrics as they were given.
+class EpochMetrics:
+    """The metrics passed with an epoch.
 
     Attributes:
-        values: of each key the number, perhaps still on its way from the device.
-        left_out: of each key that is not logged the reason, a sentence.
+        values: metric key -> number; on a GPU, the number may still be on its way to the host.
+        left_out: metric key that is not logged -> the reason, a sentence.
     """
 
     values: Mapping[str, float | HostCopy] = field(default_factory=dict)
     left_out: Mapping[object, str] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, float]:
-        """The numbers; waits for those on their way."""
+        """Return metric key -> number, and wait for the numbers that are still on their way."""
         return {
             key: float(value.wait()) if isinstance(value, HostCopy) else value
             for key, value in self.values.items()
         }
 
 
-def given(metrics: Mapping[str, object]) -> Given:
-    """The metrics with the values that they have now; a tensor on a GPU is copied without waiting for it."""
+def read_metrics(metrics: Mapping[str, object]) -> EpochMetrics:
+    """Read the present value of each metric. A tensor on a GPU is copied without waiting for it."""
     values: dict[str, float | HostCopy] = {}
     left_out: dict[object, str] = {}
     for key, value in metrics.items():
@@ -62,34 +62,34 @@ def given(metrics: Mapping[str, object]) -> Given:
             continue
         try:
             values[key] = _number(value)
-        # The boundary to the user's code, the value's own conversion: whatever it raises costs the value alone.
+        # The value's own conversion is the user's code: if it raises anything, only this value is left out.
         except Exception as error:  # noqa: BLE001
             left_out[key] = (
-                f"metric {key!r} is {_described(value)}{_why(error)}; give one number: a Python or NumPy number, or an "
-                f"array or tensor of one real element."
+                f"metric {key!r} is {_description(value)}{_how_conversion_failed(error)}; give one number: a Python or "
+                f"NumPy number, or an array or tensor of one real element."
             )
-    return Given(values, left_out)
+    return EpochMetrics(values, left_out)
 
 
 def epoch_number(value: object) -> int | None:
-    """`value` as the number of an epoch; None where it is none."""
+    """Return `value` as the number of an epoch; None if it is not one."""
     if isinstance(value, bool):
         return None
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # which raises for what has none
+        number = operator.index(value)  # type: ignore[arg-type]  # raises if the value is not a whole number
     except _UNCONVERTIBLE:
         return None
     return number if 0 <= number <= LARGEST_EPOCH else None
 
 
 class Intake:
-    """Takes what one training gives, epoch by epoch, and says once of each thing that it cannot be used."""
+    """Takes the epoch numbers and metrics of one training. Each thing that cannot be used is logged once."""
 
     def __init__(self) -> None:
         self._told: set[object] = set()
 
     def number(self, epoch: object, *, expected: int) -> int:
-        """The epoch's number; the expected one where none is given, or no number."""
+        """Return the epoch's number; the expected one if `epoch` is None or not the number of an epoch."""
         number = expected if epoch is None else epoch_number(epoch)
         if number is not None:
             return number
@@ -100,8 +100,8 @@ class Intake:
         )
         return expected
 
-    def metrics(self, metrics: object, values: Mapping[str, object]) -> Given:
-        """The metrics of a mapping, and those given by name."""
+    def metrics(self, metrics: object, values: Mapping[str, object]) -> EpochMetrics:
+        """Return the metrics of a mapping together with those passed by name (`values`)."""
         if metrics is not None and not isinstance(metrics, Mapping):
             self._tell(
                 "mapping",
@@ -109,7 +109,7 @@ class Intake:
                 f"type {type(metrics).__name__}, is left out.",
             )
             metrics = None
-        taken = given({**(metrics or {}), **values})
+        taken = read_metrics({**(metrics or {}), **values})
         for key, reason in taken.left_out.items():
             self._tell(("metric", key), f"Left out wherever it is so: {reason}")
         return taken
@@ -121,11 +121,11 @@ class Intake:
 
 
 class _NoNumberError(TypeError):
-    """A value is no number, as its type and shape say."""
+    """A value is not a number, by its type or shape."""
 
 
 def _number(value: object) -> float | HostCopy:
-    """The number; raises whatever the value's own conversion raises where it is none."""
+    """Convert a value to a number; raises `_NoNumberError`, or whatever the value's own conversion raises."""
     if isinstance(value, torch.Tensor):
         if value.numel() != 1 or value.is_complex():
             raise _NoNumberError
@@ -141,7 +141,7 @@ def _number(value: object) -> float | HostCopy:
     return float(value)
 
 
-def _why(error: Exception) -> str:
+def _how_conversion_failed(error: Exception) -> str:
     if isinstance(error, OverflowError):
         return ", too large for a float"
     return (
@@ -151,7 +151,7 @@ def _why(error: Exception) -> str:
     )
 
 
-def _described(value: object) -> str:
+def _description(value: object) -> str:
     name = type(value).__name__
     if np.ma.isMaskedArray(value):
         return f"of type {name}, masked or not of one element"

@@ -1,4 +1,4 @@
-"""Does the early warning help? It beside other stopping rules, on finished runs: what each saves, and what it costs."""
+"""Compares the early warning with other stopping rules on finished runs: the epochs saved and the accuracy lost."""
 
 from mlflow_dynamics.evaluation.report import report
 from mlflow_dynamics.evaluation.traces import read_experiment, read_traces

@@ -1,4 +1,4 @@
-"""The evaluation as a figure: accuracy lost against budget saved."""
+"""Draws the evaluation as a figure: accuracy lost against budget saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlflow_dynamics.evaluation.traces import curves_of
 
 
 def figure(frame: pd.DataFrame) -> alt.Chart:
-    """Accuracy lost against budget saved, a line for each rule over all its settings."""
+    """Draw accuracy lost against budget saved, with one line for each rule over all its settings."""
     runs = [run for run, _ in curves_of(frame)]
     rows = []
     for name, rule in RULES.items():

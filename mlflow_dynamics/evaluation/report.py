@@ -1,4 +1,4 @@
-"""The evaluation as Markdown: the warning by itself, then all rules at matched savings, each with its interval."""
+"""Writes the evaluation as Markdown: the warning by itself, then all rules at equal savings, with intervals."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from mlflow_dynamics.evaluation.rules import (
 from mlflow_dynamics.evaluation.traces import Array, Curves, curves_of
 
 SAVED: Final = (0.2, 0.3, 0.4)
-"""Fractions of the budget at which rules are compared."""
+"""The saved fractions of the budget at which rules are compared."""
 
 MATCHED: Final = 0.05
-"""A rule whose saving is further from what it was tuned for is not compared at that saving."""
+"""The largest difference between the fraction that the warning saves and the fraction it was tuned for. If the
+difference is larger, the warning is not compared with patience at that fraction."""
 
 WORTHWHILE: Final = 0.2
-"""Points of accuracy by which the warning must lose less than patience to be said to save epochs."""
+"""The warning is said to save epochs only if it loses at least this many points of accuracy less than patience."""
 
 SAVES_EPOCHS: Final = "saves epochs"
 DIAGNOSTIC: Final = "a diagnostic, no better stopping rule than patience"
@@ -39,25 +40,29 @@ RESAMPLES: Final = 2_000
 
 
 def report(frame: pd.DataFrame, *, seed: int = 0) -> str:
-    """The evaluation as Markdown: the warning by itself, then all rules at matched savings.
+    """Return the evaluation as Markdown: the warning by itself, then all rules at equal savings.
 
     Intervals are 95 % percentile bootstrap intervals over runs (Efron 1979, doi 10.1214/aos/1176344552).
 
+    Args:
+        frame: the epochs of the runs, as `read_traces` or `read_experiment` returns them.
+        seed: the seed of the bootstrap.
+
     Raises:
-        DataError: fewer than two configurations, so that nothing can be tuned on another one.
+        DataError: there are fewer than two configurations, so no rule can be tuned on another configuration.
     """
     seeded = curves_of(frame)
     runs = [run for run, _ in seeded]
     if len({run.configuration for run in runs}) < 2:
         raise DataError("The runs are of one configuration; rules are tuned on others, so give at least two.")
     rng = np.random.default_rng(seed)
-    elsewhere = {
+    lightning_rules = {
         f"{name}, as Lightning counts": rule
         for name, rule in AS_LIGHTNING.items()
         if not np.array_equal(outcomes(rule, runs), outcomes(RULES[name], runs))
     }
-    candidates = {**RULES, **elsewhere, f"{WARNING}, of another seed's S": _of_another_seed(runs)}
-    lines = [*_warning_lines(runs, rng), "", *_header(counts_differ=bool(elsewhere))]
+    candidates = {**RULES, **lightning_rules, f"{WARNING}, of another seed's S": _of_another_seed(runs)}
+    lines = [*_warning_lines(runs, rng), "", *_header(counts_differ=bool(lightning_rules))]
     patience = {saved: matched(RULES[PATIENCE], runs, saved)[:, 1] for saved in SAVED}
     better = False
     for name, rule in candidates.items():
@@ -78,14 +83,14 @@ def report(frame: pd.DataFrame, *, seed: int = 0) -> str:
 
 
 def bootstrap_interval(values: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of (runs,) values."""
+    """Return the 95 % percentile bootstrap interval of the mean of (runs,) values."""
     drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
 def _of_another_seed(runs: Sequence[Curves]) -> Rule:
-    """The warning that looks at the S of the next seed of the same configuration."""
+    """Return a rule like the warning that looks at the S of the next seed of the same configuration."""
     others: dict[int, Array] = {}
     for run in runs:
         same = [other for other in runs if other.configuration == run.configuration]
@@ -148,7 +153,7 @@ def _header(*, counts_differ: bool) -> list[str]:
 
 
 def _share(happened: NDArray[np.bool_], rng: np.random.Generator) -> str:
-    """`14 % [0, 27] (3 of 22)`."""
+    """Format a share and its interval, as `14 % [0, 27] (3 of 22)`."""
     if len(happened) == 0:
         return "none (0)"
     low, high = bootstrap_interval(100 * happened.astype(np.float64), rng)
@@ -156,6 +161,6 @@ def _share(happened: NDArray[np.bool_], rng: np.random.Generator) -> str:
 
 
 def _mean(values: Array, rng: np.random.Generator, form: str) -> str:
-    """`4.2 [3.1, 5.4]`."""
+    """Format a mean and its interval, as `4.2 [3.1, 5.4]`."""
     low, high = bootstrap_interval(values, rng)
     return f"{values.mean():{form}} [{low:{form}}, {high:{form}}]"

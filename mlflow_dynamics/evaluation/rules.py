@@ -1,4 +1,4 @@
-"""The stopping rules that are compared, each with its settings; what a stop saves and loses; tuning on other runs."""
+"""The stopping rules that are compared, with their settings, the outcome of a stop, and tuning on other runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ Semantics = Literal["keras", "lightning"]
 
 @dataclass(frozen=True)
 class Rule:
-    """A stopping rule with the settings among which it is tuned: (curves, setting) -> last epoch, or None."""
+    """A stopping rule.
+
+    Attributes:
+        stop: (curves, setting) -> last epoch that is trained; None if the rule does not stop the run.
+        settings: the settings among which the rule is tuned.
+    """
 
     stop: Callable[[Curves, float], int | None]
     settings: Sequence[float]
@@ -64,23 +69,26 @@ AS_LIGHTNING: Final[Mapping[str, Rule]] = {
     PATIENCE: Rule(partial(_accuracy_patience, "lightning"), range(1, 31)),
     LOSS_PATIENCE: Rule(partial(_loss_patience, "lightning"), range(1, 31)),
 }
-"""The rules of these names as Lightning counts: other stops only where a value is not finite (`patience_stop`)."""
+"""The rules of patience as Lightning counts. They stop elsewhere only if a value is not finite (`patience_stop`)."""
 
 
 def outcome(run: Curves, stop: int | None) -> tuple[float, float]:
-    """(fraction of the budget saved, best accuracy lost in points) of a stop that keeps the best weights."""
+    """Return (saved fraction of the budget, lost points of the best accuracy) of a stop that keeps the best weights."""
     last = len(run.accuracy) - 1 if stop is None else stop
     saved = 1 - (last + 1) / len(run.accuracy)
     return saved, 100 * float(np.nanmax(run.accuracy) - np.nanmax(run.accuracy[: last + 1]))
 
 
 def outcomes(rule: Rule, runs: Sequence[Curves]) -> Array:
-    """(runs, settings, 2) the outcome of each run under each setting."""
+    """Return the outcome of each run under each setting, as (runs, settings, 2)."""
     return np.array([[outcome(run, rule.stop(run, s)) for s in rule.settings] for run in runs])
 
 
 def matched(rule: Rule, runs: Sequence[Curves], saved: float) -> Array:
-    """(runs, 2) outcomes of a rule tuned to save that fraction on all other configurations than the run's own."""
+    """Return the outcomes (runs, 2) of a rule that is tuned for each run on the runs of all other configurations.
+
+    The rule's setting is the one that saves, on these runs, a fraction of the budget nearest to `saved`.
+    """
     table = outcomes(rule, runs)
     chosen = np.empty((len(runs), 2))
     for i, run in enumerate(runs):
@@ -91,5 +99,5 @@ def matched(rule: Rule, runs: Sequence[Curves], saved: float) -> Array:
 
 
 def first(condition: NDArray[np.bool_]) -> int | None:
-    """The first epoch at which (epochs,) `condition` holds, or None."""
+    """Return the first epoch at which the (epochs,) `condition` holds; None if it never holds."""
     return int(condition.argmax()) if condition.any() else None

@@ -1,4 +1,4 @@
-"""The runs of an evaluation: read from a file or an experiment, each as curves with the warning it would have had."""
+"""Reads the runs of an evaluation from a file or an experiment, and gives each as curves with its early warning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlflow_dynamics.tracking.query import load_metrics
 Array = NDArray[np.float64]
 
 CONFIGURATION: Final = ("dataset", "model", "schedule")
-"""A rule is tuned on runs that differ from its own in one of these."""
+"""The columns that make up a configuration. A rule is tuned for a run on runs that differ from it in one of these."""
 
 NEEDED: Final = (names.STABILITY, names.TRAIN_LOSS, names.VALIDATION_LOSS, names.VALIDATION_ACCURACY)
 MANY_CLASSES: Final = 100
@@ -32,12 +32,12 @@ class Curves:
     """One finished run.
 
     Attributes:
-        configuration: its data set, model and schedule.
-        accuracy, validation_loss, training_loss: (epochs,).
-        score: (epochs,) the early warning's statistic over its threshold, NaN where there is none.
-        warned: the epoch of the warning at its own threshold, or None.
-        plateau: the epoch from which validation accuracy is flat, or None.
-        tolerance: what counts as flat, of an accuracy in [0, 1].
+        configuration: the run's data set, model and schedule.
+        accuracy, validation_loss, training_loss: (epochs,) the validation accuracy and the losses.
+        score: (epochs,) the early warning's statistic divided by its threshold; NaN in epochs without a statistic.
+        warned: the epoch of the warning at its own threshold; None if there was none.
+        plateau: the epoch from which validation accuracy is flat; None if it is never flat.
+        tolerance: the deviation of accuracy, of 1, that still counts as flat.
     """
 
     configuration: tuple[str, ...]
@@ -51,13 +51,13 @@ class Curves:
 
 
 def read_traces(path: Path) -> pd.DataFrame:
-    """A CSV file of epochs: the columns of `CONFIGURATION`, seed, epoch, metrics, perhaps `classes` and `run_id`.
+    """Read a CSV file of epochs with the columns of `CONFIGURATION`, `seed`, `epoch` and the metrics.
 
-    Epochs marked as start-up (`dynamics/start_up`) are not judged. Without `run_id` each seed of a configuration is
-    a run.
+    The columns `classes` and `run_id` are optional. Without `run_id`, each seed of a configuration is one run. Epochs
+    that are marked as start-up (`dynamics/start_up`) are not judged.
 
     Raises:
-        DataError: there is no such file, it lacks a column, or a run has an epoch twice.
+        DataError: the file cannot be read or lacks a column, or a run has an epoch twice.
     """
     try:
         frame = pd.read_csv(path)
@@ -67,11 +67,17 @@ def read_traces(path: Path) -> pd.DataFrame:
 
 
 def read_experiment(experiment: str, filter_string: str = "") -> pd.DataFrame:
-    """The same from an MLflow experiment's runs, which log dataset, model, schedule and seed as parameters.
+    """Read the runs of an MLflow experiment, as `read_traces` reads a file.
+
+    The runs must have dataset, model, schedule and seed as parameters.
+
+    Args:
+        experiment: the experiment's name.
+        filter_string: a filter in MLflow's own search syntax.
 
     Raises:
         TrackingError: the experiment is unknown or cannot be read.
-        DataError: its runs lack a metric.
+        DataError: the runs lack a metric, or there are none.
     """
     frame = load_metrics(
         experiment_names=experiment, filter_string=filter_string, params=(*CONFIGURATION, "seed")
@@ -82,7 +88,7 @@ def read_experiment(experiment: str, filter_string: str = "") -> pd.DataFrame:
 
 
 def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
-    """Each run of the frame with its seed, ordered by configuration and seed."""
+    """Return each run of the frame with its seed, ordered by configuration and seed."""
     found = []
     for key, run in frame.groupby(_one_run(frame), sort=True):
         configuration, seed = key[: len(CONFIGURATION)], key[len(CONFIGURATION)]
@@ -107,7 +113,7 @@ def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
 
 
 def _schedule(name: str, run: pd.DataFrame) -> Schedule:
-    """What a training that was planned as this run went would have known of its learning rate."""
+    """Return the schedule that a training would have known in advance if it was planned as this run went."""
     drops: list[int] = []
     if name not in SMOOTH and names.LEARNING_RATE in run:
         rates = run[names.LEARNING_RATE].to_list()
@@ -136,5 +142,5 @@ def _checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _one_run(frame: pd.DataFrame) -> list[str]:
-    """The columns whose values are those of one run alone: seeds repeat where anything else was varied."""
+    """Return the columns that identify a run. Without run_id, two runs that differ in anything else look like one."""
     return [*CONFIGURATION, "seed", *(["run_id"] if "run_id" in frame else [])]

@@ -1,1 +1,1 @@
-"""One thin module for each framework, imported only by who uses it."""
+"""One thin module for each framework. A module is imported only by users of its framework."""

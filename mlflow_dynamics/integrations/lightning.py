@@ -1,4 +1,4 @@
-"""PyTorch Lightning: a callback that records the dynamics of `Trainer.fit` in the run that Lightning logs to."""
+"""PyTorch Lightning: a callback that records the dynamics of `Trainer.fit` in the run to which Lightning logs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ class DynamicsCallback(Callback):
     trainer = Trainer(max_epochs=30, logger=MLFlowLogger(), callbacks=[DynamicsCallback()])
     ```
 
-    The run is that of an `MLFlowLogger`, else the active one (such as that of `mlflow.pytorch.autolog()`), else one
-    of its own. With several processes the first of them writes the run, with the statistics of the global batch. A
-    stop leaves the weights of the last epoch in the module, as Lightning's `EarlyStopping` does; `ModelCheckpoint`
-    keeps the best.
+    The run is that of an `MLFlowLogger`. If there is no such logger, it is the active run (such as that of
+    `mlflow.pytorch.autolog()`), or a new run if none is active. With several processes, the first one writes the run,
+    with the statistics of the global batch. After a stop, the module has the weights of the last epoch, as with
+    Lightning's `EarlyStopping`; `ModelCheckpoint` keeps the best ones.
 
     Args:
-        recording, measures, warning: as for `mlflow_dynamics.track`; a schedule that is not given is read from
-            the trainer and its scheduler.
-        resume: the run to carry on; None carries on the run above, if it holds a training and the fit begins at a
-            later epoch (`ckpt_path`). A fit from epoch 0 in a run that holds a training has a run nested under it.
+        recording, measures, warning: as in `mlflow_dynamics.track`; if no schedule is given, it is read from the
+            trainer and its scheduler.
+        resume: the run to carry on. None carries on the run above, if it holds a training and the fit begins at a later
+            epoch than 0 (`ckpt_path`). A fit that begins at epoch 0 in a run that holds a training gets a run nested
+            under it.
 
     Raises:
         ConfigError: an argument is not usable.
@@ -61,7 +62,7 @@ class DynamicsCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the module."""
-        # Only there does the logger know its run; the other ranks hand over their parts.
+        # The logger knows its run only on the first rank; the other ranks hand over their parts.
         loggers = trainer.loggers if trainer.is_global_zero else []
         ours = next((one for one in loggers if isinstance(one, MLFlowLogger)), None)
         run_id = None if ours is None else ours.run_id
@@ -78,24 +79,24 @@ class DynamicsCallback(Callback):
             resume=resume,
             tracking_uri=tracking_uri,
         )
-        # Above 0 with `ckpt_path`.
+        # Both numbers are above 0 with `ckpt_path`.
         self._tracker.start_at(trainer.current_epoch, step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the epoch; stop the fit where asked to."""
+        """End the epoch, and stop the fit if the tracker says so."""
         if self._tracker is not None:
             self._tracker.at_global_step(_logging_step(trainer))
             self._tracker.end_epoch(_learning_rate(trainer), epoch=trainer.current_epoch)
-        # Every rank must come to the same decision, also where the ranks exchange nothing.
+        # Every rank must come to the same decision, even if the trackers of the ranks exchange nothing.
         stop = self._tracker is not None and not _is_last(trainer) and self._tracker.should_stop()
         trainer.should_stop = trainer.should_stop or trainer.strategy.reduce_boolean_decision(stop, all=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send the rest, detach."""
+        """Close the tracker: send what is left and detach from the module."""
         self._close("FINISHED")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Likewise after an error or an interruption."""
+        """Close the tracker after an error or an interruption."""
         self._close("KILLED" if isinstance(exception, KeyboardInterrupt) else "FAILED")
 
     def _close(self, status: str) -> None:
@@ -105,7 +106,7 @@ class DynamicsCallback(Callback):
 
 
 def _schedule_of(trainer: Trainer) -> Schedule:
-    """What the trainer knows of its own length and of the scheduler, which it steps itself."""
+    """Return the schedule of the fit, from the trainer's length and its scheduler, which the trainer steps itself."""
     planned = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
     if not trainer.lr_scheduler_configs:
         return Schedule(planned_epochs=planned)
@@ -120,12 +121,12 @@ def _schedule_of(trainer: Trainer) -> Schedule:
 
 
 def _is_last(trainer: Trainer) -> bool:
-    """Whether the fit ends with this epoch anyway, so that there is nothing left to stop."""
+    """Whether the fit ends with this epoch anyway, so that nothing is left to stop."""
     return trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def _logging_step(trainer: Trainer) -> int:
-    """The step by which Lightning logs what the epoch that ends came to: batches, not the optimizer's steps."""
+    """Return the step with which Lightning logs the results of the epoch that ends. It counts batches, not steps."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
 
 

@@ -24,16 +24,17 @@ class DynamicsCallback(TrainerCallback):
     Trainer(model=model, args=TrainingArguments(report_to="mlflow"), callbacks=[DynamicsCallback()], ...)
     ```
 
-    The run is the active one (with `report_to="mlflow"` the Trainer's own), else one of its own. With several
-    processes the first of them writes the run, with the statistics of the global batch. After a stop the model is that
-    of the last epoch, with `load_best_model_at_end=True` the best one, as with the Trainer's `EarlyStoppingCallback`.
+    The run is the active one, which with `report_to="mlflow"` is the Trainer's own; if none is active, it is a new one.
+    With several processes, the first one writes the run, with the statistics of the global batch. After a stop, the
+    model is that of the last epoch or, with `load_best_model_at_end=True`, the best one, as with the Trainer's
+    `EarlyStoppingCallback`.
 
     Args:
-        recording, measures, warning: as for `mlflow_dynamics.track`; a schedule that is not given is read from
-            the Trainer and its scheduler.
-        resume: the run to carry on; None carries on the run above, if it holds a training and this one begins at a
-            later epoch (`resume_from_checkpoint`). A training from epoch 0 in a run that holds one has a run nested
-            under it.
+        recording, measures, warning: as in `mlflow_dynamics.track`; if no schedule is given, it is read from the
+            Trainer and its scheduler.
+        resume: the run to carry on. None carries on the run above, if it holds a training and this training begins at a
+            later epoch than 0 (`resume_from_checkpoint`). A training that begins at epoch 0 in a run that holds a
+            training gets a run nested under it.
 
     Raises:
         ConfigError: an argument is not usable.
@@ -73,13 +74,14 @@ class DynamicsCallback(TrainerCallback):
             warning=self._warning.unless_given(_schedule_of(state, kwargs.get("lr_scheduler"))),
             resume=resume,
         )
-        # Above 0 with `resume_from_checkpoint`; a checkpoint within an epoch leaves the rest of it to be recorded.
+        # Both numbers are above 0 with `resume_from_checkpoint`. After a checkpoint within an epoch, only the rest of
+        # that epoch is recorded.
         self._tracker.start_at(int(state.epoch or 0), step=state.global_step)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End the epoch; stop the training where asked to."""
+        """End the epoch, and stop the training if the tracker says so."""
         stop = False
         if self._tracker is not None:
             optimizer = kwargs.get("optimizer")
@@ -94,25 +96,25 @@ class DynamicsCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Send the rest, detach."""
+        """Close the tracker: send what is left and detach from the model."""
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             tracker.close()
 
 
 def _by_any_process(stop: bool, args: TrainingArguments) -> bool:
-    """One decision for all processes, or the others would wait for one that has left."""
+    """Whether any process stops. All must stop together, or the others would wait for the one that has stopped."""
     if args.world_size <= 1 or not torch.distributed.is_initialized():
         return stop
-    told = torch.tensor(int(stop), device=args.device)
-    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-    return bool(told.item())
+    any_stops = torch.tensor(int(stop), device=args.device)
+    torch.distributed.all_reduce(any_stops, op=torch.distributed.ReduceOp.MAX)
+    return bool(any_stops.item())
 
 
 def _schedule_of(state: TrainerState, scheduler: object) -> Schedule:
-    """What the Trainer knows of its own length and of the scheduler, which it steps after every training step."""
+    """Return the schedule, from the Trainer's length and the scheduler, which it steps after every training step."""
     epochs = state.num_train_epochs
-    if not 0 < epochs < sys.maxsize:  # the data has no length
+    if not 0 < epochs < sys.maxsize:  # the data has no known length
         return schedule_from(scheduler, ticks_per_epoch=None)
     return schedule_from(
         scheduler, ticks_per_epoch=state.max_steps / epochs, planned_epochs=max(round(epochs), 1)

@@ -1,4 +1,4 @@
-"""The project's own networks: CIFAR's ResNets, and torchvision's networks with a stem for small images."""
+"""The project's own networks: ResNets for CIFAR, and torchvision's networks with a stem for small images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SMALL_IMAGE: Final = 64
-"""Below this side in pixels a network gets the small-image stem: the usual one, made for 224 pixels, would leave
-8 of 32 rows to the first block."""
+"""A network for images with a smaller side than this, in pixels, gets the small-image stem. The usual stem, made for
+224 pixels, would leave only 8 of 32 rows to the first block."""
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters: subsampled and zero-padded where shapes differ."""
+    """Two 3x3 convolutions and a shortcut without parameters, subsampled and zero-padded if the shapes differ."""
 
     def __init__(self, channels_in: int, channels: int, *, stride: int) -> None:
         super().__init__()
@@ -36,8 +36,11 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The ResNet of 6 n + 2 layers for small images: 16, 32 and 64 channels (He et al. 2016, section 4.2,
-    arXiv 1512.03385; shortcut option A). ResNet-20 has n = 3 and 0.27 million parameters at 10 classes."""
+    """The ResNet of 6 n + 2 layers for small images, with 16, 32 and 64 channels.
+
+    He et al. 2016, section 4.2 (arXiv 1512.03385), shortcut option A. ResNet-20 has n = 3 and 0.27 million parameters
+    at 10 classes.
+    """
 
     def __init__(self, blocks: int, *, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -61,11 +64,11 @@ class CifarResNet(nn.Module):
 
 
 class CifarVGG(nn.Module):
-    """VGG-16's convolutions, batch-normalised, under a head for small images: average and one linear layer.
+    """VGG-16's convolutions, batch-normalised, with a head for small images: an average and one linear layer.
 
-    Simonyan, Zisserman 2015, configuration D (arXiv 1409.1556). Its own head (two layers of 4,096) holds 120 of
-    138 million parameters and needs 7x7 positions; without batch normalisation 13 convolutions hardly train from
-    scratch at the learning rates of the other networks. Five poolings ask for at least 32 pixels.
+    Simonyan, Zisserman 2015, configuration D (arXiv 1409.1556). VGG's own head (two layers of 4,096) holds 120 of 138
+    million parameters and needs 7x7 positions. Without batch normalisation, 13 convolutions hardly train from scratch
+    at the learning rates of the other networks. The five poolings need images of at least 32 pixels.
     """
 
     def __init__(self, *, num_classes: int, channels: int) -> None:
@@ -87,7 +90,7 @@ def _initialise_convolutions(model: nn.Module) -> None:
 
 
 def _convolution(like: nn.Module, *, channels: int, small: bool = False) -> nn.Conv2d:
-    """The first convolution for `channels` input channels; 3x3 with stride 1 for small images."""
+    """Return a first convolution for `channels` input channels; 3x3 with stride 1 for small images."""
     assert isinstance(like, nn.Conv2d)
     bias = like.bias is not None
     # Every first convolution here is square.
@@ -116,8 +119,8 @@ def _densenet121(*, num_classes: int, channels: int, small: bool) -> nn.Module:
 
 
 MOBILENET_V2_SMALL: Final = (
-    # expansion, channels, blocks, stride: Sandler et al. 2018 (arXiv 1801.04381), table 2, but for the stride of
-    # the second row, 1 instead of 2, so that 32 pixels become 4 in the end, as in the ResNets.
+    # expansion, channels, blocks, stride: Sandler et al. 2018 (arXiv 1801.04381), table 2, except that the stride of
+    # the second row is 1 instead of 2, so that 32 pixels become 4 in the end, as in the ResNets.
     (1, 16, 1, 1),
     (6, 24, 2, 1),
     (6, 32, 3, 2),
@@ -136,12 +139,12 @@ def _mobilenet_v2(*, num_classes: int, channels: int, small: bool) -> nn.Module:
 
 
 class Architecture(NamedTuple):
-    """How a network is built, what depends on the number of classes, whose weights it can start from.
+    """A network that can be built by name.
 
     Attributes:
-        build: called with `num_classes`, `channels` and `small` (whether it gets the small-image stem).
+        build: builds the network; called with `num_classes`, `channels` and `small` (use the small-image stem).
         classifier: the name of the module that depends on the number of classes.
-        weights: the torchvision model whose ImageNet weights fit, or None.
+        weights: the torchvision model whose ImageNet weights fit the network; None if none do.
     """
 
     build: Callable[..., nn.Module]

@@ -1,4 +1,4 @@
-"""The best weights of a training so far, kept on disk, so that its end, also of a resumed one, can go back to them."""
+"""Keeps the best weights of a training so far on disk, so that they can be restored at the end, also after a resume."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class BestWeights:
-    """The weights of the epoch with the highest validation accuracy, of several the first.
+    """The weights of the first epoch with the highest validation accuracy.
 
     Args:
-        path: where they are kept; what is there already belongs to the same training.
+        path: the file that holds the weights. A file that is there already belongs to the same training.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,10 @@ class BestWeights:
             torch.save(state, file)
 
     def restore(self, model: nn.Module) -> int | None:
-        """Give the model the best weights and return their epoch; where no epoch had an accuracy it keeps the last."""
+        """Load the best weights into the model and return their epoch.
+
+        If no epoch has a validation accuracy, the model keeps its last weights and None is returned.
+        """
         if not self._path.is_file():
             logger.info("No epoch has a validation accuracy: the model is that of the last one.")
             return None
@@ -58,7 +61,7 @@ class BestWeights:
 
 
 def carry_over(earlier: Path, path: Path) -> None:
-    """Begin with the best weights of the training that is carried on, if it kept any."""
+    """Copy the best weights of the training that is carried on, if it kept any, from `earlier` to `path`."""
     if earlier.is_file():
         folder = Folder.open(path.parent, create=True)
         with earlier.open("rb") as source, folder.replacing(path.name) as file:

@@ -1,4 +1,4 @@
-"""Where a training can be carried on: a file for each run that has not ended."""
+"""The checkpoints from which trainings can be carried on: a file for each run that has not ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ CHECKPOINTS: Final = Path(".mlflow_dynamics") / "checkpoints"
 
 
 def open_checkpoints() -> None:
-    """Make the folder of checkpoints; ConfigError where a checkout has brought a link, or others can write."""
+    """Make the folder of checkpoints.
+
+    Raises:
+        ConfigError: the folder is a link, which a checkout may have brought, or others can write to it.
+    """
     try:
         with Folder.open(CHECKPOINTS.parent, create=True).at(CHECKPOINTS.name, create=True):
             return
@@ -26,12 +30,12 @@ def open_checkpoints() -> None:
 
 
 def has_checkpoint(run_id: str) -> bool:
-    """Whether a training of this run can be carried on from here."""
+    """Whether the training of this run can be carried on from a checkpoint in this folder."""
     return checkpoint_path(run_id).is_file()
 
 
 def how_to_go_on(config: TrainingConfig, run_id: str, *, in_grid: bool) -> str:
-    """What to do after this run was interrupted."""
+    """Return a sentence that says how to carry on this interrupted run."""
     if in_grid:
         return "Give the same command again: what is trained is kept, and this training goes on after its last epoch."
     here = [run for run in (run_id, config.resume) if run is not None and has_checkpoint(run)]
@@ -41,17 +45,21 @@ def how_to_go_on(config: TrainingConfig, run_id: str, *, in_grid: bool) -> str:
 
 
 def checkpoint_path(run_id: str) -> Path:
-    """Where a run's last whole epoch is kept."""
+    """Return the file that holds a run's state after the last whole epoch."""
     return CHECKPOINTS / f"{run_id}.pt"
 
 
 def best_path(run_id: str) -> Path:
-    """Where its best weights are kept."""
+    """Return the file that holds a run's best weights."""
     return checkpoint_path(run_id).with_suffix(".best")
 
 
 def checkpoint_of(run_id: str) -> Path:
-    """Where the last whole epoch of a run lies that is to be resumed; ConfigError where there is none."""
+    """Return the checkpoint of a run that is to be resumed.
+
+    Raises:
+        ConfigError: there is no checkpoint of this run.
+    """
     known = sorted(path.stem for path in CHECKPOINTS.glob("*.pt"))
     if run_id not in known:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A time limit on downloads made by libraries that set none."""
+"""Sets a time limit on the downloads of libraries that set none."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final
 from mlflow_dynamics.redaction import redact_text
 
 DOWNLOAD_TIMEOUT_SECONDS: Final = 30.0
-"""A server that says nothing for so long has failed; torch and torchvision themselves would wait for ever."""
+"""A server that sends nothing for this long has failed. torch and torchvision themselves would wait for ever."""
 
 
 @contextmanager
 def download_timeout() -> Iterator[None]:
-    """Let sockets opened inside, which ask for no limit of their own, fail after the time limit."""
+    """Apply the time limit to sockets that are opened inside the block and have no time limit of their own."""
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
@@ -25,6 +25,6 @@ def download_timeout() -> Iterator[None]:
 
 
 def last_line(error: Exception) -> str:
-    """Why a download failed: the last line of its message, which may run over two lines for each mirror."""
+    """Return the last line of a download's error, whose message may have two lines for each mirror."""
     lines = str(error).strip().splitlines()
     return redact_text(lines[-1]) if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The paper's grid: one child run for each combination and seed, only what is missing trained."""
+"""Trains the paper's grid: one child run for each combination and seed. Finished trainings are not repeated."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from mlflow_dynamics.training.run import interruptible, managed_run, train_in_ru
 logger = logging.getLogger(__name__)
 
 TAG_CELL: Final = "dynamics.grid_cell"
-"""On each child run: the digest of its parameters, by which a later start finds what is done."""
+"""Tag of each child run: the digest of its parameters, by which a later start finds finished trainings."""
 
 
 def paper_cells(config: GridConfig) -> list[TrainingConfig]:
-    """The trainings of the grid: the nine of `models.PAPER_GRID` for each seed.
+    """Return the trainings of the grid: the nine of `models.PAPER_GRID` for each seed.
 
-    Convolutional networks train from scratch by the recipe usual on CIFAR (SGD with Nesterov momentum, one-cycle,
-    weight decay 5e-4; half the rate for VGG-16 and MobileNetV2); the ViT is fine-tuned from its pretrained
-    weights (AdamW, cosine, 1e-4).
+    Convolutional networks are trained from scratch with the usual recipe for CIFAR: SGD with Nesterov momentum,
+    one-cycle schedule, weight decay 5e-4, and half the learning rate for VGG-16 and MobileNetV2. The ViT is fine-tuned
+    from its pretrained weights with AdamW, cosine schedule and learning rate 1e-4.
 
     Raises:
         ConfigError: a parameter is not usable.
@@ -71,14 +71,14 @@ _SHARED: Final = {f.name for f in fields(GridConfig)} & {f.name for f in fields(
 
 
 def train_grid(cells: Sequence[TrainingConfig]) -> str:
-    """Train every cell as a child run of one parent; returns the parent's id.
+    """Train every cell as a child run of one parent; return the parent's id.
 
-    A cell that an earlier start in this experiment finished is moved under this parent instead of being trained
-    again, and one that was interrupted carries on from its checkpoint.
+    If an earlier start in this experiment has finished a cell, its run is moved under this parent, and the cell is not
+    trained again. An interrupted cell is carried on from its checkpoint.
 
     Raises:
         TrackingError: the tracking server does not answer, or refuses access, when the grid begins.
-        DynamicsError: one or more cells could not be trained; the others were.
+        DynamicsError: one or more cells could not be trained; all others were.
     """
     failures: dict[str, DynamicsError] = {}
     with (

@@ -1,4 +1,4 @@
-"""The two parts of an image data set as inputs of a run, each with its own digest, schema and profile."""
+"""Logs the two parts of an image data set as inputs of a run, each with its own digest, schema and profile."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mlflow_dynamics.training.data import ImageData, ImageDataset
 from mlflow_dynamics.training.parameters import short_name
 
 PARTS: Final = {"train": "training", "test": "validation"}
-"""Part of the data -> what for, in MLflow's word; the metrics of the part begin with `train/`, `validation/`."""
+"""Part of the data -> MLflow's word for its purpose. The metrics of the parts begin with `train/` and `validation/`."""
 
 
 class ImagePart(Dataset):
-    """One part of an image data set: what MLflow keeps of it."""
+    """One part of an image data set, in the form in which MLflow stores data sets."""
 
     def __init__(self, name: str, images: ImageDataset, *, of: ImageData) -> None:
         self._images = images
@@ -33,7 +33,7 @@ class ImagePart(Dataset):
 
     @property
     def schema(self) -> TensorDatasetSchema:
-        """What the model is given: images, normalised, and labels."""
+        """The types and shapes that the model is given: normalised images and labels."""
         shape = (-1, self._of.channels, self._of.image_size, self._of.image_size)
         return TensorDatasetSchema(
             features=Schema([TensorSpec(np.dtype(np.float32), shape, "image")]),
@@ -42,7 +42,7 @@ class ImagePart(Dataset):
 
     @property
     def profile(self) -> Mapping[str, Any]:
-        """How many images there are, of each class, and by what they are normalised."""
+        """The number of images, in all and of each class, and the mean and deviation with which they are normalised."""
         counts = np.bincount(self._images.labels.numpy(), minlength=self._of.num_classes)
         return {
             "images": len(self._images),
@@ -53,7 +53,7 @@ class ImagePart(Dataset):
         }
 
     def to_dict(self) -> dict[str, str]:
-        """As the base class, with schema and profile."""
+        """Return what the base class returns, with schema and profile added."""
         return super().to_dict() | {
             "schema": json.dumps(self.schema.to_dict()),
             "profile": json.dumps(self.profile),
@@ -61,7 +61,7 @@ class ImagePart(Dataset):
 
 
 def log_inputs(writer: RunWriter, data: ImageData) -> dict[str, ImagePart]:
-    """Log both parts as the run's inputs; returns them by what they are for, `training` and `validation`."""
+    """Log both parts as inputs of the run; return them by their purpose, `training` and `validation`."""
     name = short_name(data.name)
     parts = {}
     for part, context in PARTS.items():

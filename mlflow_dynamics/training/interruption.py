@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one interruption, after which the run is KILLED and stays so."""
+"""Handles Ctrl-C and SIGTERM as one interruption, after which the run is KILLED and keeps this status."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from mlflow_dynamics.tracking.store import connect_to_read
 logger = logging.getLogger(__name__)
 
 LAUNCHER_TIMEOUT_S: Final = 60.0
-"""How long `mlflow run` may take to end after its training was interrupted."""
+"""The longest time that `mlflow run` may take to end after its training was interrupted."""
 
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM (a scheduler's or `mlflow run`'s request to stop) as Ctrl-C, where signals can be handled.
+    """Treat SIGTERM (a scheduler's or `mlflow run`'s request to stop) as Ctrl-C inside the block.
 
-    Afterwards both are handled as they were before, also where `ignore_interrupts` was called meanwhile.
+    After the block, both signals are handled as before, even if `ignore_interrupts` was called meanwhile. Outside the
+    main thread, where Python cannot set handlers, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -44,13 +45,13 @@ def terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # it is one of another language's: Python cannot set it
+            if handler is not None:  # None: the handler was not set by Python, which cannot restore it
                 signal.signal(number, handler)
 
 
 @contextmanager
 def said_when_interrupted(sentence: Callable[[], str]) -> Iterator[None]:
-    """Log the sentence at once where what is inside is interrupted."""
+    """Log the sentence at once if the block is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -59,7 +60,10 @@ def said_when_interrupted(sentence: Callable[[], str]) -> Iterator[None]:
 
 
 def ignore_interrupts() -> None:
-    """Let what follows be finished: `mlflow run` answers Ctrl-C with a SIGTERM to the training that already ends."""
+    """Ignore SIGTERM and SIGINT from now on, so that the training can end in peace.
+
+    After Ctrl-C, `mlflow run` also sends SIGTERM to the training, which is ending already.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -68,14 +72,14 @@ def ignore_interrupts() -> None:
 def keep_killed(run_id: str) -> None:
     """Mark the run KILLED once more when `mlflow run`, which launched this process, has ended.
 
-    MLflow marks every launched run that did not exit with status 0 as FAILED: it means to leave an ended run alone,
-    but compares the name of its status with numbers (`mlflow.projects._maybe_set_run_terminated`, 3.17).
+    MLflow marks every launched run that did not exit with status 0 as FAILED. It intends to leave an ended run alone,
+    but compares the name of the run's status with numbers (`mlflow.projects._maybe_set_run_terminated`, 3.17).
     """
     after_launcher(run_id, "kill")
 
 
 def after_launcher(run_id: str, then: Literal["kill", "delete"]) -> None:
-    """Mark a run KILLED, or delete it, when `mlflow run` has ended: until then it changes the run itself."""
+    """Mark a run KILLED, or delete it, after `mlflow run` has ended. Until then `mlflow run` changes the run itself."""
     subprocess.Popen(
         [sys.executable, "-m", "mlflow_dynamics.training.interruption", run_id, str(os.getppid()), then],
         stdin=subprocess.DEVNULL,
@@ -86,8 +90,14 @@ def after_launcher(run_id: str, then: Literal["kill", "delete"]) -> None:
 
 
 def main(run_id: str, launcher: str, then: str) -> None:
-    """Wait for the launcher to end, then mark or delete the run."""
-    import psutil  # of the extra `train`, without which `watch` and `report` are told nothing of their launcher's end
+    """Wait for the launcher to end, then mark or delete the run.
+
+    Args:
+        run_id: the run's id.
+        launcher: the process id of `mlflow run`.
+        then: "delete" deletes the run; "kill" marks it KILLED.
+    """
+    import psutil  # part of the extra `train`; without it this process fails, and the run stays as it is
 
     try:
         psutil.Process(int(launcher)).wait(LAUNCHER_TIMEOUT_S)

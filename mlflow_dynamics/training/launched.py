@@ -1,4 +1,4 @@
-"""The run that `mlflow run` makes for every entry point, also for one that trains nothing or is refused."""
+"""Handles the run that `mlflow run` makes for every entry point, even one that trains nothing or is refused."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from mlflow_dynamics.training.interruption import after_launcher
 
 
 def launched_run(entry_point: str, run_id: str | None = None) -> Run | None:
-    """The run that `mlflow run -e ENTRY_POINT` made for this process, as long as it runs and nothing is in it.
+    """Return the run that `mlflow run -e ENTRY_POINT` has made for this process.
 
-    None also where the store does not tell within seconds.
+    None is returned if there is no such run, if the run has ended or holds metrics, or if the store does not answer
+    within seconds.
     """
     run_id = run_id or MLFLOW_RUN_ID.get()
     if run_id is None:
@@ -42,12 +43,12 @@ def launched_run(entry_point: str, run_id: str | None = None) -> Run | None:
 
 @contextmanager
 def nothing_left_if_refused(entry_point: str) -> Iterator[None]:
-    """Delete the launched run where what is inside fails for a reason that we tell."""
+    """Delete the launched run if the block raises a DynamicsError, which is told to the user."""
     run = launched_run(entry_point)
     try:
         yield
     except DynamicsError:
-        # A training that has begun has ended its run.
+        # A training that has begun has ended its run, which then must not be deleted.
         if run is not None and launched_run(entry_point, run.info.run_id) is not None:
             after_launcher(run.info.run_id, "delete")
         raise
@@ -55,7 +56,7 @@ def nothing_left_if_refused(entry_point: str) -> Iterator[None]:
 
 @contextmanager
 def nothing_left(entry_point: str) -> Iterator[None]:
-    """Delete the launched run when what is inside has ended, however it did."""
+    """Delete the launched run when the block has ended, however it ended."""
     run = launched_run(entry_point)
     try:
         yield
@@ -65,10 +66,10 @@ def nothing_left(entry_point: str) -> Iterator[None]:
 
 
 def keep_in_launched_run(entry_point: str, files: Iterable[Path], *, title: str) -> None:
-    """Make files artifacts of the launched run, which gets this title; nothing where there is none.
+    """Store files as artifacts of the launched run, if there is one, and give the run this title.
 
     Raises:
-        TrackingError: the store does not take them.
+        TrackingError: the store refuses the files or fails.
     """
     run = launched_run(entry_point)
     if run is None:

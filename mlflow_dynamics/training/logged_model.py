@@ -1,4 +1,4 @@
-"""The trained model in MLflow: a logged model with the metrics of the epoch whose weights it has."""
+"""Logs the trained model in MLflow, as a logged model with the metrics of the epoch whose weights it has."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ from mlflow_dynamics.training.data import ImageDataset
 from mlflow_dynamics.training.inputs import ImagePart
 
 SENT_TIMEOUT_S: Final = 30.0
-"""At the end of training, how long the model waits for what was recorded before it to be sent."""
+"""At the end of training, the longest time to wait until everything recorded before the model is sent."""
 
 LOG_TIMEOUT_S: Final = 120.0
-"""How long all requests for a logged model may take, beside the time for the bytes of its files."""
+"""The longest time for all requests for a logged model, without the time for the bytes of its files."""
 
 MAX_NAME: Final = 200
-"""Characters of a model's name; it is also a folder's."""
+"""The most characters of a model's name, which is also the name of a folder."""
 
 _PACKAGES: Final = ("mlflow", "torch", "torchvision", "timm")
 _GROUPS: Final = {"train/": "training", "validation/": "validation", "dynamics/": None}
-"""Metrics that are the model's -> for what the data set is that they were taken on."""
+"""Beginning of a metric that belongs to the model -> purpose of the data set on which the metric was taken."""
 
 _TAGS: Final = ("mlflow.user", "mlflow.source.")
-"""Of the run's tags those that are the model's too."""
+"""The beginnings of the run's tags that the model gets too."""
 
 _logger = logging.getLogger(__name__)
 
 
 def model_name(title: str) -> str:
-    """A run's title as a name that MLflow takes for a model: `resnet20-on-digits-sgd-onecycle-seed-0`."""
+    """Turn a run's title into a name that MLflow accepts for a model: `resnet20-on-digits-sgd-onecycle-seed-0`."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", title).strip("-")[:MAX_NAME] or "model"
 
 
@@ -79,17 +79,18 @@ def log_model(
     images: ImageDataset,
     inputs: Mapping[str, ImagePart],
 ) -> None:
-    """Log the model in torch's export format, which needs neither pickle nor this package to be loaded.
+    """Log the model in torch's export format, which can be loaded without pickle and without this package.
 
-    As a logged model where the server takes records, and takes that; else as files of the run, sent when it does.
+    The model becomes a logged model. If the server does not take one, or does not answer, the model is kept as files of
+    the run, which are sent when the server answers.
 
     Args:
-        writer: of the run.
-        model: with the weights of `epoch`.
-        name: of the model.
-        epoch: whose metrics are the model's.
-        images: of which the first are its example.
-        inputs: the data sets that the metrics were taken on, by what they are for.
+        writer: the run's writer.
+        model: the model, with the weights of `epoch`.
+        name: the model's name.
+        epoch: the epoch whose metrics the model gets.
+        images: the images of which the first two become the model's input example.
+        inputs: purpose -> data set on which the metrics were taken.
     """
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / name
@@ -118,8 +119,8 @@ def _log(
     epoch: int,
     inputs: Mapping[str, ImagePart],
 ) -> None:
-    # In the steps of MLflow's own log_model, which can give the metrics no data set, takes whatever else, such as
-    # the machine's load, has that step, and believes whatever the server answers.
+    # These are the steps of MLflow's own log_model, which is not used because it cannot name the data sets of metrics,
+    # also takes other metrics of this step, such as the machine's load, and believes whatever the server answers.
     uri = mlflow.get_tracking_uri()
     store = connect(uri)
     run = run_of(store, run_id)
@@ -135,7 +136,7 @@ def _log(
         described.artifact_path = root
         upload_all(root, uri, {**files, MLMODEL_FILE_NAME: described.to_yaml().encode()})
     except Exception:
-        with suppress(MlflowException, OSError):  # of two failures the first one is said
+        with suppress(MlflowException, OSError):  # the first of two failures is the one to report
             store.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
         raise
     finalized = _whole(store.finalize_logged_model(model_id, LoggedModelStatus.READY))
@@ -144,7 +145,7 @@ def _log(
 
 
 def _whole(logged: LoggedModel) -> LoggedModel:
-    """`logged` as it is; MlflowException where the answer that it was read from lacks something."""
+    """Return `logged` unchanged; raise MlflowException if it lacks its id or a place for its files."""
     if not is_run_id(logged.model_id) or not logged.artifact_location:
         raise MlflowException(f"{NOT_MLFLOW}: its model id is {logged.model_id!r:.100}")
     return logged
@@ -153,7 +154,7 @@ def _whole(logged: LoggedModel) -> LoggedModel:
 def _metrics(
     store: AbstractStore, run: Run, model_id: str, *, epoch: int, inputs: Mapping[str, ImagePart]
 ) -> list[Metric]:
-    """The run's metrics of an epoch as those of a model, each with the data set that it was taken on."""
+    """Return the run's metrics of an epoch as metrics of a model, each with the data set on which it was taken."""
     return [
         Metric(
             point.key,
@@ -176,7 +177,7 @@ def _metrics(
 def _save(model: nn.Module, folder: Path, images: ImageDataset) -> Model:
     described = Model()
     model = copy.deepcopy(model).cpu().eval()
-    # Two images: an example of one would fix the batch size to one.
+    # The example has two images, because an example of one image would fix the batch size to one.
     example = torch.stack([images[i % len(images)][0] for i in range(2)])
     with torch.no_grad():
         output = model(example)

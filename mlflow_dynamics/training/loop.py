@@ -1,4 +1,4 @@
-"""The training loop: epochs of one model on one data set, reproducible and resumable."""
+"""The training loop: trains one model on one data set, epoch by epoch, reproducibly and resumably."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ from mlflow_dynamics.training.weights import UNREADABLE
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch of training came to; loss is the mean cross-entropy, accuracy a fraction."""
+    """The results of one epoch of training.
+
+    Attributes:
+        number: the epoch's number, from 0.
+        train_loss, validation_loss: mean cross-entropy.
+        train_accuracy, validation_accuracy: fraction of correct images, 0 to 1.
+        learning_rate: the learning rate at the start of the epoch.
+        seconds: the duration of the epoch with its validation.
+        images_per_second: training images per second, without the validation.
+    """
 
     number: int
     train_loss: float
@@ -39,7 +48,7 @@ class Epoch:
     images_per_second: float
 
     def as_metrics(self) -> dict[str, float]:
-        """The epoch's metrics under the names they have in MLflow."""
+        """Return the epoch's metrics by their keys in MLflow."""
         return {
             names.TRAIN_LOSS: self.train_loss,
             names.TRAIN_ACCURACY: self.train_accuracy,
@@ -52,26 +61,26 @@ class Epoch:
 
 
 def seed_everything(seed: int) -> None:
-    """Make weights, order and augmentation a function of `seed`."""
+    """Seed all random numbers, so that weights, order and augmentation depend on `seed` alone."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries underneath still use the global generator
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries still use the global generator
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes an accelerator where there is one.
+    """Return the device called `name`; "auto" is the accelerator, or the CPU if there is none.
 
     Raises:
-        ConfigError: torch does not know the device or this machine lacks it.
+        ConfigError: torch does not know the device, or this machine lacks it.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # which a device without memory (meta) cannot
+        torch.zeros(1, device=device).item()  # raises on a device without memory (meta)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"device={name!r} cannot be used on this machine; give auto, cpu, or an accelerator that is here "
@@ -81,7 +90,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 class Trainer:
-    """A training under way: everything that changes from step to step, and so everything a checkpoint holds."""
+    """A training under way: everything that changes from step to step, and therefore is kept in a checkpoint.
+
+    Args:
+        model, optimizer, scheduler: what is trained; the scheduler is stepped after every training step.
+        data: the training and test images.
+        batch_size: images per training step.
+        device: the device of the model.
+        precision: "fp32" or "bf16".
+        seed: the seed of the order of images.
+        workers: the number of processes that load data; 0 loads in this process.
+        forward: called in place of the model, such as the compiled model; None calls the model.
+    """
 
     def __init__(
         self,
@@ -113,8 +133,8 @@ class Trainer:
             "pin_memory": device.type == "cuda",
             "persistent_workers": workers > 0,
         }
-        # A loader draws its workers' seeds from its generator, or else from the global one. With a generator of its
-        # own it shifts neither the order nor the random numbers of training.
+        # A loader draws the seeds of its workers from its generator, or from the global one if it has none. With a
+        # generator of its own, it changes neither the order of images nor the random numbers of training.
         self.train_loader = DataLoader(
             data.train,
             sampler=RandomSampler(data.train, generator=self._order),
@@ -124,7 +144,7 @@ class Trainer:
         self.test_loader = DataLoader(data.test, shuffle=False, generator=torch.Generator(), **common)
 
     def epochs(self, last: int, *, after_step: Callable[[], object] = lambda: None) -> Iterator[Epoch]:
-        """Train up to epoch `last` (exclusive), one epoch for each item taken; `after_step` follows each step."""
+        """Train up to epoch `last` (exclusive), one epoch for each item taken; each step calls `after_step`."""
         while self.next_epoch < last:
             number = self.next_epoch
             start = time.perf_counter()
@@ -145,7 +165,7 @@ class Trainer:
             )
 
     def _train(self, number: int, after_step: Callable[[], object]) -> tuple[float, float, int]:
-        # The order depends on seed and epoch alone, so a resumed training sees what the whole one would have.
+        # The order depends only on seed and epoch, so a resumed training sees the same images as an uninterrupted one.
         self._order.manual_seed(self.seed * 1_000_003 + number)
         self._data.set_epoch(number)
         self.model.train()
@@ -191,7 +211,7 @@ class Trainer:
         return nullcontext()
 
     def save(self, path: Path) -> None:
-        """Write everything needed to carry on after the last whole epoch, atomically."""
+        """Write atomically everything that is needed to carry on after the last whole epoch."""
         state = {
             "next_epoch": self.next_epoch,
             "model": self.model.state_dict(),
@@ -203,10 +223,10 @@ class Trainer:
             torch.save(state, file)
 
     def restore(self, path: Path) -> None:
-        """Carry on from what `save` wrote.
+        """Restore the state that `save` has written.
 
         Raises:
-            ConfigError: the checkpoint is damaged, or of another model or optimizer.
+            ConfigError: the checkpoint is damaged, or belongs to another model or optimizer.
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)

@@ -1,4 +1,4 @@
-"""Networks by name, ready to train: this project's own, and any of timm's."""
+"""Builds networks by name: this project's own and all of timm's."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MODELS: Final = (
     "vit_small_patch16_224",
     "vit_base_patch16_224",
 )
-"""The names this project lists; every other name of timm works as well."""
+"""The names that this project lists. Every other name of timm works as well."""
 
 SIZES_TRIED: Final = 64
-"""Where an image size does not suit a model, so many larger ones are tried to name one that does."""
+"""If an image size does not suit a model, this many larger sizes are tried, to name one that does."""
 
 
 class Combination(NamedTuple):
@@ -49,19 +49,19 @@ PAPER_GRID: Final = (
 )
 """Nine model and data set combinations, as many as the paper trains (arXiv 2604.09716).
 
-The paper takes ResNets, DenseNet-121, MobileNetV2, VGG-16 and a pretrained ViT on CIFAR-10 and CIFAR-100;
-which nine is this project's choice, made for the three questions the measures are to answer:
+The paper trains ResNets, DenseNet-121, MobileNetV2, VGG-16 and a pretrained ViT on CIFAR-10 and CIFAR-100. This project
+has chosen the nine combinations for the three questions that the measures are to answer:
 
-- easy against hard: four models on both sets, because the two can only be compared within one model;
-- training from scratch against fine-tuning: the ViT is the one that starts from pretrained weights;
-- architectures: shortcuts that add (ResNet-18) or concatenate (DenseNet-121), separable convolutions
-  (MobileNetV2), attention (ViT), and, as the ninth, none of these (VGG-16). ResNet-34 and ResNet-50 add only
-  depth to a kind that is there already; train them by name.
+- Easy or hard data: four models are trained on both sets, because the sets can only be compared within one model.
+- From scratch or fine-tuned: only the ViT starts from pretrained weights.
+- Architecture: shortcuts that add (ResNet-18) or concatenate (DenseNet-121), separable convolutions (MobileNetV2),
+  attention (ViT), and none of these (VGG-16). ResNet-34 and ResNet-50 would add only depth to ResNet-18; they can be
+  trained by name.
 """
 
 
 def input_size(name: str) -> int | None:
-    """The only image size in pixels that the model `name` is made for, or None where it takes any.
+    """Return the only image size, in pixels, that the model `name` is made for; None if it takes any size.
 
     Raises:
         ConfigError: there is no such model.
@@ -82,18 +82,22 @@ def build_model(
     pretrained: bool = False,
     checkpoint: Path | None = None,
 ) -> nn.Module:
-    """The network `name` for images (batch, channels, image_size, image_size), with scores (batch, num_classes).
+    """Build the network `name` for images (batch, channels, image_size, image_size), giving (batch, num_classes).
 
-    Below `SMALL_IMAGE` pixels this project's networks get a first convolution of 3x3 with stride 1 and no
-    early pooling. A model of fixed input size (a ViT) is built for `image_size`, its position embedding with it.
+    For images below `SMALL_IMAGE` pixels, this project's networks get a first convolution of 3x3 with stride 1 and no
+    early pooling. A model of fixed input size (a ViT) is built for `image_size`, including its position embedding.
 
     Args:
+        name: a name of this project or of timm.
+        num_classes: the number of classes, at least 2.
+        image_size: the side of the images in pixels.
+        channels: the number of channels of the images.
         pretrained: start from the library's weights (downloaded once, then cached).
-        checkpoint: start from this local file of weights instead.
+        checkpoint: start from this local file of weights; excludes `pretrained`.
 
     Raises:
-        ConfigError: an unknown name, a size or number that cannot be, an image size that does not suit the
-            model, weights that cannot be had, read, or do not fit.
+        ConfigError: the name is unknown, a number is out of range, the image size does not suit the model, or the
+            weights cannot be obtained or read, or do not fit.
     """
     _check_name(name)
     for parameter, value, least in (
@@ -127,7 +131,7 @@ def _check_name(name: str) -> None:
 
 
 def _fresh(name: str, *, num_classes: int, image_size: int, channels: int) -> nn.Module | None:
-    """The untrained network, or None if it cannot take images of this size."""
+    """Return the untrained network; None if it cannot take images of this size."""
     try:
         if name in ARCHITECTURES:
             model = ARCHITECTURES[name].build(
@@ -138,7 +142,7 @@ def _fresh(name: str, *, num_classes: int, image_size: int, channels: int) -> nn
                 name,
                 **_timm_arguments(name, num_classes=num_classes, image_size=image_size, channels=channels),
             )
-        # One pass tells more surely than any rule about strides and patches.
+        # Running the network once is more certain than any rule about strides and patches.
         device = next(model.parameters()).device
         with torch.no_grad():
             model.eval()(torch.zeros(2, channels, image_size, image_size, device=device))
@@ -150,14 +154,14 @@ def _fresh(name: str, *, num_classes: int, image_size: int, channels: int) -> nn
 
 def _timm_arguments(name: str, *, num_classes: int, image_size: int, channels: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
-    # Only models of fixed size know the argument img_size.
+    # Only models of fixed size accept the argument img_size.
     if (own := input_size(name)) is not None and own != image_size:
         arguments["img_size"] = image_size
     return arguments
 
 
 def _unsuitable(name: str, *, num_classes: int, image_size: int, channels: int) -> ConfigError:
-    # On the meta device a network has shapes but no numbers, so many sizes cost little.
+    # On the meta device, a network has shapes but no numbers, so trying many sizes costs little.
     with torch.device("meta"):
         larger = next(
             (

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name."""
+"""Builds optimizers and learning-rate schedules by name."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 
 MOMENTUM = 0.9
 STEP_MILESTONES = (0.5, 0.75)
-"""The `step` schedule divides the rate by ten at these fractions of the training (He et al. 2016)."""
+"""The fractions of the training at which the `step` schedule divides the rate by ten (He et al. 2016)."""
 
 
 def drop_epochs(epochs: int) -> tuple[int, ...]:
-    """The epochs at whose start the `step` schedule lowers the learning rate."""
+    """Return the epochs at whose start the `step` schedule lowers the learning rate."""
     return tuple(int(epochs * fraction) for fraction in STEP_MILESTONES)
 
 
 def build_optimizer(
     name: str, parameters: Iterable[torch.nn.Parameter], *, learning_rate: float, weight_decay: float
 ) -> Optimizer:
-    """The optimizer called `name` ("sgd" with Nesterov momentum, "adam", "adamw")."""
+    """Build the optimizer called `name`: "sgd" (with Nesterov momentum), "adam" or "adamw"."""
     match name:
         case "sgd":
             return SGD(
@@ -36,7 +36,7 @@ def build_optimizer(
 def build_schedule(
     name: str, optimizer: Optimizer, *, learning_rate: float, epochs: int, steps_per_epoch: int
 ) -> LRScheduler:
-    """The schedule called `name`, to be stepped after every training step."""
+    """Build the schedule called `name`, which is to be stepped after every training step."""
     total = epochs * steps_per_epoch
     match name:
         case "onecycle":

@@ -1,4 +1,4 @@
-"""The parameters of one training: each with its default, what it accepts, and a clear refusal of anything else."""
+"""The parameters of a training and of the grid, with their defaults and the checks of their values."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ PRECISIONS: Final = ("fp32", "bf16")
 
 _LARGEST_INT: Final = 2**31 - 1
 _LARGEST_RATE: Final = 1e6
-"""Far beyond what trains; products of what a step multiplies stay within float32."""
+"""Far above every useful rate, but small enough that the products in a training step stay within float32."""
 
 
 def _parameter(default: Any, description: str) -> Any:
-    """A field that is also an option of the command line and a parameter of the MLproject."""
+    """Return a field that is also an option of the command line and a parameter of the MLproject."""
     return field(default=default, metadata={"help": description})
 
 
 def _optional(kind: type, word: str, description: str) -> Any:
-    """A parameter that may be absent; `word` says so on the command line and in MLflow."""
+    """Return a field that may be None, for which `word` stands on the command line and in MLflow."""
     return field(default=None, metadata={"help": description, "kind": kind, "word": word})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One training of one model on one data set; the MLproject's entry point `main` has the same parameters."""
+    """One training of one model on one data set. The MLproject's entry point `main` has the same parameters.
+
+    Raises:
+        ConfigError: a value is not usable.
+    """
 
     model: str = _parameter("resnet20", "a model of this project or any timm model's name")
     dataset: str = _parameter(
@@ -111,18 +115,18 @@ class TrainingConfig:
             )
         if self.checkpoint is not None and self.pretrained:
             raise ConfigError("pretrained=True and checkpoint exclude each other; give one of them.")
-        # Raise for the values they own, before any work starts.
+        # These check their values too, before any work starts.
         _ = self.recording, self.measures
         _require_detector(self.detector)
 
     @property
     def recording(self) -> RecordingConfig:
-        """Which activations are recorded."""
+        """The settings of recording."""
         return RecordingConfig(record_every=self.record_every, batch_samples=self.batch_samples)
 
     @property
     def measures(self) -> MeasureConfig:
-        """How they are measured."""
+        """The settings of measuring."""
         return MeasureConfig(
             signal=self.signal,  # type: ignore[arg-type]  # checked in its own __post_init__
             protocol=self.protocol,  # type: ignore[arg-type]
@@ -133,7 +137,7 @@ class TrainingConfig:
 
     @property
     def title(self) -> str:
-        """What the run is called: what is trained, and whatever else differs from the defaults."""
+        """The run's name: the given one or, if none is given, what is trained and what differs from the defaults."""
         if self.run_name is not None:
             return self.run_name
         parts = [
@@ -149,7 +153,7 @@ class TrainingConfig:
 
     @property
     def command(self) -> str:
-        """The command that trains so, with what differs from the defaults."""
+        """The command of this training, with the parameters that differ from the defaults."""
         words = ["mlflow-dynamics", "train"]
         for f in fields(self):
             if (value := getattr(self, f.name)) != f.default:
@@ -157,12 +161,12 @@ class TrainingConfig:
         return shlex.join(words)
 
     def digest(self) -> str:
-        """Identifies what is trained: the same for every start of the same training, resumed or not."""
+        """Return 16 hexadecimal digits that are the same for every start of the same training, resumed or not."""
         text = repr(sorted((k, v) for k, v in self.as_parameters().items() if k != "resume"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def as_parameters(self) -> dict[str, str]:
-        """Every parameter but the run's name as MLflow stores it, in the words the command line accepts."""
+        """Return all parameters but the run's name as MLflow stores them, in words that the command line accepts."""
         return {
             f.name: f.metadata["word"] if (value := getattr(self, f.name)) is None else str(value)
             for f in fields(self)
@@ -172,7 +176,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig:
-    """The paper's grid; what is not here is the recipe of each architecture (`grid.paper_cells`)."""
+    """The parameters of the paper's grid. The recipe of each architecture is in `grid.paper_cells`."""
 
     easy_dataset: str = _parameter("cifar10", "the data set that plays CIFAR-10")
     hard_dataset: str = _parameter("cifar100", "the data set that plays CIFAR-100")
@@ -196,21 +200,21 @@ class GridConfig:
 
 
 def short_name(dataset: str) -> str:
-    """The name of a data set without its kind and place: `cifar10` of `parquet:/long/path/cifar10`."""
+    """Return the name of a data set without its kind and path: `cifar10` for `parquet:/long/path/cifar10`."""
     kind, colon, path = dataset.partition(":")
     return (Path(path).expanduser().resolve().name or kind) if colon else kind
 
 
 def _require_detector(name: str) -> None:
-    # Imported here: the command line builds its options from this module and needs no numpy for its help.
+    # The import stands here because the command line builds its options from this module, and its help needs no numpy.
     from mlflow_dynamics.convergence import find_detector
 
     find_detector(name)
 
 
 _NOT_IN_TITLE: Final = frozenset(
-    {"model", "dataset", "optimizer", "schedule", "seed"}  # which are in every title
-    | {"data_dir", "device", "workers", "resume", "run_name"}  # which change nothing in what is trained
+    {"model", "dataset", "optimizer", "schedule", "seed"}  # these are in every title
+    | {"data_dir", "device", "workers", "resume", "run_name"}  # these do not change what is trained
 )
 
 _CHOICES: Final = {

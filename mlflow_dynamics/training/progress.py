@@ -1,4 +1,4 @@
-"""A progress bar where somebody sees it."""
+"""A progress bar, drawn only in a terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 @contextmanager
 def progress_bar(steps: int) -> Iterator[tqdm]:
-    """A bar, drawn only where the output is a terminal; whatever is written meanwhile stands on lines above it."""
+    """Yield a progress bar, which is drawn only if stderr is a terminal. Other output appears on lines above it."""
     if not sys.stderr.isatty():
         yield tqdm(disable=True)
         return
     with (
         tqdm(total=steps, unit="step", dynamic_ncols=True) as bar,
-        logging_redirect_tqdm(),  # log lines go to what was stderr before
+        logging_redirect_tqdm(),  # log lines go to the stderr from before the redirection
         redirect_stderr(DummyTqdmFile(sys.stderr)),
     ):
         yield bar

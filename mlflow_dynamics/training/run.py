@@ -1,4 +1,4 @@
-"""One training as one MLflow run: parameters, data set, epochs with their dynamics, the trained model."""
+"""Runs one training as one MLflow run with its parameters, data set, epochs, dynamics and trained model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from mlflow_dynamics.training.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 FAILED_TIMEOUT_S: Final = 10.0
-"""Who interrupts a training, or has to read what was wrong, waits no longer than this for a server that is gone."""
+"""After an error or an interruption, the longest time that the user waits for a server that does not answer."""
 
 VERSIONS_LOGGED: Final = (
     "mlflow-dynamics",
@@ -67,16 +67,20 @@ VERSIONS_LOGGED: Final = (
 
 
 def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = None) -> str:
-    """Train as `config` says inside an MLflow run (the one `mlflow run` made, else a new one); returns its id.
+    """Train as `config` says in an MLflow run, and return the run's id.
 
-    Where the tracking server does not answer, training goes on and all of the run is sent later; the id is then the
-    local name of its folder.
+    The run is the one that `mlflow run` has made, or a new one. If the tracking server does not answer, training goes
+    on and the whole run is sent later; the id is then the local name of the run.
+
+    Args:
+        config: the parameters of the training.
+        tags: the run's tags; None outside a grid.
 
     Raises:
-        ConfigError: a parameter does not fit the data, the model or this machine; there is no run then.
-        DataError: the data set is not what it should be; likewise.
-        TrackingError: the run to be carried on is not in MLflow; likewise.
-        KeyboardInterrupt: interrupted (Ctrl-C or SIGTERM); the run is KILLED and keeps what it has recorded.
+        ConfigError: a parameter does not fit the data, the model or this machine. No run is made.
+        DataError: the data set is missing or damaged. No run is made.
+        TrackingError: the run to be carried on is not in MLflow. No run is made.
+        KeyboardInterrupt: the training was interrupted (Ctrl-C or SIGTERM). The run is KILLED and keeps its record.
     """
     with interruptible() as prepared:
         open_checkpoints()
@@ -107,7 +111,7 @@ def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = Non
 
 @contextmanager
 def interruptible() -> Iterator[str | None]:
-    """The run that `mlflow run` has prepared, None without one; it is KILLED where what is inside is interrupted."""
+    """Yield the id of the run that `mlflow run` has prepared, or None. If the block is interrupted, it is KILLED."""
     prepared = MLFLOW_RUN_ID.get()
     MLFLOW_RUN_ID.unset()
     with terminate_as_interrupt():
@@ -128,7 +132,16 @@ def managed_run(
     prepared: str | None = None,
     system_metrics: bool = True,
 ) -> Iterator[tuple[str, RunWriter]]:
-    """A run's id (or local name) and its writer; it ends FINISHED, FAILED (an error) or KILLED (an interruption)."""
+    """Open a run for the block and yield its id (or local name) and its writer.
+
+    After the block, the run ends as FINISHED, as FAILED after an error, or as KILLED after an interruption.
+
+    Args:
+        name: the run's name.
+        tags: the run's tags.
+        prepared: the id of the run that `mlflow run` has prepared; None makes a new run.
+        system_metrics: let MLflow log the machine's load.
+    """
     name = encodable(name)
     run_id = start_run(run_name=name, tags=tags, prepared=prepared, system_metrics=system_metrics)
     writer = RunWriter(run_id, owned=prepared is None).start()
@@ -147,7 +160,7 @@ def managed_run(
 
 
 def _prepare(config: TrainingConfig) -> tuple[ImageData, Trainer]:
-    """Everything that can be wrong with the parameters shows here, before there is a run."""
+    """Load the data and build the trainer. Every error in the parameters is raised here, before there is a run."""
     device = resolve_device(config.device)
     data = load_dataset(
         config.dataset,
@@ -206,7 +219,16 @@ def _train(
     carried_on: str | None,
     go_on: Callable[[], str],
 ) -> int:
-    """Train, and leave the model with the best weights; returns their epoch."""
+    """Train, restore the best weights into the model, and return their epoch.
+
+    Args:
+        config: the parameters of the training.
+        trainer: the trainer, which may have been restored from a checkpoint.
+        writer: the run's writer.
+        run_id: the run's id.
+        carried_on: the id of the run whose training is carried on; None if none is.
+        go_on: returns the sentence that says how to carry on after an interruption.
+    """
     first = trainer.next_epoch
     run_log = RunLog(
         writer,
@@ -226,7 +248,7 @@ def _train(
             Recorder(trainer.model, config.recording, optimizer=trainer.optimizer), run_log, close=None
         ).start() as tracker,
         progress_bar(steps) as bar,
-        said_when_interrupted(go_on),  # inside: to end a run may take its time
+        said_when_interrupted(go_on),  # the innermost block, because ending the run may take long
     ):
         if config.resume is not None and carried_on is not None:
             tracker.begin_with(carried_on, epochs=first)
@@ -235,10 +257,11 @@ def _train(
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):
             tracker.end_epoch(epoch.as_metrics(), epoch=epoch.number)
-            # The best first: interrupted between the two, the epoch is trained again and is as good.
+            # The best weights are kept first. After an interruption between the two lines, the epoch is trained again,
+            # with the same result.
             best.keep(epoch, trainer.model)
             trainer.save(checkpoint_path(run_id))
-            bar.write(f"{_epoch_line(epoch, tracker.wait(epoch.number))}\n", end="")  # at once, or not
+            bar.write(f"{_epoch_line(epoch, tracker.wait(epoch.number))}\n", end="")  # in a single write
             bar.set_description(f"epoch {epoch.number + 1}")
             # After the last epoch there is nothing left to stop.
             if trainer.next_epoch < config.epochs and tracker.should_stop():
@@ -249,7 +272,7 @@ def _train(
 
 
 def _schedule(config: TrainingConfig) -> Schedule:
-    """What the convergence monitor may know of the learning rate ahead."""
+    """Return the schedule of the learning rate, for the convergence monitor."""
     drops = drop_epochs(config.epochs) if config.schedule == "step" else ()
     return Schedule(name=config.schedule, planned_epochs=config.epochs, drop_epochs=drops)
 
@@ -271,7 +294,7 @@ def _epoch_line(epoch: Epoch, result: EpochResult | None) -> str:
 
 
 def _carried_on(run_id: str) -> str:
-    """The interrupted run's id in MLflow, which also gets what it had recorded and not sent."""
+    """Send what the interrupted run has recorded and not sent, and return the run's id in MLflow."""
     sync()
     (run,) = find_runs([created_run(run_id)])
     return str(run.info.run_id)
@@ -283,13 +306,13 @@ def _versions() -> dict[str, str]:
         try:
             versions[f"version/{package}"] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            # Run from a source folder (mlflow run with its own environment): the git commit says more.
+            # This package is not installed when `mlflow run` runs it from a source folder; the git commit says more.
             continue
     return versions
 
 
 def _log_new_parameters(writer: RunWriter, parameters: dict[str, str]) -> None:
-    """Log what `mlflow run` has not logged already: a parameter of a run cannot be written twice."""
+    """Log the parameters that `mlflow run` has not logged already, because a parameter cannot be written twice."""
     active = mlflow.active_run()
     present = {} if active is None else active.data.params
     writer.log_params({key: value for key, value in parameters.items() if key not in present})

@@ -1,4 +1,4 @@
-"""Weights to start from: a local checkpoint, or the pretrained ones of torchvision and timm."""
+"""Loads the weights that a training starts from: a local checkpoint, or pretrained weights of torchvision or timm."""
 
 from __future__ import annotations
 
@@ -35,24 +35,30 @@ UNREADABLE: Final = (
     AttributeError,
     struct.error,
 )
-"""What `torch.load(weights_only=True)` raises on files that are no checkpoints: whatever their bytes lead it to."""
+"""The errors that `torch.load(weights_only=True)` raises for a file that is no checkpoint, depending on its bytes."""
 
 NESTED_UNDER: Final = ("state_dict", "model", "model_state_dict")
-"""Training scripts (timm's, torchvision's, this project's) keep the weights under one of these keys."""
+"""Keys under which training scripts (timm's, torchvision's, this project's) store the weights in a checkpoint."""
 
 WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before each name."""
+"""Prefixes that DistributedDataParallel and torch.compile put before each name."""
 
 HUB_WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_checkpoint(model: nn.Module, path: Path, *, name: str, classifiers: Sequence[str]) -> None:
-    """Load the weights in `path` (torch.save of a state dict, or safetensors) into `model`, called `name`.
+    """Load the weights in a file into a model.
 
-    A classifier of another number of classes is left as it is, with a warning: that is what fine-tuning needs.
+    A classifier with another number of classes is not loaded, with a warning, so that the model can be fine-tuned.
+
+    Args:
+        model: the model.
+        path: a state dict saved with torch.save, or a safetensors file.
+        name: the model's name, for messages.
+        classifiers: the names of the modules that depend on the number of classes.
 
     Raises:
-        ConfigError: the file is missing, is not one of weights alone, or is of another model.
+        ConfigError: the file is missing, holds anything but weights, or belongs to another model.
     """
     state = _read(path)
     own = model.state_dict()
@@ -125,12 +131,17 @@ def _unwrapped(key: str) -> str:
 
 
 def load_torchvision(model: nn.Module, weights: str, *, name: str) -> None:
-    """Load torchvision's ImageNet weights into every tensor of `model` whose shape they have.
+    """Load torchvision's ImageNet weights into every tensor of `model` that has the same name and shape.
 
-    The classifier, and with small or gray images the first convolution, keep their fresh values.
+    The classifier keeps its fresh values, and so does the first convolution for small or gray images.
+
+    Args:
+        model: the model.
+        weights: the name of the torchvision model.
+        name: the model's name, for messages.
 
     Raises:
-        ConfigError: they cannot be downloaded.
+        ConfigError: the weights cannot be downloaded.
     """
     try:
         with download_timeout():
@@ -145,17 +156,17 @@ def load_torchvision(model: nn.Module, weights: str, *, name: str) -> None:
 
 
 def timm_model(name: str, **arguments: Any) -> nn.Module:
-    """timm's model `name` with its pretrained weights.
+    """Build timm's model `name` with its pretrained weights; `arguments` go to `timm.create_model`.
 
     Raises:
-        ConfigError: it has none, or they cannot be downloaded.
+        ConfigError: the model has no pretrained weights, or they cannot be downloaded.
     """
     hub_id = timm.models.get_pretrained_cfg_value(name, "hf_hub_id")
     if hub_id and (cached := _cached(hub_id)) is not None:
-        # Given the file, timm asks the hub nothing, so weights fetched once also work offline.
+        # If it is given the file, timm does not ask the hub, so weights that were downloaded once also work offline.
         arguments["pretrained_cfg_overlay"] = {"file": cached}
     elif hub_id and (reason := _hub_unreachable()) is not None:
-        # The hub's own client would retry for most of a minute before it said the same.
+        # The hub's own client would retry for most of a minute before it reported the same.
         raise unavailable(name, reason)
     try:
         with download_timeout():
@@ -184,13 +195,13 @@ def no_weights(name: str) -> ConfigError:
 
 
 def _cached(hub_id: str) -> str | None:
-    """The file of weights that an earlier download left on this machine."""
+    """Return the file of weights that an earlier download has left on this machine; None if there is none."""
     files = (huggingface_hub.try_to_load_from_cache(hub_id, file) for file in HUB_WEIGHTS)
     return next((file for file in files if isinstance(file, str)), None)
 
 
 def _hub_unreachable() -> str | None:
-    """Why the hub does not answer, or None if it does (any status is an answer)."""
+    """Return why the hub does not answer; None if it answers, with whatever status."""
     request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS):

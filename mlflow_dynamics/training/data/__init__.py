@@ -1,4 +1,4 @@
-"""Image data sets by name, ready to train on."""
+"""Loads image data sets by name, ready to train on."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class ImageData:
     Attributes:
         train, test: samples (float image (channels, image_size, image_size), int label); only `train` is
             augmented.
-        class_names: the label is the index.
+        class_names: the names of the classes; a label is an index into them.
         image_size: side of every image in pixels, after resizing.
         channels: 1 (gray) or 3 (RGB).
-        mean, std: of each channel of the training images, in [0, 1], before normalisation.
-        name: the name it was asked for by.
-        source: the path or library it came from.
+        mean, std: mean and standard deviation of each channel of the training images, in [0, 1].
+        name: the name by which the data set was loaded.
+        source: the path or library that the data set came from.
     """
 
     train: ImageDataset
@@ -45,11 +45,11 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the augmentation of this epoch from now on; call it before each pass over `train`."""
+        """Use the augmentation of this epoch from now on. Must be called before each pass over `train`."""
         self.train.set_epoch(epoch)
 
 
@@ -63,20 +63,19 @@ def load_dataset(
     augment: bool,
     seed: int,
 ) -> ImageData:
-    """The data set called `dataset`, normalised by its own training images.
+    """Load a data set, normalised by the mean and deviation of its training images.
 
     Args:
-        dataset: one of `DATASETS`; the PATH of `parquet:` and `imagefolder:` may be relative to the current
-            folder.
-        data_dir: where torchvision's sets are, or are downloaded to.
-        limit_train, limit_test: use only the first so many images; None uses all.
-        image_size: resize to this side in pixels; None keeps the images' own.
-        augment: random crops, and horizontal flips where a mirrored image is as good.
-        seed: of the augmentation.
+        dataset: one of `DATASETS`; the PATH of `parquet:` and `imagefolder:` may be relative to the working folder.
+        data_dir: the folder that holds torchvision's sets, or to which they are downloaded.
+        limit_train, limit_test: use only this many images, the first ones; None uses all.
+        image_size: resize images to this side in pixels; None keeps their own size.
+        augment: augment the training images with random crops and, if a mirrored image is as good, horizontal flips.
+        seed: the seed of the augmentation.
 
     Raises:
         ConfigError: an argument is not usable.
-        DataError: the set is missing, cannot be downloaded, or is not what it should be.
+        DataError: the set is missing or damaged, cannot be downloaded, or has fewer than two classes.
     """
     for name, value in (("limit_train", limit_train), ("limit_test", limit_test), ("image_size", image_size)):
         if value is not None and value < 1:

@@ -1,4 +1,4 @@
-"""Labelled images from the user's own files: a folder of Parquet files, or a folder of image files."""
+"""Reads labelled images from the user's own files: a folder of Parquet files or a folder of image files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlflow_dynamics.training.data.sources import Source
 
 PARQUET_BATCH_ROWS: Final = 1024
 SIZES_SAMPLED: Final = 64
-"""So many images tell whether a set has one size and how many channels."""
+"""The number of images from which the size and the channels of a set are read."""
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 FOLDER_ORDER_SEED: Final = 0
@@ -30,16 +30,16 @@ Encoded = Sequence[bytes | Path]
 def parquet_folder(
     folder: Path, *, limit_train: int | None, limit_test: int | None, image_size: int | None
 ) -> Source:
-    """`train.parquet` and `test.parquet`, with columns `image` (struct<bytes, path>) and `label` (integer).
+    """Read `train.parquet` and `test.parquet`, with columns `image` (struct<bytes, path>) and `label` (integer).
 
-    That is how data hubs store image sets. The schema's metadata key `class_names`, a comma-separated list,
-    names the classes; without it they are the numbers 0 to the largest label. Only the first `limit_train`
+    Data hubs store image sets in this form. The metadata key `class_names` of the schema, a comma-separated list, names
+    the classes; without it, the classes are the numbers from 0 to the largest label. Only the first `limit_train`
     (`limit_test`) images are read and decoded, but every label is checked.
 
     Raises:
-        DataError: the folder, a file or a column is missing, a file is empty or not Parquet, a label is
-            outside the classes, an image is null or cannot be decoded, or sizes differ while `image_size` is
-            None.
+        DataError: the folder, a file or a column is missing, a file is empty or not Parquet, a label is outside the
+            classes, an image is null or cannot be decoded, or `image_size` is None and the images differ in size or
+            are not square.
     """
     if not folder.is_dir():
         raise DataError(
@@ -128,13 +128,13 @@ def _read_images(file: pq.ParquetFile, path: Path, limit: int | None) -> list[by
 def image_folder(
     folder: Path, *, limit_train: int | None, limit_test: int | None, image_size: int | None
 ) -> Source:
-    """`folder`/train/CLASS/*.jpg and `folder`/test (or val)/CLASS/*.jpg; the classes are sorted by name.
+    """Read `folder`/train/CLASS/*.jpg and `folder`/test (or val)/CLASS/*.jpg; the classes are sorted by name.
 
     The images are put in a fixed random order, so that the first `limit_train` are a fair subset.
 
     Raises:
-        DataError: a folder is missing or holds no images, the test part has a class that the training part
-            lacks, an image cannot be decoded, or sizes differ while `image_size` is None.
+        DataError: a folder is missing or holds no images, the test part has a class that the training part lacks, an
+            image cannot be decoded, or `image_size` is None and the images differ in size or are not square.
     """
     if not folder.is_dir():
         raise DataError(
@@ -207,7 +207,7 @@ def _source(
 
 
 def _layout(encoded: Encoded, *, origin: str, image_size: int | None) -> tuple[int, int]:
-    """Channels and side of the images to hold: their own, unless they differ or exceed `image_size`."""
+    """Return the channels and side of the images to hold: their own, unless they differ or exceed `image_size`."""
     images = [open_image(item, origin=origin, index=i) for i, item in enumerate(encoded[:SIZES_SAMPLED])]
     channels = 1 if all(image.mode in ("L", "1") for image in images) else 3
     sizes = Counter(image.size for image in images)
@@ -220,6 +220,7 @@ def _layout(encoded: Encoded, *, origin: str, image_size: int | None) -> tuple[i
             )
         return channels, width
     if len(sizes) == 1 and width == height and width < image_size:
-        # Held small, enlarged batch by batch: 50,000 RGB images are 150 MB at 32x32, 7.5 GB at 224x224.
+        # Small images are held as they are and enlarged batch by batch: 50,000 RGB images take 150 MB at 32x32, but
+        # 7.5 GB at 224x224.
         return channels, width
     return channels, image_size

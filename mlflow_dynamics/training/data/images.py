@@ -1,4 +1,4 @@
-"""Images in memory, and what turns them into training samples: augmentation, resizing, normalisation."""
+"""Holds images in memory and turns them into training samples: augmentation, resizing, normalisation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torch.utils.data import Dataset
 from mlflow_dynamics.errors import DataError
 
 MAX_DECODED_BYTES: Final = 2**30
-"""A set that takes more than this as raw pixels stays encoded and is decoded batch by batch."""
+"""A set that would take more than this as raw pixels stays encoded and is decoded batch by batch."""
 
 PADDING_FRACTION: Final = 8
 """The random crop pads by an eighth of the side: 4 pixels at 32 (He et al. 2016, section 4.2)."""
 
 STATISTICS_IMAGES: Final = 10_000
-"""Mean and standard deviation come from at most so many training images: a large set is not decoded twice."""
+"""Mean and standard deviation come from at most this many training images, so that a large set is not decoded twice."""
 
 
 class Images(Protocol):
@@ -62,11 +62,11 @@ class EncodedImages:
     """Images held as encoded bytes or files, decoded when taken.
 
     Attributes:
-        encoded: each image's bytes, or its file.
+        encoded: the bytes or the file of each image.
         channels: 1 (gray) or 3 (RGB); images of another mode are converted.
-        side: in pixels, of every image that is handed out.
-        exact: True where an image of another size is an error; otherwise its shorter side is resized to
-            `side` and its middle cut out.
+        side: the side of every image that is handed out, in pixels.
+        exact: an image of another size is an error; otherwise its shorter side is resized to `side` and its middle is
+            cut out.
         origin: the file or folder that error messages name.
     """
 
@@ -80,10 +80,10 @@ class EncodedImages:
         return len(self.encoded)
 
     def take(self, indices: Tensor) -> Tensor:
-        """The images as uint8 (len(indices), channels, side, side).
+        """Return the images as uint8 (len(indices), channels, side, side).
 
         Raises:
-            DataError: an image cannot be decoded, or is not of the size that all have.
+            DataError: an image cannot be decoded, or has another size and `exact` is set.
         """
         pixels = np.empty((len(indices), self.side, self.side, self.channels), np.uint8)
         for row, index in enumerate(indices.tolist()):
@@ -104,10 +104,15 @@ class EncodedImages:
 
 
 def open_image(encoded: bytes | Path, *, origin: str, index: int) -> Image.Image:
-    """The decoded image.
+    """Decode an image.
+
+    Args:
+        encoded: the image's bytes or file.
+        origin: the file that holds the bytes, for messages.
+        index: the image's row in that file, for messages.
 
     Raises:
-        DataError: it cannot be decoded, or has more than 8 bits a channel.
+        DataError: the image cannot be decoded, or has more than 8 bits per channel.
     """
     try:
         image = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
@@ -137,16 +142,16 @@ def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
 
 
 def hold(images: EncodedImages) -> Images:
-    """The images decoded once where they fit in memory (`MAX_DECODED_BYTES`), else as they are."""
+    """Decode all images once, if they take at most `MAX_DECODED_BYTES`; otherwise return them unchanged."""
     if len(images) * images.channels * images.side**2 > MAX_DECODED_BYTES:
         return images
     return DecodedImages(images.take(torch.arange(len(images))))
 
 
 def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in [0, 1], over evenly spaced images.
+    """Return the mean and standard deviation of each channel, in [0, 1], over evenly spaced images.
 
-    A constant channel has standard deviation 0, by which nothing can be divided; it counts as 1.
+    The standard deviation of a constant channel is given as 1 instead of 0, so that one can divide by it.
     """
     count = min(len(images), STATISTICS_IMAGES)
     chosen = torch.linspace(0, len(images) - 1, count).round().long()
@@ -165,11 +170,20 @@ def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Labelled images as (float image (channels, image_size, image_size), int label), normalised.
 
-    Augmentation is a random crop of the zero-padded image and, where `flip`, a random horizontal flip. What
-    is drawn for an image depends on the seed, the epoch (`set_epoch`) and the image's index alone: neither on
-    the batch it is in nor on the process that loads it, so any number of workers gives the same samples.
+    Augmentation is a random crop of the zero-padded image and, with `flip`, a random horizontal flip. The random
+    numbers of an image depend only on the seed, the epoch (`set_epoch`) and the image's index. They depend neither on
+    the batch nor on the process that loads the image, so any number of workers gives the same samples.
 
-    A data loader fetches whole batches (`__getitems__`), which is what makes loading fast.
+    A data loader fetches whole batches (`__getitems__`), which makes loading fast.
+
+    Args:
+        images: the images, all of one size.
+        labels: int64 (images,).
+        mean, std: mean and standard deviation of each channel, in [0, 1].
+        image_size: the side to which images are resized, in pixels.
+        augment: augment the images.
+        flip: flip images at random when augmenting.
+        seed: the seed of the augmentation.
     """
 
     def __init__(
@@ -192,18 +206,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.seed = seed
         self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        # Shared memory: persistent workers hold a copy of this object, yet must see the epoch change.
+        # The epoch is in shared memory, because persistent workers hold copies of this object and must see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._draws: tuple[int, Tensor] | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the augmentation of epoch `epoch` from now on; call it before iterating over a loader."""
+        """Use the augmentation of epoch `epoch` from now on. Must be called before iterating over a loader."""
         self._epoch.fill_(epoch)
 
     def digest(self) -> str:
-        """8 hexadecimal digits that change with the images or labels."""
+        """Return 8 hexadecimal digits that change with the images or labels."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
-        # A set too large to be held decoded is told by its first images; the labels are always hashed whole.
+        # If a set is too large to be held decoded, only its first images are hashed; all labels are hashed in any case.
         if isinstance(self.images, DecodedImages):
             pixels = self.images.pixels
         else:
@@ -218,8 +232,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
-        """The samples at `indices`, made together."""
-        # An IndexError is what ends iteration over a data set without __iter__.
+        """Return the samples at `indices`, made in one batch."""
+        # Python ends the iteration over an object without __iter__ at an IndexError.
         if any(not -len(self) <= index < len(self) for index in indices):
             raise IndexError(f"index out of range for {len(self)} images")
         chosen = torch.tensor(indices, dtype=torch.int64) % len(self)
@@ -227,7 +241,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if self.augment:
             batch = _crop_and_flip(batch, self._epoch_draws()[chosen])
         if self.images.side != self.image_size:
-            # Resizing bytes with the channels last is ten times as fast as resizing floats.
+            # Resizing bytes with channels last is ten times as fast as resizing floats.
             batch = functional.interpolate(
                 batch.contiguous(memory_format=torch.channels_last),
                 size=(self.image_size, self.image_size),
@@ -238,7 +252,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return list(zip(pixels.unbind(), self.labels[chosen].tolist(), strict=True))
 
     def _epoch_draws(self) -> Tensor:
-        """(images, 3): each image's vertical offset, horizontal offset and flip in the current epoch."""
+        """Return (images, 3): vertical offset, horizontal offset and flip of each image in the current epoch."""
         epoch = int(self._epoch)
         if self._draws is None or self._draws[0] != epoch:
             entropy = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
@@ -256,7 +270,7 @@ def _padding(side: int) -> int:
 
 
 def _crop_and_flip(batch: Tensor, draws: Tensor) -> Tensor:
-    """Each image of `batch` (n, channels, side, side) padded, cut at its own offset, flipped: one gather."""
+    """Pad, crop and flip each image of `batch` (n, channels, side, side) by its own draws, in one gather."""
     side = batch.shape[-1]
     padding = _padding(side)
     padded = functional.pad(batch, (padding,) * 4)

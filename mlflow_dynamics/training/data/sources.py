@@ -1,4 +1,4 @@
-"""Where labelled images come from, by name: the embedded digits and torchvision's downloadable sets."""
+"""Loads labelled images by name: scikit-learn's digits and torchvision's downloadable sets."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Source:
     """A data set as it was found: images and labels of both parts, before augmentation and normalisation.
 
     Attributes:
-        train, test: images with their labels, int64 (images,).
-        class_names: the label is the index.
-        flip: whether a mirrored image is as good as the original (not so for digits and letters).
-        location: where it came from: a path, or the library that provided it.
+        train, test: the images and their labels, int64 (images,).
+        class_names: the names of the classes; a label is an index into them.
+        flip: a mirrored image is as good as the original, which is not so for digits and letters.
+        location: the path or library that the data set came from.
     """
 
     train: tuple[Images, Tensor]
@@ -41,12 +41,12 @@ class Source:
 
 
 def digits(limit_train: int | None, limit_test: int | None) -> Source:
-    """The 1,797 handwritten digits of scikit-learn, 8x8 gray: a fixed stratified split of 1,437 and 360.
+    """Load the 1,797 handwritten digits of scikit-learn, 8x8 gray, in a fixed stratified split of 1,437 and 360.
 
     Source: E. Alpaydin, C. Kaynak, UCI Machine Learning Repository, doi 10.24432/C50P49 (its test part).
     """
     bunch = load_digits()
-    # 17 gray levels, 0 to 16, stretched to a byte.
+    # The 17 gray levels, 0 to 16, are stretched to 0 to 255.
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     train, test = train_test_split(
         np.arange(len(pixels)),
@@ -73,7 +73,7 @@ class _TorchvisionSet:
 
 
 def _torchvision_set(name: str, *, flip: bool, **arguments: Any) -> _TorchvisionSet:
-    """A set of torchvision whose two parts are told apart by `train=True` or by `split="train"`."""
+    """Describe a set of torchvision, whose part is chosen by `train=True` or by `split="train"`."""
     by_split = name in ("SVHN", "STL10")
     return _TorchvisionSet(
         create=getattr(torchvision.datasets, name),
@@ -96,10 +96,10 @@ TORCHVISION_SETS: Final = {
 
 
 def torchvision_set(name: str, *, data_dir: Path, limit_train: int | None, limit_test: int | None) -> Source:
-    """A set of `TORCHVISION_SETS`, from `data_dir`, downloaded into it first where it is absent.
+    """Load a set of `TORCHVISION_SETS` from `data_dir`; if it is missing there, it is downloaded first.
 
     Raises:
-        DataError: it is absent and cannot be downloaded, or its files are damaged.
+        DataError: the set is missing and cannot be downloaded, or its files are damaged.
     """
     kind = TORCHVISION_SETS[name]
     try:
@@ -124,7 +124,7 @@ def torchvision_set(name: str, *, data_dir: Path, limit_train: int | None, limit
 
 
 def _pixels(dataset: Any) -> np.ndarray:
-    """(images, channels, side, side) uint8, from any of the three layouts torchvision uses."""
+    """Return uint8 (images, channels, side, side) from any of the three layouts that torchvision uses."""
     data = np.asarray(dataset.data)
     if data.ndim == 3:
         return data[:, None]

@@ -1,4 +1,4 @@
-"""Fixtures of the tracking tests: a folder and an active run for each, and the losses of their training."""
+"""Fixtures of the tracking tests: a working folder and an active run for each test, and the losses of its training."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A training that the user's own code ends in the middle of its fourth epoch.
+"""A training that its own code ends in the middle of the fourth epoch.
 
 python exiting_training.py RECORDER ENDING [URI]: RECORDER is "autolog", "track", "open" (a tracker that is not closed),
-"closing" (a tracker that is being closed when the signal comes) or "none"; ENDING is "error", "interrupt", "raise" (a
-SystemExit), a signal's name, "break" or an exit status. With ON_SIGTERM in the environment, that is how the recorder
-takes signals.
+"closing" (a tracker that is being closed when the signal comes) or "none". ENDING is "error", "interrupt", "raise" (a
+SystemExit), a signal's name, "break" or an exit status. The environment variable ON_SIGTERM sets the recorder's
+argument `on_sigterm`.
 """
 
 import os

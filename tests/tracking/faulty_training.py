@@ -1,4 +1,4 @@
-"""A small real training of handwritten digits, and how long each of its steps waits on this project."""
+"""A small real training on handwritten digits, which measures how long each step waits for this project."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Trainings whose run begins or ends with their process.
 
-python last_moment_training.py exit: one epoch, which is recorded while Python exits, and no thread starts any more, as
-from Python 3.12 on. python last_moment_training.py STATUS: a child process trains, and ends with that exit status or,
-for "error", an exception.
+python last_moment_training.py exit: trains one epoch, which is recorded while Python exits. From Python 3.12 on, no
+thread can be started then. python last_moment_training.py STATUS: a child process trains, and ends with this exit
+status or, for "error", with an exception.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""What a server may answer that it should not: for every call that recording, reading and sending make."""
+"""Wrong answers of a server, for every call that recording, reading and sending make."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A process that records epochs until it is killed: python recording_process.py URI RUN_ID SPOOL FIRST EPOCHS.
 
-Prints the number of each epoch once the writer has it. `RUN_ID` may be "new": a run as `open_run` makes it.
+It prints the number of each epoch as soon as the writer has it. If RUN_ID is "new", `open_run` opens the run.
 """
 
 import sys

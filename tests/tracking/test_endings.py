@@ -1,4 +1,4 @@
-"""Trainings that end in the middle of an epoch: the complete epochs are in MLflow, the run says how it ended."""
+"""Trainings that end in the middle of an epoch: MLflow has the complete epochs, and the run says how it ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By what a run counts: epochs, a framework's global step, or what nobody knows."""
+"""The steps of logged values are epochs, a framework's global steps, or of unknown meaning."""
 
 from __future__ import annotations
 

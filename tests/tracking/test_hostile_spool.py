@@ -1,4 +1,4 @@
-"""A spool is not trusted: whatever lies in it, nothing outside a run's own folder changes and nothing else leaves."""
+"""A spool is not trusted: it can neither change a file outside a run's own folder nor send one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that answers anything at all: nothing is written where it says, nothing lost, no secret sent elsewhere."""
+"""A server with arbitrary answers: no file is written to a wrong place, nothing is lost, and no secret is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `train` asks beside recording, of a server that lies: nothing goes where it says, and the model is kept."""
+"""The requests of `train` besides recording, to a server that lies: no file goes astray, and the model is kept."""
 
 from __future__ import annotations
 

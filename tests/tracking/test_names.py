@@ -1,4 +1,4 @@
-"""Names: all are ones that MLflow takes; paths stay in the run's folder; what is written of them is read back."""
+"""Names: MLflow accepts all of them, paths stay in the run's folder, and epochs are read back from them."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Parquet: what is written is what other tools read; what is wrong with a file is said in one sentence."""
+"""Parquet: other tools read the files, and a bad file is refused in one sentence."""
 
 from __future__ import annotations
 

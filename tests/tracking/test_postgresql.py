@@ -1,4 +1,4 @@
-"""An MLflow server on a real PostgreSQL, started here: recorded into, queried and drawn like any other store."""
+"""An MLflow server on a real PostgreSQL: recording, queries and reports work as with any other store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking: right values from a SQLite store and through a server, the same either way, and clear errors."""
+"""Queries: the values are right, the same from a SQLite store as through a server, and errors are clear."""
 
 from __future__ import annotations
 

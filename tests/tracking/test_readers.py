@@ -1,4 +1,4 @@
-"""What the README names reads a run's activations as one table, in which `epoch` is an integer."""
+"""The readers that the README names read a run's activations as one table with an integer column `epoch`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soak and load: thousands of epochs under faults, and many runs at once, lose nothing and grow nothing."""
+"""Soak and load: thousands of epochs under faults, and many runs at once. Nothing is lost and nothing grows."""
 
 from __future__ import annotations
 

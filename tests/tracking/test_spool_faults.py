@@ -1,4 +1,4 @@
-"""A spool whose disk or folder changes under it, many unsent runs, and runs whose owner is dead."""
+"""Spools whose disk or folder changes, many unsent runs, and runs whose process is dead."""
 
 from __future__ import annotations
 

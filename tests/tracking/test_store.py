@@ -1,4 +1,4 @@
-"""What may be written down of a tracking URI and of an error: never a secret."""
+"""Redaction: no secret of a tracking URI or of an error is written down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sync: after kills at any moment, of either side, every record that was written arrives, once."""
+"""Sync: every record that was written arrives once, even after kills of either side at any moment."""
 
 from __future__ import annotations
 

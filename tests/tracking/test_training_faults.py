@@ -1,4 +1,4 @@
-"""Whole trainings where the disk, the artifact store, the numbers, the clock or the run itself fail."""
+"""Whole trainings during failures of the disk, the artifact store, the numbers, the clock or the run itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store that no second try makes usable: told at once, with MLflow's own remedy whole, and never waited for."""
+"""A store that no second try makes usable: MLflow's own remedy is logged at once, and nobody waits for the store."""
 
 from __future__ import annotations
 

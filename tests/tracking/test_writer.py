@@ -1,4 +1,4 @@
-"""The writer against a real server: nothing lost, nothing twice, nobody waits, one message each way."""
+"""The writer against a real server: nothing is lost or sent twice, nobody waits, and each change gives one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records such as a session writes, for the tracking tests, and looking at what MLflow has of them."""
+"""Records for the tracking tests, such as a session writes, and functions that read what MLflow has of them."""
 
 from __future__ import annotations
 

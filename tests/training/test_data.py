@@ -1,4 +1,4 @@
-"""Data sets by name: what they hold, that augmentation is right and reproducible, that bad ones are refused."""
+"""Data sets by name: their content, the augmentation, its reproducibility, and the refusal of bad sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that is stopped early: which weights its model has, also when it was interrupted in between."""
+"""A training that is stopped early: its model has the best weights, even if it was interrupted in between."""
 
 from __future__ import annotations
 

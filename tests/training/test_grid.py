@@ -1,4 +1,4 @@
-"""The paper's grid: its cells, and that a second start trains only what is missing."""
+"""The paper's grid: its cells, and a second start that trains only the missing ones."""
 
 from __future__ import annotations
 

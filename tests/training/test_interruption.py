@@ -1,4 +1,4 @@
-"""Signals are handled again as they were, whatever interrupted a training."""
+"""After a training was interrupted, signals are handled as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `mlflow run` makes a run for and trains nothing: no empty run is left of it."""
+"""Entry points that train nothing: the run that `mlflow run` makes for them is not left empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks by name: every one trains, has the published shape, and refuses what it cannot do."""
+"""Networks by name: each one trains, has the published shape, and refuses images that it cannot take."""
 
 from __future__ import annotations
 

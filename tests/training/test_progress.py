@@ -1,4 +1,4 @@
-"""What `train` shows on a terminal and elsewhere, and what it says when Ctrl-C ends it."""
+"""The output of `train` in a terminal and elsewhere, and its last line after Ctrl-C."""
 
 from __future__ import annotations
 

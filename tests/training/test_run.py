@@ -1,4 +1,4 @@
-"""Whole trainings through the command line: what a run holds, how it ends, how it is carried on."""
+"""Whole trainings through the command line: the content of a run, how it ends, and how it is carried on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlflow-dynamics train` where the tracking server is not there, goes away, or was there only for `mlflow run`."""
+"""`mlflow-dynamics train` while the server is missing, goes away, or was there only for `mlflow run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that asks for credentials: the refusal is logged at once, with the variables to set, and is not an outage."""
+"""A server that asks for credentials: the refusal is logged at once, with variables to set, and is not an outage."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def commands(context: click.Context) -> None:
 @commands.command()
 @_options_of(TrainingConfig)
 def train(**parameters: Any) -> None:
-    """Train one model, its dynamics recorded in an MLflow run."""
+    """Train one model, and record its dynamics in an MLflow run."""
     from mlflow_dynamics.training.launched import nothing_left_if_refused
 
     with nothing_left_if_refused("main"):
@@ -109,7 +109,7 @@ def train(**parameters: Any) -> None:
 @commands.command()
 @_options_of(GridConfig)
 def paper(**parameters: Any) -> None:
-    """Train the paper's nine combinations as child runs of one run, only what is missing."""
+    """Train those of the paper's nine combinations that are missing, as child runs of one run."""
     from mlflow_dynamics.training.launched import nothing_left_if_refused
 
     with nothing_left_if_refused("paper"):
@@ -205,9 +205,9 @@ def _print_verdicts(epochs: Iterable[WatchedEpoch]) -> None:
 def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> None:
     """Draw one run's report anew, or compare several runs, as one page that needs no network.
 
-    A comparison's figures are also written beside its page, as OUTPUT-NAME.png (one run's lie in the run).
-    RUN_IDS may also be one argument with commas between; "none", as MLproject passes it, is like leaving out. Under
-    `mlflow run -e report` the page is also an artifact of the run that MLflow made for it.
+    The figures of a comparison are also written beside the page, as OUTPUT-NAME.png. (The figures of one run are in
+    the run.) RUN_IDS may also be one argument with commas between the ids, or "none", as MLproject passes it, which
+    means no ids. Under `mlflow run -e report` the page is also an artifact of the run that MLflow made for it.
     """
     run_ids = tuple(one for given in run_ids for one in given.split(",") if one not in ("", "none"))
     experiment = None if experiment == "none" else experiment
@@ -288,8 +288,8 @@ def evaluate(traces: Path | None, experiment: str | None, filter_string: str, fi
 def sync(folder: Path | None, tracking_uri: str | None, end_stale: bool) -> None:
     """Send what earlier runs could not send, each value once.
 
-    FOLDER is the spool, .mlflow_dynamics without it. What lies in it is not trusted: records and credentials go to
-    the one store that you name, or that MLflow is set to, and runs of another store are counted.
+    FOLDER is the spool; the default is .mlflow_dynamics. Its content is not trusted: records and credentials go only to
+    the store that you name, or to MLflow's own. Runs of another store are counted and not sent.
     """
     from mlflow_dynamics.tracking.sync import SyncedRun, sync
 
@@ -335,10 +335,10 @@ def _say(line: str) -> None:
 def run(
     script: str, arguments: tuple[str, ...], module: bool, on_sigterm: OnSigterm, loop_log: Path | None
 ) -> Callable[[], None]:
-    """Run any training SCRIPT with its own ARGUMENTS, unmodified, its dynamics recorded.
+    """Run any unmodified training SCRIPT with its own ARGUMENTS, and record its dynamics.
 
-    SCRIPT is what `python` takes: a file, a folder or an archive with a `__main__.py`, or a module's name after -m.
-    Several processes are begun as `torchrun --no-python --nproc-per-node 2 mlflow-dynamics run SCRIPT`.
+    As with `python`, SCRIPT is a file, a folder or an archive with a `__main__.py`, or a module's name after -m.
+    Several processes are started by `torchrun --no-python --nproc-per-node 2 mlflow-dynamics run SCRIPT`.
     """
     if not (module or os.path.exists(script)):  # noqa: PTH110 - Path.exists raises if the name is too long
         raise click.UsageError(

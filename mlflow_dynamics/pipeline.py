@@ -1,4 +1,4 @@
-"""The pipeline, which gives an epoch's measures, volatility and verdict from its record, live and in retrospect."""
+"""The pipeline, which computes an epoch's measures, volatility and verdict from its record, live and in retrospect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EpochResult:
     Attributes:
         epoch: the epoch's number, from 0.
         measures: the measures of the window that ends with the epoch.
-        volatility: the volatility of stability up to the epoch; NaN where it is not defined.
+        volatility: the volatility of stability up to the epoch; NaN if it is not defined.
         verdict: the verdict of the early warning; None if the warning is off.
         timestamp_ms: when the epoch ended, in milliseconds since 1970.
     """
@@ -37,7 +37,7 @@ class EpochResult:
     timestamp_ms: int
 
     def as_metrics(self) -> dict[str, float]:
-        """The results that are defined, by metric key."""
+        """Return the results that are defined, by metric key."""
         metrics = names.measure_metrics(self.measures)
         if math.isfinite(self.volatility):
             metrics[names.VOLATILITY] = self.volatility
@@ -63,7 +63,7 @@ class Pipeline:
         self._recent: deque[Measures] = deque(maxlen=measures.volatility_window)
 
     def update(self, record: EpochRecord) -> EpochResult:
-        """The results of the next epoch."""
+        """Take in the next epoch and return its results."""
         monitor = self._monitor
         self._window.append(record.activations)
         measures = self._window.measure()
@@ -78,7 +78,7 @@ class Pipeline:
         )
 
     def order(self) -> NDArray[np.float64]:
-        """(steps,) the order parameter over the last epoch's window; empty where it is not defined."""
+        """Return the order parameter (steps,) over the last epoch's window; empty if it is not defined."""
         signals = self._window.signals()
         if 0 in signals.shape:
             return np.empty(0)
@@ -87,7 +87,10 @@ class Pipeline:
 
 
 def judge(monitor: ConvergenceMonitor, epoch: int, metrics: Mapping[str, float]) -> Verdict:
-    """The verdict after an epoch, from its metrics by key. A loss of NaN is divergence; a missing loss says nothing."""
+    """Return the verdict after an epoch, from the epoch's metrics by key.
+
+    A loss of NaN means divergence. A missing loss has no effect.
+    """
     return monitor.update(
         epoch,
         metrics.get(names.STABILITY, math.nan),

@@ -1,4 +1,4 @@
-"""Writes a training's epochs into its run: each is measured and judged, logged, told to the user and drawn."""
+"""Writes a training's epochs into its run. Each epoch is measured, judged, logged, reported to the user and drawn."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RunLog:
         self._raised: dict[State, int] = {}
 
     def start(self) -> None:
-        """Log how the run is recorded, measured and judged, as far as that is known before the first epoch."""
+        """Log the settings of recording, measuring and judging that are known before the first epoch."""
         self._log_settings(self._settings)
         if self._monitor is not None:
             # Some parameters of the detector depend on the schedule, and are logged when the schedule is known.

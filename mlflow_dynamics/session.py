@@ -68,7 +68,8 @@ def track(
 
     Args:
         model: the model, before or after torch.compile and DistributedDataParallel.
-        optimizer: count only this optimizer's steps; None counts those of any optimizer that owns model parameters.
+        optimizer: count only the steps of this optimizer; None counts the steps of any optimizer that owns model
+            parameters.
         recording: which activations are recorded; None takes the defaults.
         measures: how the activations are measured; None takes the defaults.
         warning: the early warning of convergence, and whether `Tracker.should_stop()` obeys it; None takes the
@@ -84,7 +85,7 @@ def track(
             leaves signals alone.
 
     Raises:
-        ConfigError: an argument is not usable, or differs from that of the run to resume.
+        ConfigError: an argument is not usable, or differs from a setting of the run to resume.
         RecordingError: the model has no layer that could be recorded.
         TrackingError: the run to resume cannot be read, or neither the store nor the spool's disk can take a new run.
         DataError: a file of the run to resume is damaged.

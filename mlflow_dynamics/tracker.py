@@ -1,4 +1,4 @@
-"""The tracker: what a training calls, and the thread that takes each epoch from it."""
+"""The tracker: the methods that a training calls, and the thread that takes each epoch from the training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VERDICT_TIMEOUT_S: Final = 5.0
 """`should_stop()` waits at most this long for the last epoch's verdict."""
 
 CLOSE_TIMEOUT_S: Final = 30.0
-"""At the end of training, wait at most this long for what is left to be sent."""
+"""At the end of training, wait at most this long until the remaining records are sent."""
 
 MEASURED_TIMEOUT_S: Final = 3.0
 """Before a signal ends the process, wait at most this long for epochs to be measured, and draw no report."""
@@ -244,7 +244,9 @@ class Tracker:
         return stop
 
     def close(self, status: str = "FINISHED") -> None:
-        """Measure and send what is left, detach from the model, and end the run if it is ours: the first time only.
+        """Measure and send what is left, detach from the model, and end the run if it is ours.
+
+        A second call does nothing.
 
         Raises:
             KeyboardInterrupt: the user has interrupted this call. After one interrupt the report is not drawn; after

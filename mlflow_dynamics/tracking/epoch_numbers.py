@@ -24,7 +24,7 @@ Integers = NDArray[np.int64]
 
 
 def epochs_of(points: pd.DataFrame) -> pd.Series:
-    """Return the epoch of each point; missing if it cannot be told what the point's step counts.
+    """Return the epoch of each point; missing if the meaning of the point's step is unknown.
 
     Args:
         points: run_id, key, step, timestamp and value of each point, including the points of `MARKS`.

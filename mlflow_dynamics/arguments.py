@@ -65,16 +65,16 @@ def _check_tags(name: str, value: object) -> None:
     require(holds, name, value, "a dictionary of tags, key -> text, with keys that MLflow takes, or None")
 
 
-def _of(kind: type, words: str) -> Callable[[str, object], None]:
+def _instance_check(kind: type, words: str) -> Callable[[str, object], None]:
     return partial(check_instance, kind=kind, words=words)
 
 
 _CHECKS: Final[Mapping[str, Callable[[str, object], None]]] = {
-    "model": _of(nn.Module, "a torch.nn.Module"),
-    "optimizer": _of(Optimizer, "a torch.optim.Optimizer or None"),
-    "recording": _of(RecordingConfig, "a mlflow_dynamics.RecordingConfig or None"),
-    "measures": _of(MeasureConfig, "a mlflow_dynamics.MeasureConfig or None"),
-    "warning": _of(WarningConfig, "a mlflow_dynamics.WarningConfig or None"),
+    "model": _instance_check(nn.Module, "a torch.nn.Module"),
+    "optimizer": _instance_check(Optimizer, "a torch.optim.Optimizer or None"),
+    "recording": _instance_check(RecordingConfig, "a mlflow_dynamics.RecordingConfig or None"),
+    "measures": _instance_check(MeasureConfig, "a mlflow_dynamics.MeasureConfig or None"),
+    "warning": _instance_check(WarningConfig, "a mlflow_dynamics.WarningConfig or None"),
     "log_every_n_epoch": check_whole,
     "run_id": _check_run_id,
     "resume": _check_run_id,

@@ -135,10 +135,10 @@ def recompute(context: click.Context, run_id: str, name: str | None, **changes: 
     from mlflow_dynamics.recomputing import log_recomputed, recompute, settings_of
 
     asked = click.core.ParameterSource.COMMANDLINE
-    given = {key: value for key, value in changes.items() if context.get_parameter_source(key) is asked}
-    if "protocol" in given:
-        given.setdefault("estimator", None)
-    config = dataclasses.replace(settings_of(run_id), **given)
+    chosen = {key: value for key, value in changes.items() if context.get_parameter_source(key) is asked}
+    if "protocol" in chosen:
+        chosen.setdefault("estimator", None)
+    config = dataclasses.replace(settings_of(run_id), **chosen)
     epochs = []
     columns = ["integration", "metastability", "synchrony", "stability"]
     if config.uncertainty:
@@ -367,8 +367,8 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("Interrupted.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except (DynamicsError, ImportError) as error:
-        told = error if isinstance(error, DynamicsError) else extras.unusable(error)
-        click.echo(f"Error: {told}", err=True)
+        reason = error if isinstance(error, DynamicsError) else extras.unusable(error)
+        click.echo(f"Error: {reason}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     if callable(script):
         script()

@@ -36,7 +36,7 @@ def create_run(store: AbstractStore, record: RunRecord) -> Run:
             next try finds it.
     """
     experiment_id = _experiment_of(store, record)
-    found = _found_in(store, experiment_id, record)
+    found = _find(store, experiment_id, record)
     if found is not None:
         return found
     tags = {**record.tags, names.TAG_LOCAL_ID: str(record.local_id)}
@@ -49,12 +49,12 @@ def create_run(store: AbstractStore, record: RunRecord) -> Run:
     )
     # The id will be stored for good, so the store must be seen to know the run by this id.
     run_id = whole_run(created).info.run_id
-    return _ours(run_of(store, run_id), record)
+    return _checked(run_of(store, run_id), record)
 
 
 def found_run(store: AbstractStore, record: RunRecord) -> Run | None:
     """Return the run that an earlier try has created for the record, if any; raises as `create_run` does."""
-    return _found_in(store, _experiment_of(store, record), record)
+    return _find(store, _experiment_of(store, record), record)
 
 
 def _experiment_of(store: AbstractStore, record: RunRecord) -> str:
@@ -65,14 +65,14 @@ def _experiment_of(store: AbstractStore, record: RunRecord) -> str:
     return record.experiment_id
 
 
-def _found_in(store: AbstractStore, experiment_id: str, record: RunRecord) -> Run | None:
+def _find(store: AbstractStore, experiment_id: str, record: RunRecord) -> Run | None:
     found = store.search_runs(
         [experiment_id], f"tags.`{names.TAG_LOCAL_ID}` = '{record.local_id}'", ViewType.ALL, max_results=1
     )
-    return _ours(found[0], record) if found else None
+    return _checked(found[0], record) if found else None
 
 
-def _ours(run: Run, record: RunRecord) -> Run:
+def _checked(run: Run, record: RunRecord) -> Run:
     """Return `run` unchanged; raise MlflowException if it was not created for the record."""
     if run.data.tags.get(names.TAG_LOCAL_ID) != record.local_id:
         raise MlflowException(f"{NOT_MLFLOW}: it gives another run than the one that was created")

@@ -171,7 +171,7 @@ def find_runs(
             return _search(store, ids, filter_string, order_by=order_by, max_results=max_results)
         if experiment_names is not None or filter_string:
             raise ConfigError("Give runs, or experiment_names and filter_string, not both.")
-        return _named(store, [runs] if isinstance(runs, str) else list(runs))
+        return _runs_by_id(store, [runs] if isinstance(runs, str) else list(runs))
 
 
 def tagged_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
@@ -181,7 +181,7 @@ def tagged_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
         TrackingError: the store cannot be read.
     """
     with reading("The runs"):
-        return _search(connect_to_read(mlflow.get_tracking_uri()), [experiment_id], _has(tag, value))
+        return _search(connect_to_read(mlflow.get_tracking_uri()), [experiment_id], _tag_filter(tag, value))
 
 
 def created_run(name: str) -> str:
@@ -195,18 +195,18 @@ def created_run(name: str) -> str:
     with reading(f"What {name!r:.100} has become"):
         store = connect_to_read(mlflow.get_tracking_uri())
         everywhere = [one.experiment_id for one in store.search_experiments(max_results=_PAGE)]
-        tagged = _has(names.TAG_LOCAL_ID, name.removeprefix(names.LOCAL_PREFIX))
+        tagged = _tag_filter(names.TAG_LOCAL_ID, name.removeprefix(names.LOCAL_PREFIX))
         found = _search(store, everywhere, tagged, max_results=1)
     if not found:
         raise TrackingError(f"Run {name!r} is not in MLflow yet; send it with: mlflow-dynamics sync")
     return str(found[0].info.run_id)
 
 
-def _has(tag: str, value: str) -> str:
+def _tag_filter(tag: str, value: str) -> str:
     return f"tags.`{tag}` = '{value}'"
 
 
-def _named(store: AbstractStore, run_ids: list[str]) -> list[Run]:
+def _runs_by_id(store: AbstractStore, run_ids: list[str]) -> list[Run]:
     everywhere = [one.experiment_id for one in store.search_experiments(ViewType.ALL, _PAGE)]
     found: dict[str, Run] = {}
     for start in range(0, len(run_ids), _IDS_PER_SEARCH):

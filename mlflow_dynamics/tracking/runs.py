@@ -146,14 +146,14 @@ def start_run(
         resolve_tags(dict(tags or {})), experiment_name=experiment_name, run_name=run_name, prepared=prepared
     )
     try:
-        run = _answered(record)
+        run = _create_or_look_up(record)
     except (MlflowException, requests.RequestException, OSError) as error:
         return _open_offline(record, spool_dir, error)
     activate_run(run, system_metrics=system_metrics)
     return str(run.info.run_id)
 
 
-def _answered(record: RunRecord) -> Run:
+def _create_or_look_up(record: RunRecord) -> Run:
     """Create the run or, if it has an id, look it up, with a bounded wait."""
     tracking_uri, run_id = mlflow.get_tracking_uri(), record.run_id
     store = connect(tracking_uri, read_timeout_s=OPEN_TIMEOUT_S)
@@ -161,7 +161,7 @@ def _answered(record: RunRecord) -> Run:
     def ask() -> Run:
         if run_id is None:
             return create_run(store, record)
-        return _taken_up(store, run_id, record.run_name)
+        return _look_up(store, run_id, record.run_name)
 
     try:
         return bounded(store, ask)
@@ -326,7 +326,7 @@ def _open_offline(record: RunRecord, spool_dir: Path | None, error: Exception) -
     return name
 
 
-def _taken_up(store: AbstractStore, run_id: str, run_name: str | None) -> Run:
+def _look_up(store: AbstractStore, run_id: str, run_name: str | None) -> Run:
     run = run_of(store, run_id)
     if run_name is None or _has_chosen_name(run):
         return run

@@ -147,7 +147,9 @@ class Delivery:
             for start in range(0, len(metrics), MAX_METRICS_PER_BATCH // 2):
                 self._store.log_batch(run_id, metrics[start : start + MAX_METRICS_PER_BATCH // 2], [], [])
             params = [Param(key, value) for key, value in batch.params.items()]
-            tags = [RunTag(key, value) for key, value in self._ours(run_id, batch.tags).items()]
+            tags = [
+                RunTag(key, value) for key, value in self._without_description(run_id, batch.tags).items()
+            ]
             for start in range(0, max(len(params), len(tags)), MAX_PARAMS_TAGS_PER_BATCH):
                 part = slice(start, start + MAX_PARAMS_TAGS_PER_BATCH)
                 self._store.log_batch(run_id, [], params[part], tags[part])
@@ -175,7 +177,7 @@ class Delivery:
             if batch.status is not None:
                 self._spool.ended()
 
-    def _ours(self, run_id: str, tags: Mapping[str, str]) -> Mapping[str, str]:
+    def _without_description(self, run_id: str, tags: Mapping[str, str]) -> Mapping[str, str]:
         """Return the tags, without the description if the run has a description by the user."""
         if names.TAG_DESCRIPTION not in tags:
             return tags

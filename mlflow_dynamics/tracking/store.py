@@ -175,17 +175,17 @@ def _connect(tracking_uri: str, request: Mapping[str, Any]) -> AbstractStore:
         ) from error
     except ArgumentError as error:  # SQLAlchemy knows no such database or no such driver
         raise UnusableStore(
-            f"MLflow at {redact(tracking_uri)} cannot be used: {_quoted(error, tracking_uri)}"
+            f"MLflow at {redact(tracking_uri)} cannot be used: {_message_of(error, tracking_uri)}"
         ) from error
     except MlflowException as error:
         if urlsplit(tracking_uri).scheme.partition("+")[0] in DATABASE_ENGINES:
             raise  # a database that does not answer may do so later
         raise UnusableStore(
-            f"MLflow at {redact(tracking_uri)} cannot be used: {_quoted(error, tracking_uri)}"
+            f"MLflow at {redact(tracking_uri)} cannot be used: {_message_of(error, tracking_uri)}"
         ) from error
 
 
-def _quoted(error: Exception, tracking_uri: str) -> str:
+def _message_of(error: Exception, tracking_uri: str) -> str:
     """Return an error's message without credentials. It may quote the tracking URI."""
     return redact_text(str(error).strip().replace(tracking_uri, redact(tracking_uri)))
 

@@ -96,18 +96,18 @@ def test_the_ui_shows_the_charts_and_the_report(
     base = f"{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
     page.goto(f"{base}/model-metrics")
-    page.get_by_text("convergence_signal", exact=True).first.wait_for(timeout=60_000)
+    page.get_by_text("convergence_signal", exact=True).first.wait_for(timeout=120_000)
     for key in ("integration", "metastability", "stability"):
         page.get_by_text("convergence_signal", exact=True).first.hover()
         page.mouse.wheel(0, 400)  # charts below the window are not there yet
-        page.get_by_text(key, exact=True).first.wait_for(timeout=20_000)
+        page.get_by_text(key, exact=True).first.wait_for(timeout=120_000)
     page.mouse.wheel(0, -2000)
     page.screenshot(path=tmp_path / "charts.png")
 
     page.goto(f"{base}/artifacts/dynamics/report.html")
     frame = page.frame_locator("iframe")
-    frame.get_by_role("heading", name="Training and its dynamics").wait_for(timeout=60_000)
-    frame.locator("#overview-0 svg").wait_for(timeout=20_000)
+    frame.get_by_role("heading", name="Training and its dynamics").wait_for(timeout=120_000)
+    frame.locator("#overview-0 svg").wait_for(timeout=120_000)
     drawn = frame.locator(".chart svg").count()
     assert drawn == frame.locator(".chart").count() >= 6
     # In the viewer's frame nothing may be wider than the frame.
@@ -117,7 +117,7 @@ def test_the_ui_shows_the_charts_and_the_report(
     page.goto("about:blank")  # else the viewer stays at the file that it shows
     page.goto(f"{base}/artifacts/dynamics/figures/overview.png")
     figure = page.get_by_alt_text("dynamics/figures/overview.png")
-    figure.wait_for(state="attached", timeout=60_000)
+    figure.wait_for(state="attached", timeout=120_000)
     assert figure.evaluate("async image => (await image.decode(), image.naturalWidth)") > 500
     assert (tmp_path / "charts.png").stat().st_size > 20_000 < (tmp_path / "report.png").stat().st_size
     assert troubles == []
@@ -137,10 +137,10 @@ def test_child_runs_share_the_charts_of_their_experiment(
         f"{server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     )
     # Only the runs that are listed are drawn, and children are not until their parent is opened.
-    page.locator("[row-index='0'] button").first.click(timeout=60_000)
-    page.get_by_text("dynamics/integration", exact=True).first.wait_for(timeout=60_000)
+    page.locator("[row-index='0'] button").first.click(timeout=120_000)
+    page.get_by_text("dynamics/integration", exact=True).first.wait_for(timeout=120_000)
     for seed in range(2):
-        page.get_by_text(f"child {seed} (dynamics/integration)").first.wait_for(timeout=20_000)
+        page.get_by_text(f"child {seed} (dynamics/integration)").first.wait_for(timeout=120_000)
     page.screenshot(path=tmp_path / "children.png")
 
 
@@ -156,7 +156,7 @@ def test_the_comparison_page_is_drawn_without_a_server(
     page = browser.new_page(viewport={"width": 1000, "height": HEIGHT})
     troubles = watched(page)
     page.goto(written.as_uri())
-    page.locator(".chart svg").first.wait_for(timeout=20_000)
+    page.locator(".chart svg").first.wait_for(timeout=120_000)
     assert page.locator(".chart svg").count() == page.locator(".chart").count() >= 2
     assert page.get_by_text("seen <b>by</b> a browser").count() > 0
     assert page.locator("body").evaluate("body => body.scrollWidth <= window.innerWidth")
@@ -183,10 +183,10 @@ def test_hostile_names_are_drawn_and_shown_on_hover_as_text(
     page.on("dialog", lambda dialog: troubles.append(dialog.message))
     page.goto(written.as_uri())
     cell = page.locator("#exponents-0 .mark-rect path").first
-    cell.wait_for(timeout=20_000)
+    cell.wait_for(timeout=120_000)
     cell.hover()
     tooltip = page.locator("#vg-tooltip-element.visible")
-    tooltip.wait_for(timeout=10_000)
+    tooltip.wait_for(timeout=120_000)
     shown = tooltip.inner_text()
     assert f"0 {HOSTILE}0" in shown
     assert f"{history.exponents[0][0]:.2f}".rstrip("0") in shown
@@ -205,12 +205,12 @@ def test_the_link_that_a_training_logs_opens_its_charts_in_the_model_training_vi
     assert first == last
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     page.goto(first)
-    page.get_by_text("metastability", exact=True).first.wait_for(timeout=60_000)
+    page.get_by_text("metastability", exact=True).first.wait_for(timeout=120_000)
     # Of the GenAI side bar, which the link shows without what it asks for.
     assert page.get_by_text("Sessions", exact=True).count() == 0
     experiment = first.partition("/runs/")[0]
     page.goto(f"{experiment}?{first.partition('?')[2]}")
-    page.wait_for_url("**/runs?**", timeout=60_000)
+    page.wait_for_url("**/runs?**", timeout=120_000)
 
 
 def test_the_run_says_what_happened_and_its_experiment_is_one_of_model_training(

@@ -131,5 +131,5 @@ def test_waiting_for_a_part_holds_up_no_answer(
     time.sleep(0.2)
     began = time.monotonic()
     first.agree(0, False)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2.5
     waiting.join()

@@ -122,9 +122,9 @@ def test_no_query_is_in_a_text_though_blanks_be_in_it(place: str, query: str, be
 
 
 def test_a_long_text_takes_no_time() -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     redact_text("://" * 100_000 + "/" * 100_000)
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def test_the_cause_is_left_of_a_text_that_quotes_a_query() -> None:

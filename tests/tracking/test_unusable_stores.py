@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from torch import nn
+from waiting import wait_until
 
 import mlflow_dynamics
 from mlflow_dynamics import cli
@@ -76,9 +77,7 @@ def test_a_run_begun_in_the_background_says_it_once_and_costs_nothing_at_the_end
     with caplog.at_level(logging.WARNING, logger="mlflow_dynamics"):
         writer = RunWriter(new_run({}), spool_dir=tmp_path / "spool").start()
         writer.log_params({"lr": 0.1})
-        deadline = time.monotonic() + 20
-        while not caplog.records and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: caplog.records)
         (record,) = caplog.records
         assert remedy in record.getMessage()
         begin = time.monotonic()

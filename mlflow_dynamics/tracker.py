@@ -18,7 +18,7 @@ from mlflow_dynamics.config import OnSigterm
 from mlflow_dynamics.convergence import Schedule
 from mlflow_dynamics.deprecation import warn_of_old_name
 from mlflow_dynamics.epoch_metrics import EpochMetrics, Intake
-from mlflow_dynamics.errors import TrackingError, unknown_choice
+from mlflow_dynamics.errors import unknown_choice
 from mlflow_dynamics.pipeline import EpochResult
 from mlflow_dynamics.process_end import ProcessEnd, status_after
 from mlflow_dynamics.recording import Recorder
@@ -135,8 +135,8 @@ class Tracker:
         """Log the framework's own count of the last step with the epoch that ends next."""
         self._global_step = {names.GLOBAL_STEP: float(step)}
 
-    def carry_on(self, run_id: str, *, tracking_uri: str | None = None) -> None:
-        """Go on where the training that this run holds has ended.
+    def carry_on(self, run_id: str, *, tracking_uri: str | None = None) -> int:
+        """Go on where the training that this run holds has ended; returns the number of the epoch that comes next.
 
         Raises:
             TrackingError: the run cannot be read.
@@ -149,24 +149,7 @@ class Tracker:
         self._held = self._next_epoch
         self._begun = self._placed = False
         logger.info("Run %s is carried on: its record ends with epoch %d.", run_id, self._held - 1)
-
-    def begin_with(self, run_id: str, *, epochs: int) -> None:
-        """Write the first `epochs` epochs of an earlier run into this one, as if it had trained them.
-
-        Raises:
-            TrackingError: the earlier run cannot be read or lacks one of these epochs.
-            DataError: a file of the earlier run is damaged.
-        """
-        for recorded in recorded_epochs(run_id):
-            if recorded.epoch >= epochs:
-                break
-            self._write(recorded)
-            self._count_on(recorded.activations)
-        if self._next_epoch < epochs:
-            raise TrackingError(
-                f"Run {run_id!r} holds {self._next_epoch} epochs and {epochs} are needed to carry it on; send what "
-                f"it left behind with: mlflow-dynamics sync"
-            )
+        return self._held
 
     def _count_on(self, activations: EpochActivations) -> None:
         self._next_epoch = activations.epoch + 1

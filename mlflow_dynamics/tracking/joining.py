@@ -159,11 +159,11 @@ def whole_record(run: Run, *, tracking_uri: str | None = None) -> Run:
     return run if sent is None else sent
 
 
-def reopen_run(run: Run, *, joined: bool) -> OpenedRun:
+def reopen_run(run: Run, *, joined: bool, system_metrics: bool | None = None) -> OpenedRun:
     """Reopen the run of a training that is carried on.
 
     If the run is `joined` or is the active run, the caller ends it. Otherwise its status becomes RUNNING, it becomes
-    the calling thread's active run, and it is ours to end.
+    the calling thread's active run, and it is ours to end. `system_metrics` is as in `start_run`.
     """
     run_id = str(run.info.run_id)
     active = mlflow.active_run()
@@ -172,7 +172,7 @@ def reopen_run(run: Run, *, joined: bool) -> OpenedRun:
     with suppress(MlflowException, requests.RequestException, OSError):  # the run's end is recorded even so
         store = connect(mlflow.get_tracking_uri(), read_timeout_s=OPEN_TIMEOUT_S)
         bounded(store, partial(store.update_run_info, run_id, RunStatus.RUNNING, None, None))
-    activate_run(run)
+    activate_run(run, system_metrics=system_metrics)
     return OpenedRun(run_id, owned=True)
 
 

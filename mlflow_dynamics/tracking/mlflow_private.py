@@ -80,15 +80,15 @@ def experiment_id() -> str:
     return str(fluent._get_experiment_id())
 
 
-def start_monitor(run_id: str) -> None:
-    """Begin to log the machine's load into a run.
+def start_monitor(run_id: str, *, goes_on: bool) -> None:
+    """Begin to log the machine's load into a run, after what the run holds of it already if this `goes_on`.
 
     Raises:
         ImportError: psutil is missing, which MLflow does not install.
     """
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitors[run_id] = SystemMetricsMonitor(run_id)
+    monitors[run_id] = SystemMetricsMonitor(run_id, resume_logging=goes_on)
     monitors[run_id].start()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,3 @@ class BestWeights:
     def _load(self) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
         return state
-
-
-def carry_over(earlier: Path, path: Path) -> None:
-    """Copy the best weights of the training that is carried on, if it kept any, from `earlier` to `path`."""
-    if earlier.is_file():
-        folder = Folder.open(path.parent, create=True)
-        with earlier.open("rb") as source, folder.replacing(path.name) as file:
-            shutil.copyfileobj(source, file)

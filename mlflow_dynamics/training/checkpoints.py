@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import torch
+
+from mlflow_dynamics.config import AUTO
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.tracking.folder import Folder
 from mlflow_dynamics.training.parameters import TrainingConfig
+from mlflow_dynamics.training.weights import UNREADABLE
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS: Final = Path(".mlflow_dynamics") / "checkpoints"
+
+TRAINED: Final = "trained"
+"""The entry of a checkpoint that holds the parameters of its training."""
 
 
 def open_checkpoints() -> None:
@@ -34,16 +45,6 @@ def has_checkpoint(run_id: str) -> bool:
     return checkpoint_path(run_id).is_file()
 
 
-def how_to_go_on(config: TrainingConfig, run_id: str, *, in_grid: bool) -> str:
-    """Return a sentence that says how to carry on this interrupted run."""
-    if in_grid:
-        return "Give the same command again: what is trained is kept, and this training goes on after its last epoch."
-    here = [run for run in (run_id, config.resume) if run is not None and has_checkpoint(run)]
-    if not here:
-        return "It was interrupted before an epoch had ended: it can only begin anew."
-    return f"It goes on after its last whole epoch with: {replace(config, resume=here[0]).command}"
-
-
 def checkpoint_path(run_id: str) -> Path:
     """Return the file that holds a run's state after the last whole epoch."""
     return CHECKPOINTS / f"{run_id}.pt"
@@ -54,16 +55,83 @@ def best_path(run_id: str) -> Path:
     return checkpoint_path(run_id).with_suffix(".best")
 
 
-def checkpoint_of(run_id: str) -> Path:
-    """Return the checkpoint of a run that is to be resumed.
+def how_to_go_on(run_id: str, config: TrainingConfig, *, same_command: bool) -> str:
+    """Return a sentence that says how to carry on this interrupted run."""
+    if not has_checkpoint(run_id):
+        return "It was interrupted before an epoch had ended: it can only begin anew."
+    if same_command:
+        return "Give the same command again: what is trained is kept, and this training goes on after its last epoch."
+    return f"It goes on after its last whole epoch with: {replace(config, resume=run_id).command}"
+
+
+def run_to_go_on_in(config: TrainingConfig) -> str | None:
+    """Return the run that `config.resume` names, which has a checkpoint here; None if a new training is to begin.
+
+    For `auto` this is the run of the last training with the same parameters that was interrupted in this folder.
 
     Raises:
-        ConfigError: there is no checkpoint of this run.
+        ConfigError: the named run has no checkpoint here or was trained with other parameters; its checkpoint is
+            damaged.
     """
-    known = sorted(path.stem for path in CHECKPOINTS.glob("*.pt"))
-    if run_id not in known:
+    if config.resume is None:
+        return None
+    files = sorted(CHECKPOINTS.glob("*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if config.resume == AUTO:
+        return next((path.stem for path in files if _is_of(path, config)), None)
+    known = sorted(path.stem for path in files)
+    if config.resume not in known:
         raise ConfigError(
-            f"resume={run_id!r} has no checkpoint in {str(CHECKPOINTS)!r} (it finished, never ended an epoch, or "
-            f"trained elsewhere); runs that can be resumed here: {', '.join(known) or 'none'}."
+            f"resume={config.resume!r} has no checkpoint in {str(CHECKPOINTS)!r} (it finished, never ended an epoch, "
+            f"or trained elsewhere); runs that can be resumed here: {', '.join(known) or 'none'}."
         )
-    return checkpoint_path(run_id)
+    before, now = _trained(checkpoint_path(config.resume)), config.trained()
+    if before is not None and before != now:
+        other = [
+            f"{key}={before.get(key)} (not {value})" for key, value in now.items() if before.get(key) != value
+        ]
+        raise ConfigError(
+            f"resume={config.resume!r} is a training with {', '.join(other)}; give the parameters that it had, or "
+            "train anew, without resume."
+        )
+    return config.resume
+
+
+def read_checkpoint(
+    path: Path, *, device: torch.device | str = "cpu", mapped: bool = False
+) -> dict[str, Any]:
+    """Read what `Trainer.save` wrote; `mapped` leaves the weights on disk until they are used.
+
+    Raises:
+        ConfigError: the checkpoint is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"The checkpoint {str(path)!r} is damaged; start the training anew, without resume."
+        ) from error
+    return state
+
+
+def keep_for(run_id: str, earlier: str) -> None:
+    """Rename the files of a run that had only a local name, `earlier`, when it was interrupted."""
+    if run_id == earlier:
+        return
+    with Folder.open(CHECKPOINTS.parent).at(CHECKPOINTS.name) as folder:
+        for path_of in (checkpoint_path, best_path):
+            if folder.holds(path_of(earlier).name):
+                folder.move(path_of(earlier).name, folder, path_of(run_id).name)
+
+
+def _is_of(path: Path, config: TrainingConfig) -> bool:
+    try:
+        return _trained(path) == config.trained()
+    except ConfigError as error:
+        logger.warning("%s", error)
+        return False
+
+
+def _trained(path: Path) -> Mapping[str, str] | None:
+    """The parameters of a checkpoint's training; None if an earlier release has written it."""
+    found: Mapping[str, str] | None = read_checkpoint(path, mapped=True).get(TRAINED)
+    return found

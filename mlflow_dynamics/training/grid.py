@@ -74,7 +74,7 @@ def train_grid(cells: Sequence[TrainingConfig]) -> str:
     """Train every cell as a child run of one parent; return the parent's id.
 
     If an earlier start in this experiment has finished a cell, its run is moved under this parent, and the cell is not
-    trained again. An interrupted cell is carried on from its checkpoint.
+    trained again. An interrupted cell goes on in its own run, from its checkpoint.
 
     Raises:
         TrackingError: the tracking server does not answer, or refuses access, when the grid begins.

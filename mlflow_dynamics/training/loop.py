@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, RandomSampler
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.folder import Folder
+from mlflow_dynamics.training.checkpoints import TRAINED, read_checkpoint
 from mlflow_dynamics.training.data import ImageData
-from mlflow_dynamics.training.weights import UNREADABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +210,13 @@ class Trainer:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def save(self, path: Path) -> None:
-        """Write atomically everything that is needed to carry on after the last whole epoch."""
+    def save(self, path: Path, *, trained: Mapping[str, str]) -> None:
+        """Write atomically everything that is needed to carry on after the last whole epoch.
+
+        `trained` are the parameters of the training, by which its checkpoint is known again.
+        """
         state = {
+            TRAINED: dict(trained),
             "next_epoch": self.next_epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -228,12 +232,7 @@ class Trainer:
         Raises:
             ConfigError: the checkpoint is damaged, or belongs to another model or optimizer.
         """
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except UNREADABLE as error:
-            raise ConfigError(
-                f"The checkpoint {str(path)!r} is damaged; start the training anew, without resume."
-            ) from error
+        state = read_checkpoint(path, device=self.device)
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -83,7 +83,9 @@ class TrainingConfig:
         False, "also log integration's confidence interval and the p-values of the surrogate tests"
     )
     resume: str | None = _optional(
-        str, "none", "carry on from the checkpoint of this interrupted run (its id)"
+        str,
+        "none",
+        "go on in this interrupted run (its id); auto: in the last one of the same training, if any",
     )
     run_name: str | None = _optional(str, "auto", "of the run in MLflow; auto says what is trained")
 
@@ -160,6 +162,10 @@ class TrainingConfig:
                 words += [f"--{f.name.replace('_', '-')}", str(value)]
         return shlex.join(words)
 
+    def trained(self) -> dict[str, str]:
+        """Return the parameters that a training has in common with the one that it carries on."""
+        return {key: value for key, value in self.as_parameters().items() if key not in _CHANGES_NOTHING}
+
     def digest(self) -> str:
         """Return 16 hexadecimal digits that are the same for every start of the same training, resumed or not."""
         text = repr(sorted((k, v) for k, v in self.as_parameters().items() if k != "resume"))
@@ -212,10 +218,11 @@ def _require_detector(name: str) -> None:
     find_detector(name)
 
 
-_NOT_IN_TITLE: Final = frozenset(
-    {"model", "dataset", "optimizer", "schedule", "seed"}  # these are in every title
-    | {"data_dir", "device", "workers", "resume", "run_name"}  # these do not change what is trained
-)
+_CHANGES_NOTHING: Final = frozenset({"data_dir", "device", "workers", "resume", "run_name"})
+"""Parameters that change nothing in what is trained."""
+
+_NOT_IN_TITLE: Final = _CHANGES_NOTHING | {"model", "dataset", "optimizer", "schedule", "seed"}
+"""The last five are in every title."""
 
 _CHOICES: Final = {
     "optimizer": OPTIMIZERS,

@@ -12,31 +12,36 @@ from typing import Final
 
 import mlflow
 import torch
+from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from torch import nn
 
+from mlflow_dynamics.config import AUTO
 from mlflow_dynamics.convergence import Schedule, WarningConfig
 from mlflow_dynamics.pipeline import EpochResult
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.run_log import RunLog
 from mlflow_dynamics.text import encodable
 from mlflow_dynamics.tracker import CLOSE_TIMEOUT_S, Tracker
-from mlflow_dynamics.tracking import RunWriter, end_run, start_run
+from mlflow_dynamics.tracking import RunWriter, end_run, reopen_run, start_run
+from mlflow_dynamics.tracking.joining import whole_record
 from mlflow_dynamics.tracking.query import created_run, find_runs
 from mlflow_dynamics.tracking.settings import PROJECT_PARAMETERS
 from mlflow_dynamics.tracking.sync import sync
-from mlflow_dynamics.training.best import BestWeights, carry_over
+from mlflow_dynamics.training.best import BestWeights
 from mlflow_dynamics.training.checkpoints import (
     best_path,
-    checkpoint_of,
     checkpoint_path,
     how_to_go_on,
+    keep_for,
     open_checkpoints,
+    run_to_go_on_in,
 )
 from mlflow_dynamics.training.data import ImageData, load_dataset
 from mlflow_dynamics.training.inputs import log_inputs
 from mlflow_dynamics.training.interruption import (
+    after_launcher,
     ignore_interrupts,
     keep_killed,
     said_when_interrupted,
@@ -84,17 +89,21 @@ def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = Non
     """
     with interruptible() as prepared:
         open_checkpoints()
-        checkpoint = None if config.resume is None else checkpoint_of(config.resume)
+        interrupted = run_to_go_on_in(config)
         seed_everything(config.seed)
         data, trainer = _prepare(config)
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-        carried_on = None if config.resume is None else _carried_on(config.resume)
-        with managed_run(config.title, tags=tags, prepared=prepared) as (run_id, writer):
-            go_on = partial(how_to_go_on, config, run_id, in_grid=tags is not None)
+        earlier = None
+        if interrupted is not None:
+            trainer.restore(checkpoint_path(interrupted))
+            earlier = _to_carry_on(interrupted)
+        with managed_run(config.title, tags=tags, prepared=prepared, earlier=earlier) as (run_id, writer):
+            if interrupted is not None:
+                keep_for(run_id, interrupted)
+            same_command = tags is not None or config.resume == AUTO
+            go_on = partial(how_to_go_on, run_id, config, same_command=same_command)
             _log_new_parameters(writer, config.as_parameters() | _versions())
             inputs = log_inputs(writer, data)
-            epoch = _train(config, trainer, writer, run_id=run_id, carried_on=carried_on, go_on=go_on)
+            epoch = _train(config, trainer, writer, run_id=run_id, goes_on=earlier is not None, go_on=go_on)
             with said_when_interrupted(go_on):
                 log_model(
                     writer,
@@ -130,6 +139,7 @@ def managed_run(
     *,
     tags: Mapping[str, str] | None = None,
     prepared: str | None = None,
+    earlier: Run | None = None,
     system_metrics: bool = True,
 ) -> Iterator[tuple[str, RunWriter]]:
     """Open a run for the block and yield its id (or local name) and its writer.
@@ -140,12 +150,19 @@ def managed_run(
         name: the run's name.
         tags: the run's tags.
         prepared: the id of the run that `mlflow run` has prepared; None makes a new run.
+        earlier: the run of an interrupted training, which is reopened instead. A prepared run is deleted then.
         system_metrics: let MLflow log the machine's load.
     """
     name = encodable(name)
-    run_id = start_run(run_name=name, tags=tags, prepared=prepared, system_metrics=system_metrics)
-    writer = RunWriter(run_id, owned=prepared is None).start()
-    if prepared is not None and mlflow.active_run() is None:
+    if earlier is None:
+        run_id = start_run(run_name=name, tags=tags, prepared=prepared, system_metrics=system_metrics)
+    else:
+        run_id = str(earlier.info.run_id)
+        reopen_run(earlier, joined=False, system_metrics=system_metrics)
+    writer = RunWriter(run_id, owned=prepared is None or earlier is not None).start()
+    if earlier is not None:
+        writer.set_tags(tags or {})
+    elif prepared is not None and mlflow.active_run() is None:
         writer.set_tags({MLFLOW_RUN_NAME: name})
     status = "FAILED"
     try:
@@ -157,6 +174,8 @@ def managed_run(
         raise
     finally:
         end_run(writer, status, CLOSE_TIMEOUT_S if status == "FINISHED" else FAILED_TIMEOUT_S)
+        if earlier is not None and prepared is not None:
+            after_launcher(prepared, "delete")
 
 
 def _prepare(config: TrainingConfig) -> tuple[ImageData, Trainer]:
@@ -216,7 +235,7 @@ def _train(
     writer: RunWriter,
     *,
     run_id: str,
-    carried_on: str | None,
+    goes_on: bool,
     go_on: Callable[[], str],
 ) -> int:
     """Train, restore the best weights into the model, and return their epoch.
@@ -226,7 +245,7 @@ def _train(
         trainer: the trainer, which may have been restored from a checkpoint.
         writer: the run's writer.
         run_id: the run's id.
-        carried_on: the id of the run whose training is carried on; None if none is.
+        goes_on: the run holds the training up to the trainer's next epoch.
         go_on: returns the sentence that says how to carry on after an interruption.
     """
     first = trainer.next_epoch
@@ -250,18 +269,19 @@ def _train(
         progress_bar(steps) as bar,
         said_when_interrupted(go_on),  # the innermost block, because ending the run may take long
     ):
-        if config.resume is not None and carried_on is not None:
-            tracker.begin_with(carried_on, epochs=first)
-            carry_over(best_path(config.resume), best_path(run_id))
+        if goes_on:
+            tracker.carry_on(run_id)
+            tracker.start_at(first, step=first * len(trainer.train_loader))
         best = BestWeights(best_path(run_id))
         bar.set_description(f"epoch {first}")
         for epoch in trainer.epochs(config.epochs, after_step=bar.update):
             tracker.end_epoch(epoch.as_metrics(), epoch=epoch.number)
-            # The best weights are kept first. After an interruption between the two lines, the epoch is trained again,
-            # with the same result.
+            result = tracker.wait(epoch.number)
+            # The checkpoint comes last. After an interruption before it, the epoch is trained again, with the same
+            # result, and neither recorded nor kept twice.
             best.keep(epoch, trainer.model)
-            trainer.save(checkpoint_path(run_id))
-            bar.write(f"{_epoch_line(epoch, tracker.wait(epoch.number))}\n", end="")  # in a single write
+            trainer.save(checkpoint_path(run_id), trained=config.trained())
+            bar.write(f"{_epoch_line(epoch, result)}\n", end="")  # in a single write
             bar.set_description(f"epoch {epoch.number + 1}")
             # After the last epoch there is nothing left to stop.
             if trainer.next_epoch < config.epochs and tracker.should_stop():
@@ -293,11 +313,11 @@ def _epoch_line(epoch: Epoch, result: EpochResult | None) -> str:
     )
 
 
-def _carried_on(run_id: str) -> str:
-    """Send what the interrupted run has recorded and not sent, and return the run's id in MLflow."""
+def _to_carry_on(run_id: str) -> Run:
+    """Send what the interrupted run has recorded and not sent, and return the run as MLflow has it."""
     sync()
     (run,) = find_runs([created_run(run_id)])
-    return str(run.info.run_id)
+    return whole_record(run)
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from foreign_detector import install
 from torch import nn
 
 from mlflow_dynamics.tracking import names
-from mlflow_dynamics.training.best import BestWeights, carry_over
+from mlflow_dynamics.training.best import BestWeights
 from mlflow_dynamics.training.loop import Epoch
 
 QUICK = ("--image-size", "8", "--limit-train", "128", "--batch-size", "8", "--limit-test", "64")
@@ -95,8 +95,7 @@ def test_a_resumed_training_goes_back_to_an_epoch_before_the_interruption(tmp_pa
     for number, accuracy in enumerate([0.2, 0.9, 0.9, 0.5]):
         first.keep(epoch(number, accuracy), weighing(number))
 
-    carry_over(tmp_path / "first.best", tmp_path / "second.best")
-    second = BestWeights(tmp_path / "second.best")
+    second = BestWeights(tmp_path / "first.best")
     second.keep(epoch(4, 0.8), weighing(4))
     model = weighing(7)
     assert second.restore(model) == 1
@@ -107,7 +106,6 @@ def test_a_resumed_training_goes_back_to_an_epoch_before_the_interruption(tmp_pa
 
 
 def test_without_a_best_epoch_the_last_weights_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    carry_over(tmp_path / "none.best", tmp_path / "own.best")
     best = BestWeights(tmp_path / "own.best")
     best.keep(epoch(0, float("nan")), weighing(0))
     model = weighing(7)

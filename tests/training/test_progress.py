@@ -86,8 +86,8 @@ def test_ctrl_c_on_a_terminal_says_how_to_go_on_and_so_it_goes_on() -> None:
     assert "epoch  11  train loss" in printed
     assert "\r" not in printed
     assert "%|" not in printed
-    killed, whole = mlflow.search_runs(output_format="list", order_by=["attributes.start_time"])
-    assert (killed.info.status, whole.info.status) == ("KILLED", "FINISHED")
+    (whole,) = mlflow.search_runs(output_format="list")
+    assert whole.info.status == "FINISHED"
     losses = mlflow.MlflowClient().get_metric_history(whole.info.run_id, "train/loss")
     assert [point.step for point in losses] == list(range(12))
 

@@ -204,17 +204,23 @@ def test_a_seed_gives_the_same_losses_twice_and_recording_does_not_change_them(f
         assert series(first, key) == series(second, key)
 
 
-def test_a_killed_training_is_carried_on_as_if_it_had_never_stopped(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "resume", "status"), [(signal.SIGKILL, None, "RUNNING"), (signal.SIGTERM, "auto", "KILLED")]
+)
+def test_a_training_goes_on_in_its_run_as_if_it_had_never_stopped(
+    number: int, resume: str | None, status: str, folder: Path
+) -> None:
     train("--epochs", "12", *QUICK)
-    with subprocess.Popen(
-        command("--epochs", "12", *QUICK), env=environment(), stderr=subprocess.PIPE
-    ) as process:
+    same = ("--epochs", "12", *QUICK, *(("--resume", resume) if resume else ()))
+    with subprocess.Popen(command(*same), env=environment(), stderr=subprocess.PIPE) as process:
         wait_for_epoch(2)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
         process.communicate()  # until its stderr is closed: the fork that trains is killed after `python` is
     killed = runs()[-1]
-    train("--epochs", "12", *QUICK, "--resume", killed.info.run_id)
-    whole, _, resumed = runs()
+    assert killed.info.status == status
+    train(*same, *(() if resume else ("--resume", killed.info.run_id)))
+    whole, resumed = runs()
+    assert (resumed.info.run_id, resumed.info.status) == (killed.info.run_id, "FINISHED")
     for key in ("train/loss", "validation/loss"):
         assert series(resumed, key) == series(whole, key), key
     for key in ("dynamics/stability", "dynamics/integration"):

@@ -41,13 +41,6 @@ IMPORTED: Final = (
     *("numpy", "scipy.signal", "scipy.stats", "pandas", "pyarrow.parquet", "sklearn.datasets"),
     *("mlflow", "mlflow.cli", "mlflow.store.tracking.sqlalchemy_store"),
     *("mlflow.store.model_registry.sqlalchemy_store", "altair", "vl_convert", "uvicorn"),
-    *(
-        "mlflow.pytorch",
-        "torchvision",
-        "timm",
-        "git",
-        "IPython.display",
-    ),  # 3 s of each `mlflow-dynamics train`
 )
 
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -1,7 +1,8 @@
 """What recording costs a training step: the recorder's own time, and the interleaved ratio to the bare step.
 
 Own time is measured directly: a clock around every entry from torch into the recorder (hooks and optimizer hook); on
-a GPU it is the host's, which the GPU need not wait for. The ratio comes from pairs of a bare and a recorded step of
+a GPU it is the host's, which the GPU need not wait for; compiled, no entry is left that could be timed. In one thread
+on a CPU all times are that thread's processor time, which other work on the machine lengthens less. The ratio comes from pairs of a bare and a recorded step of
 two equal models, in random order, and stands beside the same ratio of two bare models, which is the noise it has to be
 judged against. On a GPU a pair is of five steps each, with one wait at the end, as trainings do.
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from mlflow_dynamics.config import RecordingConfig
 from mlflow_dynamics.recording import Recorder
-from mlflow_dynamics.recording.boundary import Boundary
+from mlflow_dynamics.recording.hooks import ForwardPass, ForwardPassEnd, LayerHook, NormHook
 
 
 class Block(nn.Module):
@@ -86,28 +87,29 @@ STEPS_BETWEEN_WAITS = 5
 
 
 class OwnTime:
-    """A clock around every entry from torch into the recorder."""
+    """A clock around every entry from torch into recorders that are made from now on."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.seconds = 0.0
+        self._now = now
+        for owner in (ForwardPass, ForwardPassEnd, LayerHook, NormHook):
+            owner.__call__ = self._timed(owner.__call__)
+        Recorder._after_step = self._timed(Recorder._after_step)
 
-    def watch(self, recorder: Recorder) -> None:
-        """Replace the boundary, through which every entry goes, by one that keeps time."""
-        clock = self
+    def _timed(self, entry: Callable[..., None]) -> Callable[..., None]:
+        def timed(owner: Any, *args: Any) -> None:
+            start = self._now()
+            entry(owner, *args)
+            self.seconds += self._now() - start
 
-        class Timed(Boundary):
-            def run(self, function: Callable[..., None], *args: Any) -> None:
-                start = time.perf_counter()
-                super().run(function, *args)
-                clock.seconds += time.perf_counter() - start
-
-        recorder._boundary.__class__ = Timed
+        return timed
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Medians over `options.pairs` of interleaved steps."""
-    clock = OwnTime()
     cuda = options.device == "cuda"
+    now = time.thread_time if not cuda and options.threads == 1 else time.perf_counter
+    clock = None if options.compile else OwnTime(now)
     steps = STEPS_BETWEEN_WAITS if cuda else 1
     precision = getattr(torch, options.precision)
     models = {}
@@ -121,7 +123,6 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         models["recorded"][0],
         RecordingConfig(record_every=options.record_every, max_layers=options.max_layers),
     )
-    clock.watch(recorder)
     calls = {kind: torch.compile(model) if options.compile else model for kind, (model, _) in models.items()}
     images = torch.randn(options.batch, 3, options.image, options.image, device=options.device)
     if options.channels_last:
@@ -130,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     def step(kind: str) -> float:
         _, optimizer = models[kind]
-        start = time.perf_counter()
+        start = now()
         for _ in range(steps):
             optimizer.zero_grad()
             with torch.autocast(options.device, dtype=precision, enabled=precision != torch.float32):
@@ -139,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             optimizer.step()
         if cuda:
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / steps
+        return (now() - start) / steps
 
     for kind in 2 * list(models):
         step(kind)
@@ -148,10 +149,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     for _ in range(options.pairs):
         random.shuffle(order)
         for kind in order:
-            clock.seconds = 0.0
+            if clock is not None:
+                clock.seconds = 0.0
             times[kind].append(step(kind))
             if kind == "recorded":
-                own.append(clock.seconds / steps)
+                own.append(float("nan") if clock is None else clock.seconds / steps)
     handed = time.perf_counter()
     recorder.end_epoch(0)
     handed = time.perf_counter() - handed

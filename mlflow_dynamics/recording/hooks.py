@@ -114,15 +114,22 @@ class ForwardPass(Traceless):
                 self.readings.settle()
                 set_to_zero(self.slots)
 
+    def end(self) -> None:
+        """What runs without gradients from here on is no part of a training forward."""
+        inside, self.inside = self.inside, False
+        if inside and not (torch.compiler.is_compiling() or _in_backward() or torch.jit.is_tracing()):
+            with _unseen():
+                self.readings.settle()
+
 
 class ForwardPassEnd(Traceless):
-    """The hook after the model: what runs without gradients from here on is no part of a training forward."""
+    """The hook after the model."""
 
     def __init__(self, forward: ForwardPass) -> None:
         self.forward = forward
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.forward.inside = False
+        self.forward.boundary.run(self.forward.end)
 
 
 class LayerHook(Traceless):
@@ -163,19 +170,29 @@ class LayerHook(Traceless):
             self.forward.slots.append(self.slot)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not (module.training or self.forward.model.training):
+        forward, add = self.forward, self._add_on_host
+        if (
+            not torch.compiler.is_compiling()
+            and module.training
+            and forward.wanted
+            and add is not None
+            and forward.readings.expect(self.position, output, add)
+        ):
+            forward.fresh = True
             return
-        if not torch.is_grad_enabled() and not self.forward.inside:
+        if not (module.training or forward.model.training):
             return
-        self.forward.boundary.run(self._record, module, output)
+        if not torch.is_grad_enabled() and not forward.inside:
+            return
+        forward.boundary.run(self._record, module, output)
 
     def _record(self, module: nn.Module, output: Any) -> None:
+        compiling = torch.compiler.is_compiling()
         tensor = first_tensor(output)
         if tensor is None:
-            if not self.known and not torch.compiler.is_compiling():
+            if not self.known and not compiling:
                 self.declined = f"of type {type(output).__name__}, which holds no tensor"
             return
-        compiling = torch.compiler.is_compiling()
         if not compiling and (
             _in_backward() or not_computing(tensor)
         ):  # a traced tensor is asked for nothing
@@ -194,7 +211,7 @@ class LayerHook(Traceless):
             return
         self.forward.fresh = True
         with _unseen():
-            self.forward.readings.settle()
+            self.forward.readings.let_go()
             if not self.known or self.slot.device != tensor.device:
                 _decline_replica(module)
                 self._meet(tensor)
@@ -229,12 +246,17 @@ class NormHook(Traceless):
         self.forward = forward
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self.forward.boundary.run(self._take, module, args, output)
+        if torch.compiler.is_compiling():
+            return
+        forward = self.forward
+        if not forward.inside or not forward.readings.tell(module, args, output):
+            forward.boundary.run(self._take, module, args, output)
 
     def _take(self, module: nn.Module, args: Any, output: Any) -> None:
         with _unseen():
             self.forward.readings.norm_called(module, args, output)
+            if not self.forward.inside:
+                self.forward.readings.settle()
 
 
 def _add_to(slot: memoryview[Any], mean: float, variance: float) -> None:

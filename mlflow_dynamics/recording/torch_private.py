@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from types import CodeType
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from torch import (
     _foreach_zero_,
     nn,
 )
-from torch._C import _current_graph_task_id, _dynamo, _len_torch_dispatch_stack
+from torch._C import _current_graph_task_id, _dynamo, _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import peek_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.jit import _recursive
@@ -52,6 +53,12 @@ graph_task_id: Final = _current_graph_task_id
 
 dispatch_modes: Final = _len_torch_dispatch_stack
 """How many modes see every operation."""
+
+is_tracing: Final = _is_tracing
+"""Whether `torch.jit.trace` looks on."""
+
+transforms: Final = peek_interpreter_stack
+"""The innermost transform of torch.func that is applied here, or None."""
 
 without_dispatch_modes: Final = _disable_current_modes
 """Context in which they see none."""
@@ -179,28 +186,23 @@ def factor_of(node: Any) -> Tensor | None:
 _torch_c: Final[Any] = torch._C  # typed without these
 _saving_hooks: Final[Any] = getattr(_torch_c._autograd, "_top_saved_tensors_default_hooks", None)
 
-NORMS_TELL: Final = (
-    _saving_hooks is not None and hasattr(_torch_c, "_data_address") and hasattr(torch, "_lazy_clone")
-)
+data_address: Final[Any] = getattr(_torch_c, "_data_address", None)
+"""Where a tensor's values lie; `data_ptr` would end the sharing of memory, since it may be written through."""
+
+NORMS_TELL: Final = _saving_hooks is not None and data_address is not None and hasattr(torch, "_lazy_clone")
 """Whether this torch has all that it takes to get moments from norms."""
 
 
 def lazy_copy(values: Tensor) -> Tensor | None:
     """A copy that shares the memory until either is written to; None where the memory is not torch's own."""
     try:
-        return torch._lazy_clone(values)
+        return torch._lazy_clone(values.data)
     except RuntimeError:
         return None
 
 
-def data_address(tensor: Tensor) -> int:
-    """Where its values lie; `data_ptr` would end the sharing of memory, since it may be written through."""
-    return int(_torch_c._data_address(tensor))
-
-
-def times_written(tensor: Tensor) -> int:
-    """How often a tensor, or another one of the same memory, has been written to in place."""
-    return tensor._version
+times_written: Final = attrgetter("_version")
+"""How often a tensor, or another one of the same memory, has been written to in place."""
 
 
 NORM_NODES: Final = (
@@ -208,7 +210,7 @@ NORM_NODES: Final = (
     "NativeLayerNormBackward0",
     "NativeGroupNormBackward0",
 )
-"""Autograd's names for norms on a CPU; their first input is what is normalised."""
+"""Autograd's names for norms on a CPU."""
 
 
 def kept_statistics(given: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -217,12 +219,16 @@ def kept_statistics(given: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | No
     Where hooks pack what is kept (activation checkpointing, offloading), asking for it would unpack it.
     """
     node: Any = output.grad_fn
-    if type(node).__name__ not in NORM_NODES or node.next_functions[0][0] is not given.grad_fn:
+    if type(node).__name__ not in NORM_NODES or _saving_hooks(False) is not None:
         return None
-    if _saving_hooks(False) is not None or not getattr(node, "_saved_training", True):
+    try:
+        if node._saved_input is not given or not getattr(node, "_saved_training", True):
+            return None
+        means, inverse_deviations = node._saved_result1, node._saved_result2
+    except RuntimeError:  # it was written to since
         return None
-    means, inverse_deviations = node._saved_result1, node._saved_result2
-    return (means, inverse_deviations) if means.dtype in (torch.float32, torch.float64) else None
+    # Of group norm they are results, which would keep the graph alive.
+    return (means.data, inverse_deviations.data) if means.requires_grad else (means, inverse_deviations)
 
 
 def default_store() -> Any:

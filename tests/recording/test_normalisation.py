@@ -101,6 +101,16 @@ def unit(size: float) -> Callable[[], nn.Module]:
     return make
 
 
+class Shrinking(Net):
+    """From the third step on the layer's output is so small that a norm's eps hides its variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.step == 2:
+            for parameter in self.layer.parameters():
+                parameter.data *= 1e-5
+        return super().forward(x)
+
+
 def constant_channel() -> nn.Module:
     model = Net()
     model.layer.weight.data[:2] = 0
@@ -338,6 +348,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], bool | None]] = {
     "variance near eps": (unit(1e-2), EITHER),
     "variance far below eps": (unit(1e-5), EITHER),
     "variance below a large eps": (lambda: Net(norm=nn.BatchNorm2d(6, eps=100.0)), READ),
+    "variance far below eps later": (Shrinking, READ),
     "constant channel": (constant_channel, FROM_NORM),
     "all constant": (unit(0.0), READ),
     "far from zero": (offset(5.0), FROM_NORM),
@@ -601,3 +612,31 @@ def test_at_its_peak_memory_is_that_of_the_bare_training(steps: int) -> None:
     one_output = 64 * 8 * 144 * 4
     assert bare > 8 * one_output
     assert with_us - bare < one_output / 100
+
+
+class Discarding(nn.Module):
+    """Looks at several outputs in turn, and keeps one value of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Linear(432, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = x + self.norm(self.layer(x)).mean().item()
+        return self.head(x.flatten(1))
+
+
+def test_an_output_that_the_model_lets_go_is_not_kept_for_the_end_of_the_forward_pass() -> None:
+    peaks = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        model = Discarding()
+        optimizer = sgd(model)
+        recorder = Recorder(model, RecordingConfig()) if recorded else None
+        train(model, optimizer, batches(2))
+        peaks.append(peak_memory(partial(train, model, optimizer, batches(1, size=64))))
+        if recorder is not None:
+            assert recorder._forward.readings._waits[0]
+            recorder.remove()
+    assert peaks[1] - peaks[0] < 64 * 8 * 144 * 4 / 100

@@ -1,10 +1,11 @@
 """What recording costs a training step: the recorder's own time, and the interleaved ratio to the bare step.
 
 Own time is measured directly: a clock around every entry from torch into the recorder (hooks and optimizer hook); on
-a GPU it is the host's, which the GPU need not wait for; compiled, no entry is left that could be timed. In one thread
-on a CPU all times are that thread's processor time, which other work on the machine lengthens less. The ratio comes from pairs of a bare and a recorded step of
-two equal models, in random order, and stands beside the same ratio of two bare models, which is the noise it has to be
-judged against. On a GPU a pair is of five steps each, with one wait at the end, as trainings do.
+a GPU it is the host's, which the GPU need not wait for; compiled, no entry is left that could be timed. The ratio comes
+from pairs of a bare and a recorded step of two equal models, in random order, and stands beside the same ratio of two
+bare models, which is the noise it has to be judged against. In one thread on a CPU all times are that thread's
+processor time, which other work on the machine lengthens less. On a GPU a pair is of five steps each, with one wait at
+the end, as trainings do.
 
     python benchmarks/recording.py --model resnet20 --pairs 200
     python benchmarks/recording.py --model resnet18 --device cuda --batch 512 --image 224 --precision bfloat16

@@ -67,6 +67,14 @@ def test_recording_imports_nothing_of_the_extras_and_no_compiler() -> None:
     assert {"mlflow_dynamics.autologging", "mlflow_dynamics.recording.recorder"} <= loaded
 
 
+def test_a_script_that_trains_nothing_waits_for_nothing_that_only_a_training_needs() -> None:
+    loaded = modules_after("import mlflow_dynamics\nmlflow_dynamics.autolog()")
+    assert "mlflow_dynamics.recording.recorder" in loaded
+    assert loaded.isdisjoint(
+        {"sympy", "sqlalchemy", "altair", "torch._dynamo", "mlflow.store.tracking.sqlalchemy_store"}
+    )
+
+
 def test_the_test_above_can_fail() -> None:
     assert not modules_after("import mlflow_dynamics; mlflow_dynamics.measures").isdisjoint(HEAVY)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 HALF: Final = (torch.float16, torch.bfloat16)
 """Of these `var_mean` would round its results to three digits."""
@@ -18,8 +17,8 @@ OFFSET: Final = 1000.0
 def moments(output: Tensor, one: Tensor, samples: int | None) -> Tensor:
     """(1, mean, population variance, squared mean) of `output`, or of its first `samples` entries."""
     values = output.detach()
-    if samples is not None and values.dim() > 0 and not statically_known_true(values.shape[0] <= samples):
-        if not statically_known_true(values.shape[0] >= samples):
+    if samples is not None and values.dim() > 0 and not _known(values.shape[0] <= samples):
+        if not _known(values.shape[0] >= samples):
             return _moments_of_at_most(values, one, samples)
         values = values[:samples]
     return (
@@ -39,6 +38,16 @@ def host_moments(values: Tensor) -> tuple[float, float]:
         centred = values.to(torch.promote_types(values.dtype, torch.float32)) - mean
         variance = float(centred.square().mean())
     return mean, variance
+
+
+def _known(comparison: Any) -> bool:
+    """Whether a comparison holds for every size that the code is compiled for; otherwise for the one there is."""
+    if torch.compiler.is_compiling():
+        # Sympy comes with it, which takes a second.
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(comparison)
+    return bool(comparison)
 
 
 def _compiled_moments(values: Tensor, one: Tensor) -> Tensor:

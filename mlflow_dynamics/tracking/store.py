@@ -31,8 +31,6 @@ from mlflow.utils.databricks_utils import get_databricks_host_creds
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import MlflowHostCreds, http_request, verify_rest_response
 from mlflow.utils.uri import is_databricks_uri
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from mlflow_dynamics.errors import DynamicsError, TrackingError
 from mlflow_dynamics.redaction import redact, redact_text
@@ -164,6 +162,8 @@ def connect_to_read_runs(runs: object, tracking_uri: str) -> AbstractStore:
 def _connect(tracking_uri: str, request: Mapping[str, Any]) -> AbstractStore:
     if urlsplit(tracking_uri).scheme in HTTP:
         return HttpStore(tracking_uri, request)
+    from sqlalchemy.exc import ArgumentError  # half a second, which a script without a training need not wait
+
     try:
         if is_databricks_uri(tracking_uri):
             get_databricks_host_creds(tracking_uri)
@@ -330,6 +330,9 @@ def stored_uri(uri: str) -> str:
 
 def lacks_database(tracking_uri: str) -> bool:
     """Whether this URI names a SQLite database that does not exist. MLflow would create it, without any runs."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         url = make_url(tracking_uri)
     except ArgumentError:

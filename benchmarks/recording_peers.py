@@ -1,16 +1,20 @@
 """What looking at activations costs a training step on the CPU: this project beside the usual ways of doing it.
 
-All take turns in one process and thread on copies of one model, in random order; the table gives each one's median
-step as a ratio to the bare step, beside that of a second bare model, which is the noise. What each records differs:
+All take turns in one process and thread on copies of one model, in random order. The table gives the median over the
+rounds of each one's processor time, of all threads of the process, as a ratio to the bare step of the same round; that
+of a second bare model is the noise. What wandb and TorchInstruments do in processes of their own is not in it. What
+each records differs:
 
-    mlflow_dynamics   mean and deviation of each weight layer, every step
-    moments           mean, deviation, extremes and share of zeros of each layer's output, as composer's
-                      ActivationMonitor, read to the host every step
-    histograms        torch.histc with 64 bins of each layer's output, read to the host every step
+    mlflow_dynamics   mean and deviation of each weight layer
+    moments           mean, deviation, extremes and share of zeros of each weight layer's output, as composer's
+                      ActivationMonitor, read to the host
+    histograms        torch.histc with 64 bins of each weight layer's output, read to the host
     wandb.watch       log="all", log_freq=1: histograms of parameters and gradients; a run that is offline
     torchlens         one traced forward pass beside each step
+    TorchInstruments  statistics and histograms of every module's output and gradient; at its default once a minute
+                      (what falls between the samples is not seen), or at every step
 
-    pip install wandb torchlens
+    pip install wandb torchlens torchinstruments
     python benchmarks/recording_peers.py --model resnet18 --batch 64 --rounds 20
 
 Packages that are not installed are left out.
@@ -26,6 +30,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.util import find_spec
 
 import torch
@@ -47,12 +52,12 @@ class Candidate:
         self.after_step: Callable[[Tensor], None] = lambda images: None
 
     def step(self, images: Tensor, targets: Tensor) -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         self.optimizer.zero_grad()
         nn.functional.cross_entropy(self.model(images), targets).backward()
         self.optimizer.step()
         self.after_step(images)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
 
 def ours(candidate: Candidate) -> None:
@@ -102,6 +107,15 @@ def traced_by_torchlens(candidate: Candidate) -> None:
     candidate.after_step = trace
 
 
+def instrumented(interval: timedelta) -> Callable[[Candidate], None]:
+    def attach(candidate: Candidate) -> None:
+        from torchinstruments import inject_observer
+
+        inject_observer(candidate.model, interval=interval, output_dir=tempfile.mkdtemp())
+
+    return attach
+
+
 CANDIDATES: dict[str, Callable[[Candidate], None]] = {
     "bare": lambda candidate: None,
     "bare again": lambda candidate: None,
@@ -110,8 +124,15 @@ CANDIDATES: dict[str, Callable[[Candidate], None]] = {
     "histograms": hooked(histogram),
     "wandb.watch": watched_by_wandb,
     "torchlens": traced_by_torchlens,
+    "TorchInstruments": instrumented(timedelta(minutes=1)),
+    "TorchInstruments, every step": instrumented(timedelta(microseconds=1)),
 }
-PACKAGES = {"wandb.watch": "wandb", "torchlens": "torchlens"}
+PACKAGES = {
+    "wandb.watch": "wandb",
+    "torchlens": "torchlens",
+    "TorchInstruments": "torchinstruments",
+    "TorchInstruments, every step": "torchinstruments",
+}
 
 
 def main() -> None:
@@ -140,11 +161,10 @@ def main() -> None:
             seconds = candidates[name].step(images, targets)
             if turn > 0:  # the first warms up
                 times[name].append(seconds)
-    bare = statistics.median(times["bare"])
     print(f"| {options.model}, batch {options.batch} | step | ratio to bare |\n| --- | --- | --- |")
     for name, seconds in times.items():
-        median = statistics.median(seconds)
-        print(f"| {name} | {1000 * median:.0f} ms | {median / bare:.2f} |")
+        ratio = statistics.median(mine / bare for mine, bare in zip(seconds, times["bare"], strict=True))
+        print(f"| {name} | {1000 * statistics.median(seconds):.0f} ms | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -69,10 +69,9 @@ def test_a_users_script_is_complete_under_mypy_strict(scripts: Path) -> None:
 
 
 def test_a_users_script_is_complete_under_pyright_strict(scripts: Path) -> None:
-    pytest.importorskip("pyright", reason="pyright is installed by hand: it brings an interpreter of its own")
     strict = {"typeCheckingMode": "strict", "extraPaths": [str(ROOT)]}
     (scripts / "pyrightconfig.json").write_text(json.dumps(strict))
-    command = ["pyright", "--pythonpath", sys.executable]
+    command = ["basedpyright", "--pythonpath", sys.executable]
     assert errors_by_script(scripts, command, r"(\w+\.py):(\d+):\d+ - error:") == EXPECTED
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mlflow_dynamics.errors import RecordingError
 from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.normalisation import Add, Readings
-from mlflow_dynamics.recording.reduction import moments
+from mlflow_dynamics.recording.reduction import host_moments, moments, sums
 from mlflow_dynamics.recording.torch_private import (
     dispatch_modes,
     graph_task_id,
@@ -329,3 +329,4 @@ never_compile_alone(
     first_tensor, _in_backward, not_computing, _unseen, _decline_sharded, _decline_replica, is_replica
 )
 never_compile_alone(_is_reducible, _kind, is_sharded, while_tracing)
+never_compile_alone(host_moments, sums)

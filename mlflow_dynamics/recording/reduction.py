@@ -32,7 +32,7 @@ def host_moments(values: Tensor) -> tuple[float, float]:
     As Python's numbers: beside the two sums, a dozen operations on tensors of one value would show.
     """
     size = values.numel()
-    mean, squares = (total.item() / size for total in _sums(values))
+    mean, squares = (total.item() / size for total in sums(values))
     variance = squares - mean * mean
     if mean * mean > OFFSET * variance:
         centred = values.to(torch.promote_types(values.dtype, torch.float32)) - mean
@@ -64,14 +64,14 @@ def _compiled_moments(values: Tensor, one: Tensor) -> Tensor:
 def _moments_on_device(values: Tensor, one: Tensor) -> Tensor:
     """On a GPU nothing may be asked of a value: the answer would stall it."""
     if values.dtype in HALF:
-        mean, squares = (total / values.numel() for total in _sums(values))
+        mean, squares = (total / values.numel() for total in sums(values))
         variance = squares - mean * mean
     else:
         variance, mean = torch.var_mean(values, dim=None, correction=0)
     return torch.stack((one, mean, variance, mean * mean))
 
 
-def _sums(values: Tensor) -> tuple[Tensor, Tensor]:
+def sums(values: Tensor) -> tuple[Tensor, Tensor]:
     """Sum and sum of squares: vectorised reductions that copy nothing, on a CPU many times as fast as `var_mean`."""
     dtype = torch.float32 if values.dtype.itemsize < torch.float32.itemsize else None
     total = values.sum(dtype=dtype)

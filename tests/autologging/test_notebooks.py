@@ -258,6 +258,7 @@ def test_what_another_thread_is_training_is_left_to_it(notebook: Notebook) -> No
 
 @pytest.mark.drawn
 def test_the_kernels_end_is_that_of_the_run(empty_store: Path, own_mlflow: Path) -> None:
+    pytest.importorskip("altair", reason="it waits for the page, which needs the extra report")
     notebook = Notebook(own_mlflow)
     notebook.run(SETUP)
     notebook.begin("end")

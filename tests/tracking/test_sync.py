@@ -16,7 +16,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from tracking_records import assert_complete, layers, write_epoch
+from tracking_records import assert_complete, client_at, layers, write_epoch
 from tracking_server import FaultyProxy, MlflowServer
 from waiting import wait_until
 
@@ -327,7 +327,7 @@ def test_a_record_that_closing_writes_down_while_it_is_sent_from_memory_is_forgo
 def test_beyond_the_bound_of_memory_the_oldest_activations_in_memory_go(
     proxy: FaultyProxy, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "MAX_MEMORY_BYTES", 60_000)
+    monkeypatch.setattr(spool, "MAX_MEMORY_BYTES", 80_000)
     run_id = new_run(proxy.uri)
     proxy.fault = 503
     writer = RunWriter(run_id, tracking_uri=proxy.uri, spool_dir=tiny_disk).start()
@@ -335,7 +335,7 @@ def test_beyond_the_bound_of_memory_the_oldest_activations_in_memory_go(
         write_epoch(writer, epoch)
     proxy.fault = None
     assert writer.close(60) == 0
-    client = MlflowClient(proxy.uri)
+    client = client_at(proxy.uri)
     assert len(client.get_metric_history(run_id, names.TRAIN_LOSS)) == 60
     assert len(client.list_artifacts(run_id, names.LAYER_MEASURES)) == 60
     partitions = client.list_artifacts(run_id, names.ACTIVATIONS)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_training import warnings_of
 from mlflow import MlflowClient
-from tracking_records import activations, assert_complete, layers, measures, write_epoch
+from tracking_records import activations, assert_complete, client_at, layers, measures, write_epoch
 from tracking_server import Asked, FaultyProxy, Lie, MlflowServer
 from waiting import wait_until
 
@@ -47,7 +47,7 @@ def test_all_that_is_written_is_in_mlflow_and_the_folder_is_gone(
     assert writer.close(30) == 0
 
     assert_complete(server.uri, run_id, 5)
-    client = MlflowClient(server.uri)
+    client = client_at(server.uri)
     run = client.get_run(run_id)
     assert run.data.params == {"optimizer": "sgd", "depth": "20", "long": "x" * 6000}
     assert run.data.tags[names.TAG_CONVERGED_EPOCH] == "3"
@@ -167,7 +167,7 @@ def test_a_file_that_is_too_large_for_the_server_waits_and_holds_nothing_back(
     proxy.fault = None
     (sent,) = sync(tracking_uri=proxy.uri)
     assert (sent.left, sent.reason) == (0, None)
-    client = MlflowClient(proxy.uri)
+    client = client_at(proxy.uri)
     assert Path(client.download_artifacts(run_id, names.REPORT)).read_text() == "version 3"
 
 
@@ -353,7 +353,7 @@ def test_a_newer_report_takes_the_place_of_one_that_still_waits(proxy: FaultyPro
     assert [file.read_text() for file in waiting] == ["version 4"]
     proxy.fault = None
     assert writer.close(60) == 0
-    local = MlflowClient(proxy.uri).download_artifacts(run_id, names.REPORT, str(tmp_path))
+    local = client_at(proxy.uri).download_artifacts(run_id, names.REPORT, str(tmp_path))
     assert Path(local).read_text() == "version 4"
 
 
@@ -375,7 +375,7 @@ def test_beyond_the_bound_the_oldest_activations_go_and_numbers_stay(
     assert caplog.text.count("the oldest activations go") == 1
     proxy.fault = None
     assert writer.close(60) == 0
-    client = MlflowClient(proxy.uri)
+    client = client_at(proxy.uri)
     assert len(client.get_metric_history(run_id, names.TRAIN_LOSS)) == 20
     assert len(client.list_artifacts(run_id, names.LAYER_MEASURES)) == 20
     assert len(client.list_artifacts(run_id, names.ACTIVATIONS)) == len(kept)
@@ -419,7 +419,7 @@ def test_the_measures_of_layers_are_beside_the_activations(server: MlflowServer,
     writer = RunWriter(run_id, tracking_uri=server.uri).start()
     writer.write_epoch(3, activations(3), {}, measures(3), 0)
     assert writer.close(30) == 0
-    local = MlflowClient(server.uri).download_artifacts(run_id, names.layer_measures_path(3), str(tmp_path))
+    local = client_at(server.uri).download_artifacts(run_id, names.layer_measures_path(3), str(tmp_path))
     assert pq.ParquetFile(local).read()["phase_coherence"].to_pylist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import mlflow
 import numpy as np
 from mlflow import MlflowClient
 
@@ -52,9 +53,15 @@ def write_epoch(writer: RunWriter, epoch: int) -> None:
     writer.write_epoch(epoch, activations(epoch), metrics, measures(epoch), int(time.time() * 1000))
 
 
+def client_at(uri: str) -> MlflowClient:
+    """A client that reads artifacts too: before MLflow 3 it looks for them at the script's own tracking URI alone."""
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri)
+
+
 def assert_complete(uri: str, run_id: str, epochs: int) -> None:
     """Every epoch is in MLflow once, with each metric and both of its files."""
-    client = MlflowClient(uri)
+    client = client_at(uri)
     for key, value in (
         (names.TRAIN_LOSS, lambda e: 1 / (e + 1)),
         (names.INTEGRATION, lambda e: 1 + e / 1000),

@@ -326,3 +326,16 @@ def test_a_run_that_fails_in_an_epoch_does_not_hold_a_part_of_it() -> None:
                 raise ValueError("in the middle")
     mlflow_dynamics.autolog(disable=True)
     assert epochs_of(runs()["mine"]) == 2
+
+
+def test_extra_tags_are_on_the_runs_that_are_made_and_on_none_of_the_script() -> None:
+    for own in (False, True):
+        mlflow_dynamics.autolog(extra_tags={"team": "vision"})
+        model, batches = network(), loader()
+        with mlflow.start_run(run_name="mine") if own else contextlib.nullcontext():
+            train(model, sgd(model), batches, 2)
+        mlflow_dynamics.autolog(disable=True)
+    found = runs()
+    assert epochs_of(found["mine"]) == epochs_of(found["ours"]) == 2
+    assert found["ours"].data.tags["team"] == "vision"
+    assert "team" not in found["mine"].data.tags

@@ -1,4 +1,4 @@
-"""Writes the evaluation as Markdown: the warning by itself, then all rules at equal savings, with intervals."""
+"""The evaluation as Markdown: the warning by itself, then all rules at equal savings, each with its interval."""
 
 from __future__ import annotations
 
@@ -10,87 +10,119 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mlflow_dynamics.errors import DataError
+from mlflow_dynamics.evaluation.fitted import FORECAST, fitted_rules
 from mlflow_dynamics.evaluation.rules import (
     AS_LIGHTNING,
+    BLIND,
     PATIENCE,
     RULES,
     WARNING,
     Rule,
     first,
-    matched,
+    lost_at,
     outcome,
     outcomes,
+    tuned,
 )
-from mlflow_dynamics.evaluation.traces import Array, Curves, curves_of
+from mlflow_dynamics.evaluation.statistics import (
+    ENOUGH_CLUSTERS,
+    ENOUGH_RUNS,
+    LEVEL,
+    Clusters,
+    interval,
+    resampled,
+    share_interval,
+)
+from mlflow_dynamics.evaluation.traces import Array, Curves, clusters_of, curves_of
 
-SAVED: Final = (0.2, 0.3, 0.4)
-"""The saved fractions of the budget at which rules are compared."""
-
-MATCHED: Final = 0.05
-"""The largest difference between the fraction that the warning saves and the fraction it was tuned for. If the
-difference is larger, the warning is not compared with patience at that fraction."""
+SAVED: Final = (0.05, 0.2, 0.3, 0.4)
+"""Fractions of the budget at which rules are compared."""
 
 WORTHWHILE: Final = 0.2
-"""The warning is said to save epochs only if it loses at least this many points of accuracy less than patience."""
+"""Points of accuracy by which a rule must lose less than patience and a blind fraction to be said to save epochs."""
 
 SAVES_EPOCHS: Final = "saves epochs"
-DIAGNOSTIC: Final = "a diagnostic, no better stopping rule than patience"
-
-RESAMPLES: Final = 2_000
+NO_BETTER: Final = "no better stopping rule than patience or a blind fraction"
+DIAGNOSTIC: Final = f"a diagnostic, {NO_BETTER}"
+CANNOT_TELL: Final = "cannot tell"
 
 
 def report(frame: pd.DataFrame, *, seed: int = 0) -> str:
-    """Return the evaluation as Markdown: the warning by itself, then all rules at equal savings.
+    """The evaluation as Markdown: the warning by itself, then all rules at equal savings.
 
-    Intervals are 95 % percentile bootstrap intervals over runs (Efron 1979, doi 10.1214/aos/1176344552).
-
-    Args:
-        frame: the epochs of the runs, as `read_traces` or `read_experiment` returns them.
-        seed: the seed of the bootstrap.
+    Intervals are of 95 %: of means by a bootstrap of whole clusters (`statistics.interval`), of shares Wilson's.
 
     Raises:
-        DataError: there are fewer than two configurations, so no rule can be tuned on another configuration.
+        DataError: all runs share a configuration or epochs, so that nothing can be tuned on others.
     """
-    seeded = curves_of(frame)
-    runs = [run for run, _ in seeded]
-    if len({run.configuration for run in runs}) < 2:
-        raise DataError("The runs are of one configuration; rules are tuned on others, so give at least two.")
-    rng = np.random.default_rng(seed)
-    lightning_rules = {
-        f"{name}, as Lightning counts": rule
-        for name, rule in AS_LIGHTNING.items()
-        if not np.array_equal(outcomes(rule, runs), outcomes(RULES[name], runs))
+    runs = [run for run, _ in curves_of(frame)]
+    clusters = clusters_of(runs)
+    if clusters.max() == 0:
+        raise DataError(
+            "The runs are of one configuration, or of some that share epochs; rules are tuned on others, so give at "
+            "least two that share none."
+        )
+    weights = resampled(clusters, np.random.default_rng(seed))
+    rules = {**RULES, **fitted_rules(runs), f"{WARNING}, of another seed's S": _of_another_seed(runs)}
+    tables = {name: outcomes(rule, runs) for name, rule in rules.items()}
+    elsewhere = {name: outcomes(rule, runs) for name, rule in AS_LIGHTNING.items()}
+    elsewhere = {
+        f"{name}, as Lightning counts": table
+        for name, table in elsewhere.items()
+        if not np.array_equal(table, tables[name])
     }
-    candidates = {**RULES, **lightning_rules, f"{WARNING}, of another seed's S": _of_another_seed(runs)}
-    lines = [*_warning_lines(runs, rng), "", *_header(counts_differ=bool(lightning_rules))]
-    patience = {saved: matched(RULES[PATIENCE], runs, saved)[:, 1] for saved in SAVED}
-    better = False
-    for name, rule in candidates.items():
+    lost = {name: _lost(tuned(table, clusters), weights) for name, table in {**tables, **elsewhere}.items()}
+    lines = [*_warning_lines(runs, clusters), "", *_header(counts_differ=bool(elsewhere))]
+    for name, of_rule in lost.items():
         cells = []
         for saved in SAVED:
-            found = matched(rule, runs, saved)
-            cell = f"{_mean(found[:, 1], rng, '.2f')} at {_mean(found[:, 0], rng, '.2f')}"
-            if name == WARNING:
-                difference = found[:, 1] - patience[saved]
-                below, above = bootstrap_interval(difference, rng)
-                cell += f"; {difference.mean():+.2f} [{below:+.2f}, {above:+.2f}]"
-                as_tuned = abs(found[:, 0].mean() - saved) <= MATCHED
-                better |= as_tuned and above < 0 and difference.mean() <= -WORTHWHILE
+            cell = _cell(of_rule[saved], clusters)
+            if name != BLIND and cell != UNREACHED:
+                cell += f"; {_cell(of_rule[saved] - lost[BLIND][saved], clusters, '+.2f')}"
             cells.append(cell)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", f"Verdict: {SAVES_EPOCHS if better else DIAGNOSTIC}."]
+    lines.append("")
+    if FORECAST in lost:
+        lines.append(f"Forecast: {_verdict(FORECAST, lost, clusters)}.")
+    verdict = _verdict(WARNING, lost, clusters)
+    lines.append(f"Verdict: {DIAGNOSTIC if verdict == NO_BETTER else verdict}.")
     return "\n".join(lines)
 
 
-def bootstrap_interval(values: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean of (runs,) values."""
-    drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+UNREACHED: Final = "saves less"
+
+
+def _lost(found: Array, weights: Array) -> dict[float, Array]:
+    """At each of `SAVED` points lost, of all runs and then in each bootstrap sample; NaN where not so much is saved."""
+    whole = np.full((1, weights.shape[1]), 1 / weights.shape[1])
+    return dict(zip(SAVED, lost_at(SAVED, found, np.concatenate([whole, weights])).T, strict=True))
+
+
+def _cell(lost: Array, clusters: Clusters, form: str = ".2f") -> str:
+    """`1.54 [0.88, 2.83]`, unless the rule, in all runs or in more than a few samples, cannot save so much."""
+    if np.isnan(lost[0]) or np.isnan(lost[1:]).mean() > (1 - LEVEL) / 2:
+        return UNREACHED
+    low, high = interval(lost[1:], clusters)
+    return f"{lost[0]:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _verdict(name: str, lost: dict[str, dict[float, Array]], clusters: Clusters) -> str:
+    """Whether a rule saves epochs: somewhere, surely and by a worthwhile margin, over patience and blind alike."""
+    count = len(np.unique(clusters))
+    if count < ENOUGH_CLUSTERS:
+        return f"{CANNOT_TELL} from {count} clusters of runs, at least {ENOUGH_CLUSTERS} are needed"
+    compared = [saved for saved in SAVED if _cell(lost[name][saved], clusters) != UNREACHED]
+    if not compared:
+        return f"{CANNOT_TELL}, too little is saved for a comparison"
+    better = []
+    for saved in compared:
+        differences = [lost[name][saved] - lost[other][saved] for other in (PATIENCE, BLIND)]
+        better.append(all(d[0] <= -WORTHWHILE and interval(d[1:], clusters)[1] < 0 for d in differences))
+    return SAVES_EPOCHS if any(better) else NO_BETTER
 
 
 def _of_another_seed(runs: Sequence[Curves]) -> Rule:
-    """Return a rule like the warning that looks at the S of the next seed of the same configuration."""
+    """The warning that looks at the S of the next seed of the same configuration."""
     others: dict[int, Array] = {}
     for run in runs:
         same = [other for other in runs if other.configuration == run.configuration]
@@ -99,43 +131,50 @@ def _of_another_seed(runs: Sequence[Curves]) -> Rule:
     return Rule(lambda run, c: first(others[id(run)] >= c), RULES[WARNING].settings)
 
 
-def _warning_lines(runs: Sequence[Curves], rng: np.random.Generator) -> list[str]:
-    warned = [run for run in runs if run.warned is not None]
-    lead = np.array(
-        [run.plateau - run.warned for run in warned if run.plateau is not None and run.warned is not None],
-        dtype=np.float64,
+def _warning_lines(runs: Sequence[Curves], clusters: Clusters) -> list[str]:
+    warned = np.array([run.warned is not None for run in runs])
+    able = np.array([bool(np.isfinite(run.score).any()) for run in runs])
+    flat = np.array([run.plateau is not None for run in runs])
+    too_late = np.array(
+        [run.plateau is not None and not np.isfinite(run.score[: run.plateau]).any() for run in runs]
     )
-    flat = [run for run in runs if run.plateau is not None]
-    missed = np.array([run.warned is None for run in flat])
     lines = [
-        f"{len(runs)} runs of {len({run.configuration for run in runs})} configurations. At its own threshold the "
-        f"warning fired in {len(warned)}.",
-        f"Misses: it did not fire in {_share(missed, rng)} of the runs whose accuracy became flat before their last "
-        "epoch.",
+        f"{len(runs)} runs of {len({run.configuration for run in runs})} configurations in "
+        f"{len(np.unique(clusters))} clusters: what shares epochs is drawn together in every interval.",
+        f"At its own threshold the warning fired in {warned.sum()} of the {able.sum()} runs in which it can fire. In "
+        f"{(~able).sum()} it cannot, for want of epochs since start-up or a step of the rate, which is no miss.",
+        f"Misses: it did not fire in {_share(~warned, flat & able, clusters)} of the runs whose accuracy became flat "
+        f"before their last epoch; in {(too_late & able).sum()} of these the warning can fire no sooner than accuracy "
+        "is flat.",
     ]
-    if not warned:
-        return lines
-    stopped = np.array([outcome(run, run.warned) for run in warned])
-    epochs = stopped[:, 0] * [len(run.accuracy) for run in warned]
-    false = stopped[:, 1] > [200 * run.tolerance for run in warned]
-    lines.append(
-        f"False alarms: accuracy rose afterwards by more than twice the plateau's tolerance in {_share(false, rng)} of "
-        "the runs in which it fired."
+    stops = np.array([outcome(run, run.warned) for run in runs])
+    false = stops[:, 1] > [200 * run.tolerance for run in runs]
+    lead = np.array(
+        [
+            run.plateau - run.warned if run.plateau is not None and run.warned is not None else np.nan
+            for run in runs
+        ]
     )
-    if len(lead) > 0:
-        lines.append(
-            f"Lead over the plateau: {_mean(lead, rng, '.1f')} epochs on average, median {np.median(lead):.0f} "
-            "(negative: the warning came after it)."
-        )
-    lines.append(
-        f"Stopped at the warning, these {len(warned)} runs save {_mean(epochs, rng, '.1f')} epochs on average, "
-        f"{_mean(stopped[:, 0], rng, '.2f')} of the budget, and lose {_mean(stopped[:, 1], rng, '.2f')} points."
-    )
-    return lines
+    epochs = stops[:, 0] * [len(run.accuracy) for run in runs]
+    noise = [
+        100 * np.nanstd(np.diff(run.accuracy[-max(3, len(run.accuracy) // 3) :]), ddof=1) for run in runs
+    ]
+    return [
+        *lines,
+        "False alarms: accuracy rose afterwards by more than twice the plateau's tolerance in "
+        f"{_share(false, warned, clusters)} of the runs in which it fired.",
+        f"Lead over the plateau, epochs (negative: the warning came after it): {_mean(lead, flat & warned, clusters)}.",
+        f"Stopped at the warning, a run saves, in epochs: {_mean(epochs, warned, clusters)}; it loses, in points: "
+        f"{_mean(stops[:, 1], warned, clusters)}.",
+        f"Validation accuracy moves by {np.median(noise):.1f} points from epoch to epoch (standard deviation in the "
+        f"last third, median over runs; {np.max(noise):.1f} at most), the plateau's tolerance is "
+        f"{100 * min(run.tolerance for run in runs):.1f} to {100 * max(run.tolerance for run in runs):.1f}: where "
+        "accuracy moves by more, the epoch of a plateau is a matter of chance.",
+    ]
 
 
 def _header(*, counts_differ: bool) -> list[str]:
-    columns = " | ".join(f"tuned to save {saved:.0%}" for saved in SAVED)
+    columns = " | ".join(f"at {saved:.0%} saved" for saved in SAVED)
     counts = (
         "where Lightning's count, which ends a run at a value that is not finite, stops elsewhere, it has a row of its "
         "own"
@@ -143,24 +182,31 @@ def _header(*, counts_differ: bool) -> list[str]:
         else "Lightning's count stops each of these runs in the same epoch, so one row stands for both"
     )
     return [
-        "Best validation accuracy lost, points [95 % interval] at the fraction of the budget that was saved [95 % "
-        "interval]; of the warning also the difference to patience on accuracy. Patience counts as Keras does; "
-        f"{counts}.",
+        "Best validation accuracy lost, points [95 % interval], where each rule, tuned on the other clusters, saves "
+        "just the same fraction of the budget; after the semicolon the difference to a blind fraction. Patience counts "
+        f"as Keras does; {counts}.",
         "",
         f"| rule | {columns} |",
         "| --- |" + " --- |" * len(SAVED),
     ]
 
 
-def _share(happened: NDArray[np.bool_], rng: np.random.Generator) -> str:
-    """Format a share and its interval, as `14 % [0, 27] (3 of 22)`."""
-    if len(happened) == 0:
+def _share(happened: NDArray[np.bool_], among: NDArray[np.bool_], clusters: Clusters) -> str:
+    """`14 % [5, 33] (3 of 22)`, and of a handful of runs that they cannot tell."""
+    if not among.any():
         return "none (0)"
-    low, high = bootstrap_interval(100 * happened.astype(np.float64), rng)
-    return f"{100 * happened.mean():.0f} % [{low:.0f}, {high:.0f}] ({happened.sum()} of {len(happened)})"
+    some = happened[among]
+    low, high = share_interval(some, clusters[among])
+    few = "" if len(some) >= ENOUGH_RUNS else f"; too few to tell, at least {ENOUGH_RUNS} are needed"
+    return f"{100 * some.mean():.0f} % [{100 * low:.0f}, {100 * high:.0f}] ({some.sum()} of {len(some)}{few})"
 
 
-def _mean(values: Array, rng: np.random.Generator, form: str) -> str:
-    """Format a mean and its interval, as `4.2 [3.1, 5.4]`."""
-    low, high = bootstrap_interval(values, rng)
-    return f"{values.mean():{form}} [{low:{form}}, {high:{form}}]"
+def _mean(values: Array, among: NDArray[np.bool_], clusters: Clusters) -> str:
+    """`4.2 [3.1, 5.4]`, and of a handful of clusters no more than that they cannot tell."""
+    own = clusters[among]
+    count = len(np.unique(own))
+    if count < ENOUGH_CLUSTERS:
+        return f"{CANNOT_TELL} from {among.sum()} runs of {count} clusters, at least {ENOUGH_CLUSTERS} are needed"
+    _, own = np.unique(own, return_inverse=True)
+    low, high = interval(resampled(own, np.random.default_rng(0)) @ values[among], own)
+    return f"{values[among].mean():.1f} [{low:.1f}, {high:.1f}]"

@@ -1,4 +1,4 @@
-"""The stopping rules that are compared, with their settings, the outcome of a stop, and tuning on other runs."""
+"""The stopping rules that are compared, each with its settings; what a stop saves and loses; tuning on other runs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ WARNING: Final = "early warning"
 PATIENCE: Final = "patience on validation accuracy"
 LOSS_PATIENCE: Final = "patience on validation loss"
 
+BLIND: Final = "blind fraction of the budget"
+
+TARGETS: Final = np.linspace(0, 0.9, 91)
+"""Fractions of the budget that a rule is tuned to save."""
+
 Semantics = Literal["keras", "lightning"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A stopping rule.
-
-    Attributes:
-        stop: (curves, setting) -> last epoch that is trained; None if the rule does not stop the run.
-        settings: the settings among which the rule is tuned.
-    """
+    """A stopping rule with the settings among which it is tuned: (curves, setting) -> last epoch, or None."""
 
     stop: Callable[[Curves, float], int | None]
     settings: Sequence[float]
@@ -60,44 +60,65 @@ RULES: Final[Mapping[str, Rule]] = {
         lambda run, r: rules.rolling_deviation_stop(run.training_loss, ratio=r),
         np.linspace(0.02, 1, 50).tolist(),
     ),
-    "blind fraction of the budget": Rule(
-        lambda run, f: max(round(f * len(run.accuracy)) - 1, 0), np.linspace(0.05, 1, 39).tolist()
-    ),
+    BLIND: Rule(lambda run, f: max(round(f * len(run.accuracy)) - 1, 0), np.linspace(0.05, 1, 39).tolist()),
 }
 
 AS_LIGHTNING: Final[Mapping[str, Rule]] = {
     PATIENCE: Rule(partial(_accuracy_patience, "lightning"), range(1, 31)),
     LOSS_PATIENCE: Rule(partial(_loss_patience, "lightning"), range(1, 31)),
 }
-"""The rules of patience as Lightning counts. They stop elsewhere only if a value is not finite (`patience_stop`)."""
+"""The rules of these names as Lightning counts: other stops only where a value is not finite (`patience_stop`)."""
 
 
 def outcome(run: Curves, stop: int | None) -> tuple[float, float]:
-    """Return (saved fraction of the budget, lost points of the best accuracy) of a stop that keeps the best weights."""
+    """(fraction of the budget saved, best accuracy lost in points) of a stop that keeps the best weights."""
     last = len(run.accuracy) - 1 if stop is None else stop
     saved = 1 - (last + 1) / len(run.accuracy)
-    return saved, 100 * float(np.nanmax(run.accuracy) - np.nanmax(run.accuracy[: last + 1]))
+    return saved, float(run.remaining_gain[last])
 
 
 def outcomes(rule: Rule, runs: Sequence[Curves]) -> Array:
-    """Return the outcome of each run under each setting, as (runs, settings, 2)."""
+    """(runs, settings, 2) the outcome of each run under each setting."""
     return np.array([[outcome(run, rule.stop(run, s)) for s in rule.settings] for run in runs])
 
 
-def matched(rule: Rule, runs: Sequence[Curves], saved: float) -> Array:
-    """Return the outcomes (runs, 2) of a rule that is tuned for each run on the runs of all other configurations.
+def tuned(table: Array, clusters: NDArray[np.int64]) -> Array:
+    """(runs, TARGETS, 2) outcomes of a rule tuned to save each of `TARGETS` on all other clusters than the run's own.
 
-    The rule's setting is the one that saves, on these runs, a fraction of the budget nearest to `saved`.
+    Between two settings the rule takes each in a part of the runs, so that on average it saves just that there.
+
+    Args:
+        table: (runs, settings, 2) as `outcomes` gives it.
+        clusters: (runs,) as `clusters_of` gives it.
     """
-    table = outcomes(rule, runs)
-    chosen = np.empty((len(runs), 2))
-    for i, run in enumerate(runs):
-        others = [k for k, other in enumerate(runs) if other.configuration != run.configuration]
-        distance = np.abs(table[others, :, 0].mean(axis=0) - saved)
-        chosen[i] = table[i, int(distance.argmin())]
+    chosen = np.empty((len(table), len(TARGETS), 2))
+    for cluster in np.unique(clusters):
+        own = clusters == cluster
+        saved = table[~own, :, 0].mean(axis=0)
+        order = np.argsort(saved, kind="stable")
+        position = np.interp(TARGETS, saved[order], np.arange(len(order)))
+        low = np.floor(position).astype(int)
+        part = (position - low)[:, None]
+        high = np.minimum(low + 1, len(order) - 1)
+        chosen[own] = (1 - part) * table[own][:, order[low]] + part * table[own][:, order[high]]
     return chosen
 
 
+def lost_at(saved: Sequence[float], found: Array, weights: Array) -> Array:
+    """(samples, savings) points lost where `found` saves just that on average; NaN where it cannot.
+
+    Args:
+        saved: fractions of the budget.
+        found: (runs, TARGETS, 2) as `tuned` gives it.
+        weights: (samples, runs) of the runs in each sample, rows of sum 1.
+    """
+    mean = np.tensordot(weights, found, axes=1)
+    reached = np.maximum.accumulate(mean[:, :, 0], axis=1)
+    return np.array(
+        [np.interp(saved, x, y, right=np.nan) for x, y in zip(reached, mean[:, :, 1], strict=True)]
+    )
+
+
 def first(condition: NDArray[np.bool_]) -> int | None:
-    """Return the first epoch at which the (epochs,) `condition` holds; None if it never holds."""
+    """The first epoch at which (epochs,) `condition` holds, or None."""
     return int(condition.argmax()) if condition.any() else None

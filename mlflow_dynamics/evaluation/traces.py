@@ -1,14 +1,17 @@
-"""Reads the runs of an evaluation from a file or an experiment, and gives each as curves with its early warning."""
+"""The runs of an evaluation: read from a file or an experiment, each as curves with the warning it would have had."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, WarningConfig
 from mlflow_dynamics.convergence.plateau import PLATEAU_TOLERANCE, plateau_epoch
@@ -21,7 +24,7 @@ from mlflow_dynamics.tracking.query import load_metrics
 Array = NDArray[np.float64]
 
 CONFIGURATION: Final = ("dataset", "model", "schedule")
-"""The columns that make up a configuration. A rule is tuned for a run on runs that differ from it in one of these."""
+"""Runs that agree in these are of one configuration."""
 
 NEEDED: Final = (names.STABILITY, names.TRAIN_LOSS, names.VALIDATION_LOSS, names.VALIDATION_ACCURACY)
 MANY_CLASSES: Final = 100
@@ -32,32 +35,40 @@ class Curves:
     """One finished run.
 
     Attributes:
-        configuration: the run's data set, model and schedule.
-        accuracy, validation_loss, training_loss: (epochs,) the validation accuracy and the losses.
-        score: (epochs,) the early warning's statistic divided by its threshold; NaN in epochs without a statistic.
-        warned: the epoch of the warning at its own threshold; None if there was none.
-        plateau: the epoch from which validation accuracy is flat; None if it is never flat.
-        tolerance: the deviation of accuracy, of 1, that still counts as flat.
+        configuration: its data set, model and schedule.
+        accuracy, validation_loss, training_loss: (epochs,).
+        rate: (epochs,) the learning rate over its highest so far, 1 where none was logged.
+        score: (epochs,) the early warning's statistic over its threshold, NaN where there is none.
+        warned: the epoch of the warning at its own threshold, or None.
+        plateau: the epoch from which validation accuracy is flat, or None.
+        tolerance: what counts as flat, of an accuracy in [0, 1].
     """
 
     configuration: tuple[str, ...]
     accuracy: Array
     validation_loss: Array
     training_loss: Array
+    rate: Array
     score: Array
     warned: int | None
     plateau: int | None
     tolerance: float
 
+    @cached_property
+    def remaining_gain(self) -> Array:
+        """(epochs,) points by which the best accuracy of the whole run exceeds the best so far."""
+        best = 100 * np.fmax.accumulate(self.accuracy)
+        return np.asarray(best[-1] - best)
+
 
 def read_traces(path: Path) -> pd.DataFrame:
-    """Read a CSV file of epochs with the columns of `CONFIGURATION`, `seed`, `epoch` and the metrics.
+    """A CSV file of epochs: the columns of `CONFIGURATION`, seed, epoch, metrics, perhaps `classes` and `run_id`.
 
-    The columns `classes` and `run_id` are optional. Without `run_id`, each seed of a configuration is one run. Epochs
-    that are marked as start-up (`dynamics/start_up`) are not judged.
+    Epochs marked as start-up (`dynamics/start_up`) are not judged. Without `run_id` each seed of a configuration is
+    a run.
 
     Raises:
-        DataError: the file cannot be read or lacks a column, or a run has an epoch twice.
+        DataError: there is no such file, it lacks a column, or a run has an epoch twice.
     """
     try:
         frame = pd.read_csv(path)
@@ -67,17 +78,11 @@ def read_traces(path: Path) -> pd.DataFrame:
 
 
 def read_experiment(experiment: str, filter_string: str = "") -> pd.DataFrame:
-    """Read the runs of an MLflow experiment, as `read_traces` reads a file.
-
-    The runs must have dataset, model, schedule and seed as parameters.
-
-    Args:
-        experiment: the experiment's name.
-        filter_string: a filter in MLflow's own search syntax.
+    """The same from an MLflow experiment's runs, which log dataset, model, schedule and seed as parameters.
 
     Raises:
         TrackingError: the experiment is unknown or cannot be read.
-        DataError: the runs lack a metric, or there are none.
+        DataError: its runs lack a metric.
     """
     frame = load_metrics(
         experiment_names=experiment, filter_string=filter_string, params=(*CONFIGURATION, "seed")
@@ -88,7 +93,7 @@ def read_experiment(experiment: str, filter_string: str = "") -> pd.DataFrame:
 
 
 def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
-    """Return each run of the frame with its seed, ordered by configuration and seed."""
+    """Each run of the frame with its seed, ordered by configuration and seed."""
     found = []
     for key, run in frame.groupby(_one_run(frame), sort=True):
         configuration, seed = key[: len(CONFIGURATION)], key[len(CONFIGURATION)]
@@ -103,6 +108,7 @@ def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
             accuracy=accuracy,
             validation_loss=run[names.VALIDATION_LOSS].to_numpy(dtype=np.float64),
             training_loss=run[names.TRAIN_LOSS].to_numpy(dtype=np.float64),
+            rate=_relative_rate(run),
             score=np.array([verdict.score for verdict in verdicts]),
             warned=monitor.converged_epoch,
             plateau=plateau_epoch(accuracy, tolerance=tolerance),
@@ -112,8 +118,31 @@ def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
     return found
 
 
+def clusters_of(runs: Sequence[Curves]) -> NDArray[np.int64]:
+    """(runs,) the cluster of each run, from 0: runs of one configuration, and of all that share their first epoch.
+
+    Up to the first step of the rate a `step` and a `constant` schedule of one seed are one training, and what is one
+    training says a thing once. That two others agree in both losses of an epoch by chance is as good as impossible.
+    """
+    configurations = [run.configuration for run in runs]
+    starts = [(run.training_loss[0], run.validation_loss[0]) for run in runs]
+    joined = [
+        [configurations[i] == configurations[k] or starts[i] == starts[k] for k in range(len(runs))]
+        for i in range(len(runs))
+    ]
+    _, cluster = connected_components(np.array(joined), directed=False)
+    return cluster.astype(np.int64)
+
+
+def _relative_rate(run: pd.DataFrame) -> Array:
+    if names.LEARNING_RATE not in run:
+        return np.ones(len(run))
+    rate = run[names.LEARNING_RATE].to_numpy(dtype=np.float64)
+    return np.nan_to_num(rate / np.fmax.accumulate(rate), nan=1.0)
+
+
 def _schedule(name: str, run: pd.DataFrame) -> Schedule:
-    """Return the schedule that a training would have known in advance if it was planned as this run went."""
+    """What a training that was planned as this run went would have known of its learning rate."""
     drops: list[int] = []
     if name not in SMOOTH and names.LEARNING_RATE in run:
         rates = run[names.LEARNING_RATE].to_list()
@@ -142,5 +171,5 @@ def _checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _one_run(frame: pd.DataFrame) -> list[str]:
-    """Return the columns that identify a run. Without run_id, two runs that differ in anything else look like one."""
+    """The columns whose values are those of one run alone: seeds repeat where anything else was varied."""
     return [*CONFIGURATION, "seed", *(["run_id"] if "run_id" in frame else [])]

@@ -52,6 +52,9 @@ class TrainingConfig:
     augment: bool = _parameter(True, "standard augmentation of the training images")
     limit_train: int | None = _optional(int, "all", "use only the first so many training images")
     limit_test: int | None = _optional(int, "all", "use only the first so many validation images")
+    labels: str = _parameter(
+        "given", "given, random, noisy:FRACTION or merged:CLASSES: what stands in place of the data set's own"
+    )
     pretrained: bool = _parameter(False, "start from the library's pretrained weights (downloaded)")
     checkpoint: Path | None = _optional(Path, "none", "start from this local weights file")
     image_size: int | None = _optional(int, "auto", "resize images to this side in pixels")
@@ -99,6 +102,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= _LARGEST_INT:
                 raise ConfigError(f"{name}={value} must be at least 1 and at most {_LARGEST_INT}.")
+        _require_labels(self.labels)
         if self.workers < 0:
             raise ConfigError(f"workers={self.workers} must be 0 (load in the training process) or more.")
         if not 0 <= self.seed <= _LARGEST_INT:
@@ -216,6 +220,13 @@ def _require_detector(name: str) -> None:
     from mlflow_dynamics.convergence import find_detector
 
     find_detector(name)
+
+
+def _require_labels(labels: str) -> None:
+    # Likewise: it needs torch.
+    from mlflow_dynamics.training.data.labels import check_labels
+
+    check_labels(labels)
 
 
 _CHANGES_NOTHING: Final = frozenset({"data_dir", "device", "workers", "resume", "run_name"})

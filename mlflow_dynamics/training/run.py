@@ -189,6 +189,7 @@ def _prepare(config: TrainingConfig) -> tuple[ImageData, Trainer]:
         image_size=config.image_size or input_size(config.model),
         augment=config.augment,
         seed=config.seed,
+        labels=config.labels,
     )
     model = build_model(
         config.model,

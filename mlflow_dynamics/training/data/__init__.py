@@ -11,6 +11,7 @@ from torch import Tensor
 from mlflow_dynamics.errors import ConfigError, DataError, unknown_choice
 from mlflow_dynamics.training.data.files import image_folder, parquet_folder
 from mlflow_dynamics.training.data.images import ImageDataset, Images, statistics
+from mlflow_dynamics.training.data.labels import GIVEN, relabelled
 from mlflow_dynamics.training.data.sources import TORCHVISION_SETS, Source, digits, torchvision_set
 
 __all__ = ["DATASETS", "ImageData", "ImageDataset", "load_dataset"]
@@ -62,6 +63,7 @@ def load_dataset(
     image_size: int | None,
     augment: bool,
     seed: int,
+    labels: str = GIVEN,
 ) -> ImageData:
     """Load a data set, normalised by the mean and deviation of its training images.
 
@@ -71,7 +73,8 @@ def load_dataset(
         limit_train, limit_test: use only this many images, the first ones; None uses all.
         image_size: resize images to this side in pixels; None keeps their own size.
         augment: augment the training images with random crops and, if a mirrored image is as good, horizontal flips.
-        seed: the seed of the augmentation.
+        seed: the seed of the augmentation and of labels that are drawn.
+        labels: the labels of the data set, or others in their place (`labels.relabelled`).
 
     Raises:
         ConfigError: an argument is not usable.
@@ -87,6 +90,7 @@ def load_dataset(
         raise DataError(
             f"dataset={dataset!r} has {len(source.class_names)} class; a classifier needs at least 2."
         )
+    source = relabelled(source, labels, seed=seed)
     mean, std = statistics(source.train[0])
     side = image_size if image_size is not None else source.train[0].side
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from typing import Final, Literal
 
 from packaging.requirements import Requirement
@@ -47,6 +47,15 @@ def require(extra: Extra, what: str) -> None:
         raise MissingDependencyError(
             f"{what} needs {', '.join(lacking)}; install it with: {pip_command(extra)}"
         )
+
+
+def project_links() -> dict[str, str]:
+    """What this package's metadata link to, such as its documentation, label -> address; nothing as in `unmet`."""
+    try:
+        declared = metadata(_DISTRIBUTION).get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return {}
+    return {label: address for label, _, address in (link.partition(", ") for link in declared)}
 
 
 def unusable(error: ImportError) -> MissingDependencyError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from mlflow_dynamics.report.figures import draw
+from mlflow_dynamics.extras import project_links
+from mlflow_dynamics.report.figures import draw, glance_of
 from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.report.page import page, picture
 from mlflow_dynamics.report.summary import summary
@@ -33,14 +34,16 @@ def render(history: RunHistory, *, pictures: bool) -> dict[str, bytes]:
     """Artifact path -> content; the pictures only where asked for."""
     history = _legible(history)
     figures = draw(history)
+    glance = glance_of(history)
     recorded = [("layers", str(len(history.layers))), ("epochs", str(len(history.metrics)))]
     tables = {
         "What the measures are": list(DEFINITIONS.items()),
         "What was recorded, and how it was measured": [*recorded, *sorted(history.definitions.items())],
     }
-    files = {names.REPORT: page(history.title, summary(history), figures, tables).encode()}
+    links = {**history.links, **project_links()}
+    files = {names.REPORT: page(history.title, summary(history), figures, tables, links).encode()}
     if pictures:
-        files |= {names.figure_path(figure.name): picture(figure) for figure in figures}
+        files |= {names.figure_path(figure.name): picture(figure) for figure in [glance, *figures]}
     return files
 
 

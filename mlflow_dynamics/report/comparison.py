@@ -13,6 +13,7 @@ from mlflow.entities import RunStatus
 
 from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.errors import TrackingError
+from mlflow_dynamics.extras import project_links
 from mlflow_dynamics.report.alike import ALIKE, SETTINGS, described, differing
 from mlflow_dynamics.report.drawing_process import pictures_apart
 from mlflow_dynamics.report.figures import Figure
@@ -169,7 +170,8 @@ def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
         f"{len(frame)} {'run' if len(frame) == 1 else 'runs'}.",
         *(limits(frame) or ["Runs differ by seed within every combination."]),
     ]
-    return page(title, lines, draw(frame), {"Integration by task and architecture": cells, "The runs": runs})
+    tables = {"Integration by task and architecture": cells, "The runs": runs}
+    return page(title, lines, draw(frame), tables, project_links())
 
 
 def comparison_pictures(frame: pd.DataFrame) -> dict[str, bytes]:

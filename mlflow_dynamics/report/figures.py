@@ -43,12 +43,16 @@ _PANELS: Final[Sequence[tuple[str, Mapping[str, str]]]] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of the page: charts below each other, and what to see in them."""
+    """One figure of the page: charts, what to see in them, and how many of which size are beside each other in its
+    picture."""
 
     name: str
     title: str
     caption: str
     charts: tuple[Any, ...]
+    columns: int = 1
+    width: int = 640
+    height: int | None = None
 
 
 def draw(history: RunHistory) -> list[Figure]:
@@ -63,7 +67,26 @@ def draw(history: RunHistory) -> list[Figure]:
     return [figure for figure in figures if figure is not None and figure.charts]
 
 
+def glance_of(history: RunHistory) -> Figure:
+    """The small picture in a run's description."""
+    charts = [
+        chart for title, chart in _panels(history).items() if title in ("accuracy", "loss", "stability")
+    ]
+    return Figure(name="glance", title="", caption="", charts=tuple(charts), columns=3, width=210, height=90)
+
+
 def _overview(history: RunHistory) -> Figure:
+    charts = list(_panels(history).values())
+    return Figure(
+        name="overview",
+        title="Training and its dynamics",
+        caption=f"Accuracy and loss above the measures, on one time axis. {_when(history)}",
+        charts=tuple(_finish(chart) for chart in charts),
+    )
+
+
+def _panels(history: RunHistory) -> dict[str, Any]:
+    """Title -> chart of what is logged."""
     frame = history.frame
     marks = _marks(history)
     last = frame["epoch"].max()
@@ -71,17 +94,12 @@ def _overview(history: RunHistory) -> Figure:
         (title, {key: name for key, name in series.items() if key in frame}) for title, series in _PANELS
     ]
     panels = [(title, present) for title, present in panels if present]
-    charts = []
+    charts = {}
     for title, present in panels:
         long = frame.rename(columns=present).melt("epoch", list(present.values()), "series", "value").dropna()
         lines = _lines(long, title, last, axis_title="epoch" if title == panels[-1][0] else None)
-        charts.append(lines if marks is None else alt.layer(lines, marks))
-    return Figure(
-        name="overview",
-        title="Training and its dynamics",
-        caption=f"Accuracy and loss above the measures, on one time axis. {_when(history)}",
-        charts=tuple(_finish(chart) for chart in charts),
-    )
+        charts[title] = lines if marks is None else alt.layer(lines, marks)
+    return charts
 
 
 def _lines(long: pd.DataFrame, title: str, last: float, *, axis_title: str | None = "epoch") -> Any:

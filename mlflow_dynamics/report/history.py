@@ -27,6 +27,7 @@ class RunHistory:
     Attributes:
         title: what the run is called.
         definitions: what was recorded and how it is measured, name -> value.
+        links: to the run and to those beside it, what is linked -> address.
         layers: the recorded layers' names, in forward order.
         metrics: one mapping an epoch: metric key -> value, and `epoch`.
         exponents, phase_coherence: (layers,) of each measured epoch, by epoch.
@@ -40,6 +41,7 @@ class RunHistory:
 
     title: str
     definitions: Mapping[str, str]
+    links: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
     metrics: list[dict[str, float]] = field(default_factory=list)
     exponents: dict[int, NDArray[np.float64]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from mlflow_dynamics.report.redrawing import RedrawClock
 from mlflow_dynamics.report.summary import summary
 from mlflow_dynamics.threads import started
 from mlflow_dynamics.tracking import RunWriter, names
+from mlflow_dynamics.tracking.links import REPORT_AND_PICTURE
 
 END_DRAWING_S: Final = 20.0
 """The end of a training waits at most this long for its last report."""
@@ -57,7 +58,10 @@ class LiveReport:
         packed = self._packed()
         if packed != self._drawn:
             self._drawing = threading.Thread(
-                target=self._draw_apart, args=(packed,), name="mlflow_dynamics-drawing", daemon=True
+                target=self._draw_apart,
+                args=(packed, summary(self.history)),
+                name="mlflow_dynamics-drawing",
+                daemon=True,
             )
             started(self._drawing)
 
@@ -68,9 +72,8 @@ class LiveReport:
         self.history.running = False
         if not self.history.metrics:
             return
-        # Paragraphs: Markdown joins single lines.
         said = summary(self.history)
-        self._writer.set_tags({names.TAG_DESCRIPTION: names.DESCRIPTION + "\n\n".join(said)})
+        self._describe(said)
         if names.VALIDATION_ACCURACY in self.history.frame or self.history.diverging_epoch is not None:
             logger.info("%s: %s", self._writer.title, said[0])
         if not (self.history.measured or self.history.diverging_epoch is not None):
@@ -79,7 +82,7 @@ class LiveReport:
         if not self._draws or packed == self._drawn:
             return
         try:
-            self._writer.write_files(render_apart(packed, timeout_s=END_DRAWING_S, nice=0))
+            self._write(packed, render_apart(packed, timeout_s=END_DRAWING_S, nice=0), said)
         except DrawingError as error:
             logger.warning(
                 "The last report of the run is not drawn: %s. Draw it with: mlflow-dynamics report %s",
@@ -89,10 +92,24 @@ class LiveReport:
 
     def _packed(self) -> bytes:
         self.history.title = self._writer.title
+        self.history.links = self._writer.links
         self.history.order = self._order()
         return self.history.packed()
 
-    def _draw_apart(self, packed: bytes) -> None:
+    def _write(self, packed: bytes, files: Mapping[str, bytes], said: Sequence[str]) -> None:
+        self._writer.write_files(files)
+        self._drawn = packed
+        self._describe(said)
+
+    def _describe(self, said: Sequence[str]) -> None:
+        """Write the run's description, with links once there is something to link."""
+        report, picture = REPORT_AND_PICTURE
+        first, *rest = said
+        lines = [first, report, *rest, picture] if self._drawn else said
+        # Paragraphs: Markdown joins single lines.
+        self._writer.set_tags({names.TAG_DESCRIPTION: names.DESCRIPTION + "\n\n".join(lines)})
+
+    def _draw_apart(self, packed: bytes, said: Sequence[str]) -> None:
         try:
             with self._clock:
                 files = render_apart(packed)
@@ -101,5 +118,4 @@ class LiveReport:
             return
         with self._page:
             if not self._concluded:
-                self._writer.write_files(files)
-                self._drawn = packed
+                self._write(packed, files, said)

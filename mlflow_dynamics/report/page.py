@@ -12,8 +12,6 @@ import vl_convert
 from mlflow_dynamics.report.bundle import vega_bundle
 from mlflow_dynamics.report.figures import Figure
 
-PICTURE_WIDTH: Final = 640
-
 _ENVIRONMENT: Final = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
 
@@ -34,6 +32,7 @@ table { border-collapse: collapse; font-size: 0.9em; display: block; overflow-x:
 td { padding: 2px 12px 2px 0; border-bottom: 1px solid #eee; vertical-align: top; max-width: 16em;
   overflow-wrap: break-word; }
 td:last-child { max-width: none; }
+nav a { margin-right: 1.2em; }
 </style>
 <script>{{ bundle | safe }}</script>
 </head>
@@ -41,6 +40,10 @@ td:last-child { max-width: none; }
 <h1>{{ title }}</h1>
 {% for line in lines %}<p>{{ line }}</p>
 {% endfor %}
+<nav aria-label="elsewhere">
+{% for label, address in links.items() %}<a href="{{ address }}" target="_blank" rel="noopener">{{ label }}</a>
+{% endfor %}
+</nav>
 {% for figure in figures %}
 <h2>{{ figure.title }}</h2>
 <p>{{ figure.caption }}</p>
@@ -55,6 +58,8 @@ td:last-child { max-width: none; }
 </table>
 {% endfor %}
 <script>
+// MLflow's viewer lets no link out of its frame, and shows the run around it.
+document.querySelector("nav").hidden = window !== window.parent;
 const specs = {{ specs | tojson }};
 for (const [id, spec] of Object.entries(specs)) {
   vegaEmbed("#" + id, spec, {actions: false, renderer: "svg"}).catch(console.error);
@@ -71,6 +76,7 @@ def page(
     lines: Sequence[str],
     figures: Sequence[Figure],
     tables: Mapping[str, Sequence[Sequence[str]]],
+    links: Mapping[str, str],
 ) -> str:
     """The page as HTML; every text in it comes out as text.
 
@@ -79,12 +85,19 @@ def page(
         lines: sentences below it.
         figures: drawn in this order.
         tables: heading -> rows of cells, below the figures.
+        links: what is linked -> address.
     """
     specs = {
         f"{figure.name}-{i}": chart.to_dict() for figure in figures for i, chart in enumerate(figure.charts)
     }
     return _TEMPLATE.render(
-        title=title, lines=lines, figures=figures, tables=tables, specs=specs, bundle=vega_bundle()
+        title=title,
+        lines=lines,
+        figures=figures,
+        tables=tables,
+        links=links,
+        specs=specs,
+        bundle=vega_bundle(),
     )
 
 
@@ -95,11 +108,14 @@ def picture(figure: Figure) -> bytes:
 
 
 def specification(figure: Figure) -> str:
-    """A figure of a picture's width, as Vega-Lite."""
-    charts = [chart.copy().properties(width=PICTURE_WIDTH) for chart in figure.charts]
+    """A figure as Vega-Lite, for its picture."""
+    charts = [chart.copy().properties(width=figure.width) for chart in figure.charts]
     for chart in charts:
         chart.config = alt.Undefined
+        if figure.height is not None:
+            chart.height = figure.height
     whole: Any = charts[0]
     if len(charts) > 1:
-        whole = alt.vconcat(*charts).resolve_scale(color="independent").configure_axisY(minExtent=50)
+        beside = alt.concat(*charts, columns=figure.columns).resolve_scale(color="independent")
+        whole = beside.configure_axisY(minExtent=50 if figure.columns == 1 else 0)
     return str(whole.to_json())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import mlflow
+
 from mlflow_dynamics.config import MeasureConfig
 from mlflow_dynamics.pipeline import Pipeline
 from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.links import links_of
 from mlflow_dynamics.tracking.query import find_runs, load_metrics
 from mlflow_dynamics.tracking.recorded_epochs import recorded_epochs
 from mlflow_dynamics.tracking.settings import PREFIX, settings_in
@@ -23,7 +26,8 @@ def history_of(run_id: str, config: MeasureConfig) -> RunHistory:
     (run,) = find_runs([run_id])
     settings = settings_in(run.data.params)
     definitions = {key.removeprefix(PREFIX): value for key, value in settings.items()}
-    history = RunHistory(title=run.info.run_name or run_id, definitions=definitions)
+    links = links_of(run, mlflow.get_tracking_uri())
+    history = RunHistory(title=run.info.run_name or run_id, definitions=definitions, links=links)
     pipeline = Pipeline(replace(config, uncertainty=False))
     for record in recorded_epochs(run_id):
         history.look_at(record.activations)

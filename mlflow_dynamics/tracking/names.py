@@ -105,6 +105,8 @@ LAYERS: Final = "dynamics/layers.parquet"
 REPORT: Final = "dynamics/report.html"
 
 FIGURES: Final = "dynamics/figures"
+GLANCE: Final = "dynamics/figures/glance.png"
+"""The small picture in a run's description."""
 
 RUN_ID: Final = "[0-9a-zA-Z_-]{1,64}"
 """Pattern of the run ids that MLflow makes, and of local names."""

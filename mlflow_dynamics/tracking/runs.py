@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlencode, urlsplit
 
 import mlflow
 import requests
@@ -32,6 +31,7 @@ from mlflow_dynamics.text import encodable
 from mlflow_dynamics.threads import Result, within
 from mlflow_dynamics.tracking import mlflow_private
 from mlflow_dynamics.tracking.creation import create_run, found_run
+from mlflow_dynamics.tracking.links import charts_of
 from mlflow_dynamics.tracking.names import (
     ENV_SPOOL,
     RUN_ID_WORDS,
@@ -64,8 +64,6 @@ INTERRUPTED_POLL_S: Final = 0.2
 MAX_NAME_LENGTH: Final = 250
 """The most characters of a run's name in MLflow's SQL stores (mlflow.store.tracking.dbmodels.models.SqlRun). Some of
 them refuse a longer name."""
-
-_MODEL_TRAINING: Final = {"workflowType": "machine_learning"}
 
 _logger = logging.getLogger(__name__)
 
@@ -247,21 +245,10 @@ def _is_load(metric: str) -> bool:
 
 
 def named(run: Run) -> str:
-    """Return the run's id for a log line and, for a server, the link to the run's charts.
-
-    The link asks for the view of model training. Without that, as with the links that MLflow prints, MLflow's UI opens
-    the GenAI view.
-    """
+    """Return the run's id for a log line and, for a server, the link to the run's charts."""
     run_id = str(run.info.run_id)
-    tracking_uri = mlflow.get_tracking_uri()
-    if urlsplit(tracking_uri).scheme not in {"http", "https"}:
-        return run_id
-    workspace = mlflow_private.get_request_workspace()
-    query = ({} if workspace is None else {"workspace": workspace}) | _MODEL_TRAINING
-    return (
-        f"{run_id}: {redact(tracking_uri).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
-        f"/model-metrics?{urlencode(query, quote_via=quote)}"
-    )
+    charts = charts_of(run, mlflow.get_tracking_uri())
+    return run_id if charts is None else f"{run_id}: {charts}"
 
 
 def end_run(writer: RunWriter, status: str = "FINISHED", timeout_s: float = 30.0) -> int:

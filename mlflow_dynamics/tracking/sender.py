@@ -35,6 +35,7 @@ from mlflow_dynamics.redaction import redact
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.artifacts import artifact_root, confirm, upload
 from mlflow_dynamics.tracking.creation import create_run
+from mlflow_dynamics.tracking.links import filled_in
 from mlflow_dynamics.tracking.mlflow_private import latest_metrics
 from mlflow_dynamics.tracking.queue_entry import Batch, Entry
 from mlflow_dynamics.tracking.spool import Spool
@@ -76,12 +77,14 @@ class Delivery:
 
     Attributes:
         created: the run, if it was created here.
+        seen: the run as it was when something was last sent.
         refusal: why a file waits for the next `sync`; None if none does.
         stop_requested: the run had been asked from outside to stop when something was last sent.
     """
 
     def __init__(self, spool: Spool, tracking_uri: str) -> None:
         self.created: Run | None = None
+        self.seen: Run | None = None
         self._spool = spool
         self._tracking_uri = tracking_uri
         self._store: AbstractStore | None = None
@@ -130,7 +133,7 @@ class Delivery:
             experiment = whole_experiment(self._store.get_experiment(experiment_id), asked=experiment_id)
             if names.MODEL_TRAINING_KIND[0] not in experiment.tags:
                 self._store.set_experiment_tag(experiment_id, ExperimentTag(*names.MODEL_TRAINING_KIND))
-            self._run = run
+            self._run = self.seen = run
         return run_id
 
     def _get_run(self, run_id: str) -> Run:
@@ -177,13 +180,13 @@ class Delivery:
             if batch.status is not None:
                 self._spool.ended()
 
-    def _without_description(self, run_id: str, tags: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the tags, without the description if the run has a description by the user."""
+    def _ours(self, run_id: str, tags: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the tags. A description gets its links; it is left out if the run has a description by the user."""
         if names.TAG_DESCRIPTION not in tags:
             return tags
-        present = self._get_run(run_id).data.tags.get(names.TAG_DESCRIPTION, names.DESCRIPTION)
-        if present.startswith(names.DESCRIPTION):
-            return tags
+        run = self._get_run(run_id)
+        if run.data.tags.get(names.TAG_DESCRIPTION, names.DESCRIPTION).startswith(names.DESCRIPTION):
+            return {**tags, names.TAG_DESCRIPTION: filled_in(tags[names.TAG_DESCRIPTION], run)}
         return {key: value for key, value in tags.items() if key != names.TAG_DESCRIPTION}
 
     def _unsent(self, run_id: str, batch: Batch) -> list[Metric]:
@@ -203,7 +206,7 @@ class Delivery:
 
     def _confirm(self, run_id: str, batch: Batch, metrics: Sequence[Metric], tags: Sequence[RunTag]) -> None:
         """Read the run back; raise MlflowException if it does not hold what was sent."""
-        run = self._get_run(run_id)
+        self.seen = run = self._get_run(run_id)
         self.stop_requested = self.stop_requested or names.TAG_STOP_REQUESTED in run.data.tags
         latest = _latest_steps(run)
         known = run.inputs.dataset_inputs if run.inputs is not None else []
@@ -301,6 +304,11 @@ class Sender(threading.Thread):
     def created(self) -> Run | None:
         """The run, once this thread has created it."""
         return self._delivery.created
+
+    @property
+    def seen(self) -> Run | None:
+        """The run as it was when last something was sent."""
+        return self._delivery.seen
 
     def created_within(self, timeout_s: float) -> Run | None:
         """Wait for this thread to create the run; return the run, or None if it is not created in time.

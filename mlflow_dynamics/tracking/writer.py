@@ -18,6 +18,7 @@ from mlflow_dynamics.records import EpochActivations, Layer, Measures
 from mlflow_dynamics.text import encodable
 from mlflow_dynamics.threads import started
 from mlflow_dynamics.tracking import names, parquet
+from mlflow_dynamics.tracking.links import links_of
 from mlflow_dynamics.tracking.mlflow_private import dataset_fields
 from mlflow_dynamics.tracking.queue_entry import END_STATUSES, Batch, InputDataset
 from mlflow_dynamics.tracking.run_record import RunRecord
@@ -95,13 +96,19 @@ class RunWriter:
 
     @property
     def title(self) -> str:
-        """The run's name if it is known here, otherwise its id."""
-        if self.created is not None:
-            return str(self.created.info.run_name)
+        """The run's name as it was when something was last sent, if that is known here; otherwise its id."""
+        seen = self._sender.seen
+        if seen is not None:
+            return str(seen.info.run_name or seen.info.run_id)
         active = mlflow.active_run()
         if active is not None and active.info.run_id == self.run_id:
             return str(active.info.run_name)
         return self._spool.run.run_name or self._spool.folder.name
+
+    @property
+    def links(self) -> dict[str, str]:
+        """What is linked -> address in MLflow's UI; empty without a server, and until something is sent."""
+        return links_of(self._sender.seen, self._tracking_uri)
 
     @property
     def stop_requested(self) -> bool:

@@ -123,6 +123,24 @@ def test_the_ui_shows_the_charts_and_the_report(
     assert troubles == []
 
 
+def test_the_description_shows_a_picture_and_opens_the_report(
+    run: mlflow.entities.Run, server: MlflowServer, browser: sync_api.Browser
+) -> None:
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.goto(
+        f"{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    )
+    page.get_by_text("Show more").click(timeout=60_000)
+    picture = page.locator("img[src*=get-artifact]")
+    assert picture.evaluate("async image => (await image.decode(), image.naturalWidth)") > 500
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Open the report").click()
+    frame = opened.value.frame_locator("iframe")
+    frame.get_by_role("heading", name="seen <b>by</b> a browser").wait_for(timeout=60_000)
+    # The viewer lets no link out of its frame: the page shows none there.
+    assert not frame.locator("nav").is_visible()
+
+
 def test_child_runs_share_the_charts_of_their_experiment(
     server: MlflowServer, browser: sync_api.Browser, tmp_path: Path
 ) -> None:
@@ -218,7 +236,7 @@ def test_the_run_says_what_happened_and_its_experiment_is_one_of_model_training(
 ) -> None:
     described = run.data.tags["mlflow.note.content"]
     assert described.startswith("**Dynamics.** Best validation accuracy 0.")
-    assert len(described.split("\n\n")) == 3
+    assert len(described.split("\n\n")) == 5
     experiment = mlflow.get_experiment(run.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 

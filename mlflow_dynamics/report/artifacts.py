@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Final
 
 from mlflow_dynamics.extras import project_links
-from mlflow_dynamics.report.figures import draw, glance_of
+from mlflow_dynamics.report.figures import PANELS, Figure, draw, glance_of
 from mlflow_dynamics.report.history import RunHistory
-from mlflow_dynamics.report.page import page, picture
+from mlflow_dynamics.report.page import Table, page, picture
 from mlflow_dynamics.report.summary import summary
 from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
@@ -30,21 +30,51 @@ DEFINITIONS: Final = {
 """How the page words what it shows; the formulas in full are in the documentation."""
 
 
+LONGEST_TABLE: Final = 500
+"""Epochs: a page must stay small."""
+
+
 def render(history: RunHistory, *, pictures: bool) -> dict[str, bytes]:
     """Artifact path -> content; the pictures only where asked for."""
     history = _legible(history)
     figures = draw(history)
-    glance = glance_of(history)
-    recorded = [("layers", str(len(history.layers))), ("epochs", str(len(history.metrics)))]
-    tables = {
-        "What the measures are": list(DEFINITIONS.items()),
-        "What was recorded, and how it was measured": [*recorded, *sorted(history.definitions.items())],
-    }
     links = {**history.links, **project_links()}
-    files = {names.REPORT: page(history.title, summary(history), figures, tables, links).encode()}
+    parts: list[Figure | Table] = [*figures, *_tables(history)]
+    files = {names.REPORT: page(history.title, summary(history), parts, links).encode()}
     if pictures:
-        files |= {names.figure_path(figure.name): picture(figure) for figure in [glance, *figures]}
+        drawn = [figure for figure in (glance_of(history), *figures) if figure.panels]
+        files |= {names.figure_path(figure.name): picture(figure) for figure in drawn}
     return files
+
+
+def _tables(history: RunHistory) -> list[Table]:
+    keys = [key for _, _, series in PANELS for key in series if any(key in row for row in history.metrics)]
+    last = history.metrics[-LONGEST_TABLE:]
+    numbers = [
+        [f"{row['epoch']:.0f}", *(f"{row[key]:.4g}" if key in row else "-" for key in keys)] for row in last
+    ]
+    recorded = [("layers", str(len(history.layers))), ("epochs", str(len(history.metrics)))]
+    return [
+        Table(
+            title="The numbers"
+            + (f" of the last {len(last)} epochs" if len(last) < len(history.metrics) else ""),
+            header=["epoch", *keys],
+            rows=numbers,
+            folded=True,
+        ),
+        Table(
+            title="What the measures are",
+            header=["measure", "meaning"],
+            rows=list(DEFINITIONS.items()),
+            folded=True,
+        ),
+        Table(
+            title="What was recorded, and how it was measured",
+            header=["setting", "value"],
+            rows=[*recorded, *sorted(history.definitions.items())],
+            folded=True,
+        ),
+    ]
 
 
 def _legible(history: RunHistory) -> RunHistory:

@@ -16,8 +16,8 @@ from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.extras import project_links
 from mlflow_dynamics.report.alike import ALIKE, SETTINGS, described, differing
 from mlflow_dynamics.report.drawing_process import pictures_apart
-from mlflow_dynamics.report.figures import Figure
-from mlflow_dynamics.report.page import page, specification
+from mlflow_dynamics.report.figures import Figure, Panel, finish
+from mlflow_dynamics.report.page import Table, page, specification
 from mlflow_dynamics.report.paper_questions import student_interval, styles_apart, tasks_apart, warning_leads
 from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
@@ -170,13 +170,16 @@ def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
         f"{len(frame)} {'run' if len(frame) == 1 else 'runs'}.",
         *(limits(frame) or ["Runs differ by seed within every combination."]),
     ]
-    tables = {"Integration by task and architecture": cells, "The runs": runs}
-    return page(title, lines, draw(frame), tables, project_links())
+    tables = [
+        Table(title="Integration by task and architecture", header=cells[0], rows=cells[1:]),
+        Table(title="The runs", header=runs[0], rows=runs[1:]),
+    ]
+    return page(title, lines, [*draw(frame), *tables], project_links())
 
 
 def comparison_pictures(frame: pd.DataFrame) -> dict[str, bytes]:
     """Figure name -> PNG of each figure of the page, of a frame as `gather` returns it."""
-    return pictures_apart({figure.name: specification(figure) for figure in draw(frame) if figure.charts})
+    return pictures_apart({figure.name: specification(figure) for figure in draw(frame) if figure.panels})
 
 
 def _numbers(metrics: pd.DataFrame) -> dict[str, Any]:
@@ -243,7 +246,7 @@ def _lead(frame: pd.DataFrame) -> Figure:
     title = "Does the warning come before the plateau?"
     defined = _named(frame).dropna(subset=["lead_time"])[shown]
     if defined.empty:
-        return Figure(name="lead", title=title, caption=warning_leads(frame), charts=())
+        return Figure(name="lead", title=title, caption=warning_leads(frame), panels=())
     points = (
         alt.Chart(defined)
         .mark_circle(size=50)
@@ -309,11 +312,15 @@ def _style_chart(style: pd.DataFrame, measured: str) -> alt.Chart:
 
 def _figure(name: str, title: str, caption: str, *charts: Any, rows: int) -> Figure:
     height = ROW_HEIGHT * min(max(rows, LEAST_ROWS), HIGHEST_ROWS)
-    finished = tuple(
-        chart.properties(width="container", height=height).configure_legend(orient="bottom", columns=2)
+    panels = tuple(
+        Panel(
+            chart=finish(
+                chart.configure_legend(orient="bottom", columns=2), height=height, description=caption
+            )
+        )
         for chart in charts
     )
-    return Figure(name=name, title=title, caption=caption, charts=finished)
+    return Figure(name=name, title=title, caption=caption, panels=panels)
 
 
 def _steps(window: str) -> float:

@@ -22,15 +22,7 @@ from typing import Final
 from mlflow_dynamics.errors import DrawingError
 from mlflow_dynamics.tracking import names
 
-FIGURES: Final = (
-    "glance",
-    "overview",
-    "volatility",
-    "path",
-    "exponents",
-    "phase_coherence",
-    "order_parameter",
-)
+FIGURES: Final = ("glance", "overview", "path", "exponents", "phase_coherence", "order_parameter")
 """Of a run's report."""
 
 TIMEOUT_S: Final = 120.0

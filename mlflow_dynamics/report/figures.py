@@ -2,172 +2,299 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import altair as alt
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mlflow_dynamics.report.history import RunHistory
+from mlflow_dynamics.report.summary import spans
 from mlflow_dynamics.tracking import names
 
-HEIGHT: Final = 130
-AXIS_WIDTH: Final = 46
-"""Of the vertical axes, so that charts below each other share one time axis."""
+HEIGHT: Final = 150
+ROW_HEIGHT: Final = 12
+"""Of a layer in a heat map: its name can be read."""
 
-WARNING: Final = "#d95f02"
-PLATEAU: Final = "#1b9e77"
-START_UP: Final = "#888888"
-"""Shades the epochs whose window is not full or holds some of the training's first steps."""
+LABEL_LENGTH: Final = 24
+"""Characters of a layer's name beside a heat map, the last ones: they tell layers apart."""
+
+MANY_EPOCHS: Final = 60
+"""Beyond them the points on a line are small."""
+
+LABEL_HEIGHT: Final = 13
+LABEL_SHARE: Final = 0.4
+"""Of a chart's width: names that are closer would overlap."""
 
 FAINT: Final = 0.35
 
-_PANELS: Final[Sequence[tuple[str, Mapping[str, str]]]] = (
-    ("accuracy", {names.TRAIN_ACCURACY: "train", names.VALIDATION_ACCURACY: "validation"}),
-    ("loss", {names.TRAIN_LOSS: "train", names.VALIDATION_LOSS: "validation"}),
-    ("integration", {names.INTEGRATION: "integration", names.GLOBAL_INTEGRATION: "global integration"}),
+SERIES: Final = (("var(--one)", [1, 0]), ("var(--two)", [6, 3]), ("var(--three)", [2, 2]))
+"""Colour and dashes of the lines in one chart: told apart without colours too."""
+
+PANELS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
     (
-        "order parameter",
+        "Accuracy",
+        "Part of the answers that are right.",
+        {names.VALIDATION_ACCURACY: "validation", names.TRAIN_ACCURACY: "train"},
+    ),
+    ("Loss", "Mean over the epoch.", {names.VALIDATION_LOSS: "validation", names.TRAIN_LOSS: "train"}),
+    (
+        "Integration",
+        "How long a layer's signal remembers, mean over the layers: 0.5 no memory, 1 1/f noise, 1.5 a random walk. "
+        "Global: of what the layers share.",
+        {names.INTEGRATION: "integration", names.GLOBAL_INTEGRATION: "global integration"},
+    ),
+    (
+        "Synchrony and metastability",
+        "How much the layers move in phase (1: all of them), and how much that varies within the window. Unbiased: "
+        "comparable across depths.",
         {
             names.SYNCHRONY: "synchrony",
             names.METASTABILITY: "metastability",
-            names.METASTABILITY_UNBIASED: "metastability, unbiased",
+            names.METASTABILITY_UNBIASED: "unbiased",
         },
     ),
-    ("stability", {names.STABILITY: "stability"}),
+    (
+        "Stability",
+        "From 0 to 1: high where integration is high and metastability low.",
+        {names.STABILITY: "stability"},
+    ),
+    (
+        "Volatility",
+        "How much stability varies from epoch to epoch; the early warning fires where it stays low.",
+        {names.VOLATILITY: "volatility"},
+    ),
 )
+"""Title, what is seen, and metric key -> what its line is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A chart with what is seen in it."""
+
+    chart: Any
+    title: str = ""
+    caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of the page: charts, what to see in them, and how many of which size are beside each other in its
-    picture."""
+    """A section of the page, and a picture of its own.
+
+    Attributes:
+        name: of the picture.
+        title, caption: above its panels.
+        panels: the charts.
+        folded: opened by a click.
+        columns, width: of the charts in the picture.
+    """
 
     name: str
     title: str
     caption: str
-    charts: tuple[Any, ...]
+    panels: tuple[Panel, ...]
+    folded: bool = False
     columns: int = 1
     width: int = 640
-    height: int | None = None
 
 
 def draw(history: RunHistory) -> list[Figure]:
     """The figures of a run; those for which nothing is recorded are left out."""
-    figures = [
-        _overview(history),
-        _volatility(history),
-        _path(history),
-        *_heat_maps(history),
-        _order(history),
-    ]
-    return [figure for figure in figures if figure is not None and figure.charts]
+    figures = [_overview(history), _path(history), *_heat_maps(history), _order(history)]
+    return [figure for figure in figures if figure is not None and figure.panels]
 
 
 def glance_of(history: RunHistory) -> Figure:
     """The small picture in a run's description."""
-    charts = [
-        chart for title, chart in _panels(history).items() if title in ("accuracy", "loss", "stability")
-    ]
-    return Figure(name="glance", title="", caption="", charts=tuple(charts), columns=3, width=210, height=90)
+    panels = _panels(history, height=90)
+    shown = tuple(panel for panel in panels if panel.title in ("Accuracy", "Loss", "Stability"))
+    return Figure(name="glance", title="", caption="", panels=shown, columns=3, width=210)
 
 
 def _overview(history: RunHistory) -> Figure:
-    charts = list(_panels(history).values())
     return Figure(
         name="overview",
         title="Training and its dynamics",
-        caption=f"Accuracy and loss above the measures, on one time axis. {_when(history)}",
-        charts=tuple(_finish(chart) for chart in charts),
+        caption=_when(history),
+        panels=tuple(_panels(history)),
+        columns=2,
+        width=360,
     )
 
 
-def _panels(history: RunHistory) -> dict[str, Any]:
-    """Title -> chart of what is logged."""
-    frame = history.frame
-    marks = _marks(history)
-    last = frame["epoch"].max()
-    panels = [
-        (title, {key: name for key, name in series.items() if key in frame}) for title, series in _PANELS
+def _panels(history: RunHistory, *, height: int = HEIGHT) -> list[Panel]:
+    """A panel for what is logged of each of `PANELS`."""
+    panels = []
+    for title, caption, wanted in PANELS:
+        series = {label: values for key, label in wanted.items() if (values := _series(history, key))}
+        if series:
+            curves = lines(
+                series, _last(history), height=height, headroom=_headroom(history), named=len(wanted) > 1
+            )
+            chart = alt.layer(*_marks(history), curves)
+            described = f"{title} over the epochs. {_described(series)} {_when(history)}"
+            finished = finish(chart, height=height, description=described)
+            panels.append(Panel(title=title, caption=caption, chart=finished))
+    return panels
+
+
+def _series(history: RunHistory, key: str) -> list[tuple[int, float | None]]:
+    """(epoch, value) of a metric, None where it was not told; empty where it never was.
+
+    A measure that an epoch lacks could not be told. Of a value that the training gives, such as accuracy, only one
+    that is not finite says so: it need not come with each epoch.
+    """
+    values = [
+        (int(row["epoch"]), row.get(key))
+        for row in history.metrics
+        if key in row or key.startswith(names.OURS)
     ]
-    panels = [(title, present) for title, present in panels if present]
-    charts = {}
-    for title, present in panels:
-        long = frame.rename(columns=present).melt("epoch", list(present.values()), "series", "value").dropna()
-        lines = _lines(long, title, last, axis_title="epoch" if title == panels[-1][0] else None)
-        charts[title] = lines if marks is None else alt.layer(lines, marks)
-    return charts
+    told = [
+        (epoch, float(f"{value:.5g}") if value is not None and math.isfinite(value) else None)
+        for epoch, value in values
+    ]
+    return told if any(value is not None for _, value in told) else []
 
 
-def _lines(long: pd.DataFrame, title: str, last: float, *, axis_title: str | None = "epoch") -> Any:
-    legend = alt.Legend(orient="top") if long["series"].nunique() > 1 else None
+def _described(series: Mapping[str, Sequence[tuple[int, float | None]]]) -> str:
+    """What the lines of a chart show, in words."""
+    said = []
+    for label, values in series.items():
+        told = [(epoch, value) for epoch, value in values if value is not None]
+        (first, start), (last, end) = told[0], told[-1]
+        low, high = min(value for _, value in told), max(value for _, value in told)
+        said.append(
+            f"{label}: {start:.4g} at epoch {first}, {end:.4g} at epoch {last}, from {low:.4g} to {high:.4g}."
+        )
+    return " ".join(said)
+
+
+def _last(history: RunHistory) -> float:
+    return max(history.metrics[-1]["epoch"], 1.0)
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[int, float | None]]],
+    last: float,
+    *,
+    height: int = HEIGHT,
+    headroom: int = 0,
+    named: bool = True,
+    styles: Sequence[tuple[str, Sequence[int]]] = SERIES,
+) -> Any:
+    """A line over the epochs for each series, broken where a value was not told.
+
+    Args:
+        series: label -> (epoch, value).
+        last: the last epoch on the axis.
+        height: of the chart.
+        headroom: pixels of it that are left free above the lines.
+        named: whether there is a legend.
+        styles: colour and dashes of each series.
+    """
+    rows = [
+        {"epoch": epoch, "series": label, "value": value}
+        for label, values in series.items()
+        for epoch, value in values
+    ]
+    domain = list(series)
+    colours, dashes = zip(*styles[: len(domain)], strict=True)
+    legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=2, symbolSize=250, columns=3)
+    shown = legend if named else None
+    size = 18 if len(rows) <= MANY_EPOCHS * len(domain) else 4
     return (
-        alt.Chart(long)
-        .mark_line(point=alt.OverlayMarkDef(size=18))
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(
+            point=alt.OverlayMarkDef(size=size, filled=True),
+            strokeWidth=1.5,
+            invalid="break-paths-filter-domains",
+        )
         .encode(
             x=alt.X(
                 "epoch:Q",
-                title=axis_title,
+                title="epoch",
                 axis=alt.Axis(tickMinStep=1, format="d"),
-                scale=alt.Scale(domain=[0, max(last, 1)], nice=False),
+                scale=alt.Scale(domain=[0, last], nice=False),
             ),
-            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-            color=alt.Color("series:N", title=None, legend=legend),
-            tooltip=["epoch:Q", "series:N", alt.Tooltip("value:Q", format=".4f")],
+            y=alt.Y(
+                "value:Q",
+                title=None,
+                scale=alt.Scale(zero=False, range=[height, headroom]),
+                axis=alt.Axis(tickCount=5),
+            ),
+            color=alt.Color(
+                "series:N", title=None, legend=shown, scale=alt.Scale(domain=domain, range=list(colours))
+            ),
+            strokeDash=alt.StrokeDash(
+                "series:N", title=None, legend=shown, scale=alt.Scale(domain=domain, range=list(dashes))
+            ),
+            tooltip=["series:N", "epoch:Q", alt.Tooltip("value:Q", format=".4f")],
         )
     )
 
 
-def _marks(history: RunHistory) -> Any | None:
-    """Vertical rules at the warning and at the plateau, and a shade over start-up."""
-    rules = []
-    if history.start_up:
-        spans = [{"from": max(epoch - 0.5, 0), "to": epoch + 0.5} for epoch in history.start_up]
-        shade = alt.Chart(alt.Data(values=spans)).mark_rect(color=START_UP, opacity=0.2, clip=True)
-        rules.append(shade.encode(x="from:Q", x2="to:Q"))
-    for epoch, what, colour, dash in (
-        (history.converged_epoch, "convergence signal", WARNING, [6, 3]),
-        (history.plateau, "plateau of validation accuracy", PLATEAU, [2, 2]),
-    ):
-        if epoch is not None:
-            at = alt.Chart(pd.DataFrame({"epoch": [epoch], "what": [what]}))
-            rules.append(
-                at.mark_rule(color=colour, strokeDash=dash, size=2).encode(
-                    x="epoch:Q", tooltip=["what:N", "epoch:Q"]
-                )
-            )
-    return alt.layer(*rules) if rules else None
-
-
-def _volatility(history: RunHistory) -> Figure | None:
-    frame = history.frame
-    if names.VOLATILITY not in frame:
-        return None
-    long = frame[["epoch", names.VOLATILITY]].rename(columns={names.VOLATILITY: "value"}).dropna()
-    lines = _lines(long.assign(series="volatility"), "volatility", frame["epoch"].max())
-    marks = _marks(history)
-    return Figure(
-        name="volatility",
-        title="Volatility, the early warning and the plateau",
-        caption=_when(history),
-        charts=(_finish(lines if marks is None else alt.layer(lines, marks)),),
+def _events(history: RunHistory) -> list[tuple[str, int, list[int]]]:
+    """(what was raised or found, its epoch, its dashes) in the order of epochs."""
+    found = [
+        ("diverged", history.diverging_epoch, [1, 0]),
+        ("unsettled", history.unsettled_epoch, [1, 3]),
+        ("warning", history.converged_epoch, [6, 3]),
+        ("plateau", history.plateau, [2, 2]),
+    ]
+    return sorted(
+        ((what, epoch, dash) for what, epoch, dash in found if epoch is not None), key=lambda one: one[1]
     )
 
 
+def _labels(history: RunHistory) -> list[tuple[str, float, int]]:
+    """(text, epoch, row) of what is named above the lines; what is close together is in rows below each other."""
+    found = [(f"{what} {epoch}", float(epoch)) for what, epoch, _ in _events(history)]
+    if history.start_up:
+        found.insert(0, ("start-up", max(history.start_up[0] - 0.5, 0.0)))
+    placed: list[tuple[str, float, int]] = []
+    for text, epoch in sorted(found, key=lambda one: one[1]):
+        near = {row for _, other, row in placed if epoch - other < LABEL_SHARE * _last(history)}
+        placed.append((text, epoch, next(row for row in range(len(found)) if row not in near)))
+    return placed
+
+
+def _headroom(history: RunHistory) -> int:
+    """Pixels above the lines."""
+    return LABEL_HEIGHT * max((row + 1 for _, _, row in _labels(history)), default=0)
+
+
+def _marks(history: RunHistory) -> list[Any]:
+    """A shade over start-up, a vertical rule at each event, and the name of each."""
+    layers = []
+    if history.start_up:
+        values = [
+            {"from": max(first - 0.5, 0), "to": min(last + 0.5, _last(history))}
+            for first, last in spans(history.start_up)
+        ]
+        shade = alt.Chart(alt.Data(values=values)).mark_rect(color="var(--muted)", opacity=0.18, clip=True)
+        layers.append(shade.encode(x="from:Q", x2="to:Q"))
+    for _, event, dash in _events(history):
+        at = alt.Chart(alt.Data(values=[{"epoch": event}])).encode(x="epoch:Q")
+        layers.append(at.mark_rule(color="var(--ink)", strokeDash=dash, strokeWidth=1.5))
+    for text, epoch, row in _labels(history):
+        left = epoch <= 0.6 * _last(history)
+        name = alt.Chart(alt.Data(values=[{"epoch": epoch}])).mark_text(
+            text=text, align="left" if left else "right", dx=4 if left else -4, color="var(--ink)"
+        )
+        layers.append(name.encode(x="epoch:Q", y=alt.value(LABEL_HEIGHT * (row + 0.5))))
+    return layers
+
+
 def _when(history: RunHistory) -> str:
-    warning, plateau = history.converged_epoch, history.plateau
-    said = "No convergence signal" if warning is None else f"Convergence signal at epoch {warning} (dashed)"
-    flat = "" if plateau is None else f"; validation accuracy is flat from epoch {plateau} (dotted)"
-    return f"{said}{flat}.{_shaded(history)}"
-
-
-def _shaded(history: RunHistory) -> str:
-    if not history.start_up:
-        return ""
-    return " Shaded: start-up, when the window is not full or holds the training's first steps."
+    """When what happened, in words."""
+    said = [f"{what} at epoch {epoch}" for what, epoch, _ in _events(history)]
+    if history.start_up:
+        said.append("shaded: start-up, when the window is not full or holds the training's first steps")
+    text = "; ".join(said)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _faint(history: RunHistory) -> Any:
@@ -176,12 +303,16 @@ def _faint(history: RunHistory) -> Any:
 
 
 def _path(history: RunHistory) -> Figure | None:
-    frame = history.frame
-    keys = [names.INTEGRATION, names.METASTABILITY]
-    if not set(keys) <= set(frame):
+    integration, metastability = (
+        dict(_series(history, key)) for key in (names.INTEGRATION, names.METASTABILITY)
+    )
+    if not (integration and metastability):
         return None
-    path = frame[["epoch", *keys]].dropna().set_axis(["epoch", "integration", "metastability"], axis=1)
-    base = alt.Chart(path).encode(
+    rows = [
+        {"epoch": epoch, "integration": value, "metastability": metastability[epoch]}
+        for epoch, value in integration.items()
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("integration:Q", scale=alt.Scale(zero=False, padding=8)),
         y=alt.Y("metastability:Q", scale=alt.Scale(zero=False, padding=8)),
         order="epoch:Q",
@@ -195,12 +326,14 @@ def _path(history: RunHistory) -> Figure | None:
             alt.Tooltip("metastability:Q", format=".3f"),
         ],
     )
+    path = alt.layer(base.mark_line(color="var(--muted)", invalid="break-paths-filter-domains"), points)
     return Figure(
         name="path",
         title="The path through integration and metastability",
         caption="One point an epoch: trainings of different style take different paths."
         + (" Faint: start-up." if history.start_up else ""),
-        charts=(_finish(alt.layer(base.mark_line(color="#bbbbbb"), points), height=300),),
+        panels=(Panel(chart=finish(path, height=300, description="Metastability against integration.")),),
+        folded=True,
     )
 
 
@@ -241,6 +374,7 @@ def _heat_map(
     rows = [
         {
             "layer": f"{index} {layer}",
+            "row": f"{index} {_end_of(layer)}",
             "value": [None if np.isnan(value) else round(float(value), 2) for value in series],
         }
         for index, (layer, series) in enumerate(zip(history.layers, matrix, strict=False))
@@ -253,44 +387,47 @@ def _heat_map(
         .mark_rect()
         .encode(
             x=alt.X("epoch:O", title="epoch", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
-            y=alt.Y(
-                "layer:N",
-                sort=None,
-                title=None,
-                axis=alt.Axis(labelLimit=150, labelOverlap=True, labelFontSize=9),
-            ),
+            y=alt.Y("row:N", sort=None, title=None, axis=alt.Axis(labelLimit=200, labelFontSize=10)),
             color=alt.Color("value:Q", scale=scale, title=None),
             opacity=_faint(history),
             tooltip=["layer:N", "epoch:O", "value:Q"],
         )
     )
-    height = int(min(max(12 * len(rows), 120), 600))
-    caption += " Faint: start-up." if history.start_up else ""
-    return Figure(name=name, title=title, caption=caption, charts=(_finish(chart, height=height),))
+    empty = " Empty: could not be told." if np.isnan(matrix).any() else ""
+    caption += (" Faint: start-up." if history.start_up else "") + empty
+    chart = finish(chart, height=ROW_HEIGHT * max(len(rows), 4), description=f"{title}. {caption}")
+    return Figure(name=name, title=title, caption=caption, panels=(Panel(chart=chart),), folded=True)
+
+
+def _end_of(layer: str) -> str:
+    return layer if len(layer) <= LABEL_LENGTH else f"…{layer[1 - LABEL_LENGTH :]}"
 
 
 def _order(history: RunHistory) -> Figure | None:
     if len(history.order) == 0 or not history.measured:
         return None
-    frame = pd.DataFrame({"point": np.arange(len(history.order)), "R": history.order.round(4)})
+    rows = [{"point": point, "R": round(float(value), 4)} for point, value in enumerate(history.order)]
     start_up = bool(history.metrics) and history.metrics[-1].get(names.START_UP) == 1.0
     chart = (
-        alt.Chart(frame)
-        .mark_line(size=1)
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(size=1, color="var(--one)")
         .encode(
             x=alt.X("point:Q", title="point of the last window, its edges left out"),
             y=alt.Y("R:Q", scale=alt.Scale(domain=[0, 1])),
             tooltip=["point:Q", "R:Q"],
         )
     )
+    caption = "1: the layers are in phase; 0: they cancel. Its mean is the synchrony of the last epoch, its standard "
+    caption += "deviation the metastability."
     return Figure(
         name="order_parameter",
         title="The order parameter R(t) over the last window",
-        caption="Its mean is the synchrony of the last epoch, its standard deviation the metastability."
-        + (" The last epoch still belongs to start-up." if start_up else ""),
-        charts=(_finish(chart),),
+        caption=caption + (" The last epoch still belongs to start-up." if start_up else ""),
+        panels=(Panel(chart=finish(chart, height=HEIGHT, description=f"R(t). {caption}")),),
+        folded=True,
     )
 
 
-def _finish(chart: Any, *, height: int = HEIGHT) -> Any:
-    return chart.properties(width="container", height=height).configure_axisY(minExtent=AXIS_WIDTH)
+def finish(chart: Any, *, height: int, description: str) -> Any:
+    """A chart as wide as its place, with what it shows in words for who does not see it."""
+    return chart.properties(width="container", height=height, description=description)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import count, pairwise
 from typing import Final
 
 import numpy as np
@@ -118,13 +119,20 @@ class RunHistory:
         return None if position is None else int(frame["epoch"].iloc[position])
 
     def by_layer(self, values: Mapping[int, NDArray[np.float64]]) -> tuple[list[int], NDArray[np.float64]]:
-        """(epochs, an array (layers, epochs)) of `exponents` or `phase_coherence`, evenly thinned."""
-        epochs = sorted(values)
-        columns = max(MAX_CELLS // max(len(values[epochs[0]]), 1), 2)
-        if len(epochs) > columns:
-            chosen = np.linspace(0, len(epochs) - 1, columns).round().astype(int)
-            epochs = [epochs[i] for i in chosen]
-        return epochs, np.stack([values[epoch] for epoch in epochs], axis=1)
+        """(epochs, an array (layers, epochs)) of `exponents` or `phase_coherence`, evenly thinned.
+
+        Where epochs between two of them were not measured, the first of these is there, as NaN.
+        """
+        known = sorted(values)
+        columns = max(MAX_CELLS // max(len(values[known[0]]), 1), 2)
+        chosen = np.unique(np.linspace(0, len(known) - 1, min(columns, len(known))).round().astype(int))
+        epochs: list[int] = []
+        for before, position in pairwise([chosen[0], *chosen]):
+            if known[position] - known[before] != position - before:
+                epochs.append(next(one for one in count(known[before]) if one not in values))
+            epochs.append(known[position])
+        undefined = np.full(len(values[known[0]]), np.nan)
+        return epochs, np.stack([values.get(epoch, undefined) for epoch in epochs], axis=1)
 
 
 def _first_not_finite(activations: EpochActivations) -> tuple[str, int] | None:

@@ -1,19 +1,82 @@
-"""The page: figures and a table in one HTML file that needs no network, and a picture of each figure."""
+"""The page: figures and tables in one HTML file that needs no network, and a picture of each figure."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import altair as alt
 import jinja2
 import vl_convert
 
-from mlflow_dynamics.report.bundle import vega_bundle
+from mlflow_dynamics.report.bundle import packed, vega_bundle
 from mlflow_dynamics.report.figures import Figure
 
+DAY: Final = {
+    "ink": "#1f2328",
+    "muted": "#57606a",
+    "grid": "#d8dee4",
+    "paper": "#ffffff",
+    "link": "#0550ae",
+    "one": "#0072b2",
+    "two": "#c24e00",
+    "three": "#007a5a",
+    "four": "#a64d86",
+    "five": "#8a6100",
+    "six": "#4b4bc8",
+}
+"""Of pages and pictures; the lines' colours are those of Okabe and Ito (jfly.uni-koeln.de/color), darkened until they
+are read on white."""
+
+NIGHT: Final = {
+    "ink": "#e6edf3",
+    "muted": "#9da7b1",
+    "grid": "#30363d",
+    "paper": "#0d1117",
+    "link": "#79b8ff",
+    "one": "#56b4e9",
+    "two": "#ff9b57",
+    "three": "#3ecf9b",
+    "four": "#e39ac5",
+    "five": "#f0c541",
+    "six": "#a5a5ff",
+}
+
+CONFIG: Final[Mapping[str, Any]] = {
+    "background": "transparent",
+    "view": {"stroke": "transparent"},
+    "axis": {
+        "labelColor": "var(--muted)",
+        "titleColor": "var(--muted)",
+        "titleFontWeight": "normal",
+        "gridColor": "var(--grid)",
+        "domainColor": "var(--muted)",
+        "tickColor": "var(--muted)",
+    },
+    "axisY": {"minExtent": 36},
+    "legend": {"labelColor": "var(--ink)", "titleColor": "var(--muted)", "labelLimit": 260},
+    "title": {"color": "var(--ink)", "anchor": "start", "fontWeight": "normal"},
+    "range": {"category": [f"var(--{name})" for name in ("one", "two", "three", "four", "five", "six")]},
+    "point": {"color": "var(--one)"},
+}
+"""Of all charts; its colours are the page's own, so that they follow day and night."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A section of the page with rows of cells, the first of which are headers; a cell may be (text, address)."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | tuple[str, str]]]
+    caption: str = ""
+    folded: bool = False
+
+
 _ENVIRONMENT: Final = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-_ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
 
 _TEMPLATE: Final = _ENVIRONMENT.from_string(
     """<!DOCTYPE html>
@@ -23,46 +86,106 @@ _TEMPLATE: Final = _ENVIRONMENT.from_string(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 0 auto; padding: 8px 12px; }
-h1 { font-size: 1.3em; margin: 0.4em 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.05em; margin: 1.6em 0 0; }
-p { margin: 0.2em 0 0.6em; color: #555; }
-.chart { width: 100%; }
-table { border-collapse: collapse; font-size: 0.9em; display: block; overflow-x: auto; }
-td { padding: 2px 12px 2px 0; border-bottom: 1px solid #eee; vertical-align: top; max-width: 16em;
-  overflow-wrap: break-word; }
-td:last-child { max-width: none; }
+:root { color-scheme: light dark; {% for name, colour in day.items() %}--{{ name }}: {{ colour }}; {% endfor %}}
+@media (prefers-color-scheme: dark) {
+  :root { {% for name, colour in night.items() %}--{{ name }}: {{ colour }}; {% endfor %}}
+}
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1500px;
+  margin: 0 auto; padding: 8px 14px; }
+h1 { font-size: 1.3em; margin: 0.3em 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.05em; margin: 0; display: inline; }
+h3 { font-size: 0.95em; margin: 0; }
+p { margin: 0.1em 0 0.4em; }
+.verdict { font-weight: 600; }
+.caption, figcaption { color: var(--muted); font-size: 0.87em; overflow-wrap: anywhere; }
+a { color: var(--link); }
 nav a { margin-right: 1.2em; }
+section { margin-top: 0.8em; }
+details { border-top: 1px solid var(--grid); padding: 0.5em 0; }
+section + details { margin-top: 1em; }
+summary { cursor: pointer; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 12px 22px; }
+figure { margin: 0; min-width: 0; }
+.chart { width: 100%; min-width: 0; }
+.vega-embed { width: 100%; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.9em; }
+th, td { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--grid); vertical-align: top; text-align: left;
+  font-weight: normal; max-width: 22em; overflow-wrap: break-word; font-variant-numeric: tabular-nums; }
+thead th { color: var(--muted); }
 </style>
-<script>{{ bundle | safe }}</script>
 </head>
 <body>
+<header>
 <h1>{{ title }}</h1>
-{% for line in lines %}<p>{{ line }}</p>
+{% for line in lines %}<p class="{{ 'verdict' if loop.first else 'caption' }}">{{ line }}</p>
 {% endfor %}
+{% if links %}
 <nav aria-label="elsewhere">
 {% for label, address in links.items() %}<a href="{{ address }}" target="_blank" rel="noopener">{{ label }}</a>
 {% endfor %}
 </nav>
-{% for figure in figures %}
-<h2>{{ figure.title }}</h2>
-<p>{{ figure.caption }}</p>
-{% for chart in figure.charts %}<div class="chart" id="{{ figure.name }}-{{ loop.index0 }}"></div>
-{% endfor %}
-{% endfor %}
-{% for heading, rows in tables.items() %}
-<h2>{{ heading }}</h2>
+{% endif %}
+</header>
+<main>
+{% for part in parts %}
+{% set tag, head = ("details", "summary") if part.folded else ("section", "div") %}
+<{{ tag }}>
+<{{ head }}><h2>{{ part.title }}</h2></{{ head }}>
+{% if part.caption %}<p class="caption">{{ part.caption }}</p>
+{% endif %}
+{% if part.rows is defined %}
+<div class="scroll" tabindex="0" role="region" aria-label="{{ part.title }}">
 <table>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<thead><tr>{% for cell in part.header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in part.rows %}<tr>{% for cell in row %}
+{% set open, close = ('<th scope="row">', "</th>") if loop.first else ("<td>", "</td>") %}
+{{ open | safe }}
+{%- if cell is string %}{{ cell }}{% else %}<a href="{{ cell[1] }}" target="_blank" rel="noopener">{{ cell[0] }}</a>
+{%- endif %}{{ close | safe }}
+{%- endfor %}</tr>
 {% endfor %}
+</tbody>
 </table>
+</div>
+{% elif part.panels %}
+<div class="panels">
+{% for panel in part.panels %}<figure>
+{% if panel.title %}<h3>{{ panel.title }}</h3>{% endif %}
+<div class="chart" id="{{ part.name }}-{{ loop.index0 }}"></div>
+{% if panel.caption %}<figcaption>{{ panel.caption }}</figcaption>{% endif %}
+</figure>
 {% endfor %}
-<script>
+</div>
+{% endif %}
+</{{ tag }}>
+{% endfor %}
+</main>
+<script type="text/plain" id="bundle">{{ bundle }}</script>
+<script type="text/plain" id="specs">{{ specs }}</script>
+<script type="module">
 // MLflow's viewer lets no link out of its frame, and shows the run around it.
-document.querySelector("nav").hidden = window !== window.parent;
-const specs = {{ specs | tojson }};
-for (const [id, spec] of Object.entries(specs)) {
-  vegaEmbed("#" + id, spec, {actions: false, renderer: "svg"}).catch(console.error);
+for (const nav of document.querySelectorAll("nav")) nav.hidden = window !== window.parent;
+
+const unpacked = id => {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), one => one.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+};
+try {
+  const [bundle, specs] = await Promise.all(["bundle", "specs"].map(unpacked));
+  document.head.append(Object.assign(document.createElement("script"), {textContent: bundle}));
+  const charts = JSON.parse(specs);
+  const theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const options = {actions: false, renderer: "svg", config: {{ config | tojson }}, tooltip: {theme}};
+  const draw = part => {
+    for (const chart of part.querySelectorAll(".chart:empty"))
+      vegaEmbed(chart, charts[chart.id], options).catch(console.error);
+  };
+  document.querySelectorAll("section").forEach(draw);
+  for (const part of document.querySelectorAll("details")) part.addEventListener("toggle", () => draw(part));
+} catch (error) {
+  document.querySelector("main").prepend(`The charts cannot be drawn by this browser: ${error}`);
 }
 </script>
 </body>
@@ -71,33 +194,31 @@ for (const [id, spec] of Object.entries(specs)) {
 )
 
 
-def page(
-    title: str,
-    lines: Sequence[str],
-    figures: Sequence[Figure],
-    tables: Mapping[str, Sequence[Sequence[str]]],
-    links: Mapping[str, str],
-) -> str:
+def page(title: str, lines: Sequence[str], parts: Sequence[Figure | Table], links: Mapping[str, str]) -> str:
     """The page as HTML; every text in it comes out as text.
 
     Args:
         title: the heading.
-        lines: sentences below it.
-        figures: drawn in this order.
-        tables: heading -> rows of cells, below the figures.
+        lines: sentences below it, the first of which is what matters.
+        parts: figures and tables, in this order.
         links: what is linked -> address.
     """
     specs = {
-        f"{figure.name}-{i}": chart.to_dict() for figure in figures for i, chart in enumerate(figure.charts)
+        f"{part.name}-{i}": panel.chart.to_dict()
+        for part in parts
+        if isinstance(part, Figure)
+        for i, panel in enumerate(part.panels)
     }
     return _TEMPLATE.render(
         title=title,
         lines=lines,
-        figures=figures,
-        tables=tables,
+        parts=parts,
         links=links,
-        specs=specs,
+        day=DAY,
+        night=NIGHT,
+        config=CONFIG,
         bundle=vega_bundle(),
+        specs=packed(json.dumps(specs, separators=(",", ":"))),
     )
 
 
@@ -108,14 +229,16 @@ def picture(figure: Figure) -> bytes:
 
 
 def specification(figure: Figure) -> str:
-    """A figure as Vega-Lite, for its picture."""
-    charts = [chart.copy().properties(width=figure.width) for chart in figure.charts]
-    for chart in charts:
-        chart.config = alt.Undefined
-        if figure.height is not None:
-            chart.height = figure.height
+    """A figure as Vega-Lite, for its picture, by day."""
+    charts = []
+    for panel in figure.panels:
+        chart = panel.chart.copy().properties(width=figure.width)
+        if panel.title:
+            chart.title = panel.title
+        charts.append(chart)
     whole: Any = charts[0]
     if len(charts) > 1:
-        beside = alt.concat(*charts, columns=figure.columns).resolve_scale(color="independent")
-        whole = beside.configure_axisY(minExtent=50 if figure.columns == 1 else 0)
-    return str(whole.to_json())
+        whole = alt.concat(*charts, columns=figure.columns)
+        whole = whole.resolve_scale(color="independent", strokeDash="independent")
+    spec = json.dumps(whole.to_dict() | {"config": {**CONFIG, "background": DAY["paper"]}})
+    return re.sub(r"var\(--(\w+)\)", lambda found: DAY.get(found[1], found[0]), spec)

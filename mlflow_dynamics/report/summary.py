@@ -15,8 +15,8 @@ def summary(history: RunHistory) -> list[str]:
     if history.unsettled_epoch is not None:
         raised += f" The volatility of stability had risen at epoch {history.unsettled_epoch}."
     if history.start_up:
-        spans = ", ".join(map(_span, _runs(history.start_up)))
-        raised += f" Start-up, from which no measure is judged or compared: {spans}."
+        told = ", ".join(map(_span, spans(history.start_up)))
+        raised += f" Start-up, from which no measure is judged or compared: {told}."
     lines = [verdict(history), raised]
     last = history.metrics[-1] if history.metrics else {}
     shown = {
@@ -41,7 +41,7 @@ def _warning(history: RunHistory) -> str:
     return "The early warning was off."
 
 
-def _runs(epochs: Sequence[int]) -> list[tuple[int, int]]:
+def spans(epochs: Sequence[int]) -> list[tuple[int, int]]:
     """The first and last of each run of epochs that follow each other."""
     firsts = [one for one in epochs if one - 1 not in epochs]
     lasts = [one for one in epochs if one + 1 not in epochs]

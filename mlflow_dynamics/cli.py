@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_dynamics import __version__, extras
-from mlflow_dynamics.completion import file_of, values_of
+from mlflow_dynamics.completion import choices_of, file_of, values_of
 from mlflow_dynamics.config import AUTO, OnSigterm
 from mlflow_dynamics.errors import ConfigError, DynamicsError
-from mlflow_dynamics.text import printable
+from mlflow_dynamics.text import LOG_DATES, LOG_FORMAT, printable
 from mlflow_dynamics.training.parameters import GridConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _options_of(config: Any) -> Callable[[Any], Any]:
                 f"--{option.name.replace('_', '-')}",
                 type=type(option.default) if kind is None else _Optional(kind, option.metadata["word"]),
                 default=option.default if kind is None else option.metadata["word"],
-                show_default=True,
+                metavar=choices_of(option.name, option.metadata.get("word")),
                 help=option.metadata["help"],
                 shell_complete=values_of,
             )(command)
@@ -77,6 +77,7 @@ _CONTEXT = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda token: token.replace("_", "-"),
     "max_content_width": 110,
+    "show_default": True,
 }
 
 
@@ -85,8 +86,8 @@ _CONTEXT = {
 @click.pass_context
 def commands(context: click.Context) -> None:
     """See how a network's layers move together while it trains."""
-    if context.invoked_subcommand != "run":  # under `run`, the script sets up logging
-        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    if context.invoked_subcommand != "run":  # logging in a script is the script's to set up
+        logging.basicConfig(format=LOG_FORMAT, datefmt=LOG_DATES)
         logging.getLogger("mlflow_dynamics").setLevel(logging.INFO)
         if not sys.stderr.isatty():  # tqdm reads this when it is imported, also by other libraries
             os.environ.setdefault("TQDM_DISABLE", "1")
@@ -106,7 +107,7 @@ def train(**parameters: Any) -> None:
         train_in_run(config)
 
 
-@commands.command()
+@commands.command(short_help="Train the paper's nine combinations, only what is missing.")
 @_options_of(GridConfig)
 def paper(**parameters: Any) -> None:
     """Train those of the paper's nine combinations that are missing, as child runs of one run."""
@@ -119,13 +120,26 @@ def paper(**parameters: Any) -> None:
         train_grid(paper_cells(GridConfig(**parameters)))
 
 
-@commands.command()
+@commands.command(short_help="Measure a recorded run anew, under other settings.")
 @click.argument("run_id")
-@click.option("--signal", shell_complete=values_of, help="rms, mean or std  [default: the run's own]")
-@click.option("--protocol", shell_complete=values_of, help="steps, epochs or depth  [default: the run's own]")
+@click.option(
+    "--signal",
+    metavar=choices_of("signal"),
+    shell_complete=values_of,
+    help="what stands for a layer at a step  [default: the run's own]",
+)
+@click.option(
+    "--protocol",
+    metavar=choices_of("protocol"),
+    shell_complete=values_of,
+    help="what plays the part of time  [default: the run's own]",
+)
 @click.option("--window", type=_Optional(int, AUTO), help="training steps, or auto  [default: the run's own]")
 @click.option(
-    "--estimator", shell_complete=values_of, help="dfa or hk  [default: the run's own, or the new protocol's]"
+    "--estimator",
+    metavar=choices_of("estimator"),
+    shell_complete=values_of,
+    help="of the integration exponent  [default: the run's own, or the new protocol's]",
 )
 @click.option("--uncertainty/--no-uncertainty", default=None, help="also integration's interval and p-values")
 @click.option("--log", "name", help="also log the measures beside the originals, as dynamics.NAME/...")
@@ -153,7 +167,7 @@ def recompute(context: click.Context, run_id: str, name: str | None, **changes: 
         log_recomputed(run_id, epochs, name=name)
 
 
-@commands.command()
+@commands.command(short_help="Follow a live run from outside, or look back at one.")
 @click.argument("run_id")
 @click.option(
     "--stop",
@@ -171,7 +185,7 @@ def recompute(context: click.Context, run_id: str, name: str | None, **changes: 
     type=bool,
     help="under a smooth schedule do not wait for the last phase, also where the run itself would",
 )
-@click.option("--poll", default=10.0, show_default=True, help="seconds between two looks at a live run")
+@click.option("--poll", default=10.0, help="seconds between two looks at a live run")
 def watch(run_id: str, stop: bool, stop_before_last_phase: bool, poll: float) -> None:
     """Follow a live run from outside, or look back at one: each epoch and the warning's verdict."""
     from mlflow_dynamics.training.launched import nothing_left
@@ -198,10 +212,15 @@ def _print_verdicts(epochs: Iterable[WatchedEpoch]) -> None:
         )
 
 
-@commands.command()
+@commands.command(short_help="Draw one run's report anew, or compare several runs.")
 @click.argument("run_ids", nargs=-1)
 @click.option("--experiment", help="compare all runs of this experiment")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="report.html")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="report.html",
+    help="where the page is written",
+)
 def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> None:
     """Draw one run's report anew, or compare several runs, as one page that needs no network.
 
@@ -249,7 +268,7 @@ def _comparison(
     return title, {output: comparison_page(frame, title=title).encode(), **pictures}
 
 
-@commands.command()
+@commands.command(short_help="Compare the early warning with other stopping rules.")
 @click.option("--traces", type=click.Path(path_type=Path), help="a CSV file of epochs")
 @click.option("--experiment", help="or the runs of an MLflow experiment")
 @click.option("--filter", "filter_string", default="", help="of these, in MLflow's search syntax")
@@ -317,7 +336,10 @@ def _say(line: str) -> None:
     click.echo(printable(line, limit=len(line)))
 
 
-@commands.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@commands.command(
+    short_help="Run any training script, unmodified, its dynamics recorded.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @click.option(
     "--on-sigterm",
     type=click.Choice(["end"]),

@@ -9,37 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlflow_dynamics.config import ESTIMATORS, PROTOCOLS, SIGNALS, WARNING_MODES
-from mlflow_dynamics.training.parameters import OPTIMIZERS, PRECISIONS, SCHEDULES
-
-MODELS: Final = (
-    "resnet20",
-    "resnet56",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "densenet121",
-    "mobilenet_v2",
-    "vgg16",
-    "vit_tiny_patch16_224",
-    "vit_small_patch16_224",
-    "vit_base_patch16_224",
-)
-"""The models of `training.models`. They are repeated here because that module loads torch; a test compares them."""
-
-DATASETS: Final = (
-    "digits",
-    "cifar10",
-    "cifar100",
-    "mnist",
-    "fashionmnist",
-    "kmnist",
-    "emnist",
-    "svhn",
-    "stl10",
-    "parquet:",
-    "imagefolder:",
-)
-"""The data sets of `training.data`, repeated here for the same reason."""
+from mlflow_dynamics.training.parameters import DATASETS, MODELS, OPTIMIZERS, PRECISIONS, SCHEDULES
 
 
 def _detectors() -> Iterable[str]:
@@ -64,6 +34,16 @@ VALUES: Final[dict[str, Callable[[], Iterable[str]]]] = {
     "device": lambda: ("auto", "cpu", "cuda", "mps"),
 }
 """Name of an option's parameter -> the values that it takes, or the best known ones."""
+
+OPEN: Final = frozenset({"model", "dataset", "easy_dataset", "hard_dataset", "detector", "device"})
+"""Those that take more than these values."""
+
+
+def choices_of(parameter: str, word: str | None = None) -> str | None:
+    """All that an option takes, as its help shows it, with the word for its absence; None where that is no list."""
+    if parameter not in VALUES or parameter in OPEN:
+        return None
+    return f"[{'|'.join([*VALUES[parameter](), *([] if word is None else [word])])}]"
 
 
 def values_of(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:

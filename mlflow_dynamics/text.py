@@ -8,6 +8,10 @@ from typing import Final
 SHOWN_LENGTH: Final = 200
 """The most characters of a name that are shown on a page, in a picture or in a log line."""
 
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOG_DATES: Final = "%Y/%m/%d %H:%M:%S"
+"""Of log lines, as MLflow writes its own (mlflow.utils.logging_utils)."""
+
 _UNSHOWN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of characters without a visible shape. Control characters steer terminals. In the text of a
 picture, they or U+FFFE crash the process that draws it. Format characters reverse the direction of writing. Surrogates

@@ -7,6 +7,7 @@ import sys
 from typing import TextIO
 
 from mlflow_dynamics.recording.distributed import first_process
+from mlflow_dynamics.text import LOG_DATES, LOG_FORMAT
 
 
 class LogLines:
@@ -21,7 +22,7 @@ class LogLines:
         elif not self._logger.hasHandlers():
             self._handler = _Stderr()
             self._handler.addFilter(_shown)
-            self._handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+            self._handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATES))
             self._logger.addHandler(self._handler)
             self._logger.setLevel(logging.INFO)
 

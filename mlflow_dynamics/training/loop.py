@@ -83,10 +83,16 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()  # raises on a device without memory (meta)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"device={name!r} cannot be used on this machine; give auto, cpu, or an accelerator that is here "
-            f"(such as cuda or cuda:1)."
+            f"device={name!r} cannot be used on this machine, which has {' and '.join(_devices())}; give auto or one "
+            "of these."
         ) from error
     return device
+
+
+def _devices() -> list[str]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind = None if accelerator is None else accelerator.type
+    return ["cpu", *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))]
 
 
 class Trainer:

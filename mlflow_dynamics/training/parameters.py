@@ -15,6 +15,36 @@ OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine", "onecycle")
 PRECISIONS: Final = ("fp32", "bf16")
 
+MODELS: Final = (
+    "resnet20",
+    "resnet56",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "densenet121",
+    "mobilenet_v2",
+    "vgg16",
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_224",
+    "vit_base_patch16_224",
+)
+"""Those of `training.models`, which loads torch (a test compares them)."""
+
+DATASETS: Final = (
+    "digits",
+    "cifar10",
+    "cifar100",
+    "mnist",
+    "fashionmnist",
+    "kmnist",
+    "emnist",
+    "svhn",
+    "stl10",
+    "parquet:",
+    "imagefolder:",
+)
+"""Those of `training.data`, likewise."""
+
 _LARGEST_INT: Final = 2**31 - 1
 _LARGEST_RATE: Final = 1e6
 """Far above every useful rate, but small enough that the products in a training step stay within float32."""
@@ -38,16 +68,16 @@ class TrainingConfig:
         ConfigError: a value is not usable.
     """
 
-    model: str = _parameter("resnet20", "a model of this project or any timm model's name")
+    model: str = _parameter("resnet20", f"{', '.join(MODELS)} or any timm model's name")
     dataset: str = _parameter(
-        "digits", "digits, cifar10, cifar100, another torchvision set, parquet:PATH or imagefolder:PATH"
+        "digits", ", ".join(f"{name}PATH" if name.endswith(":") else name for name in DATASETS)
     )
     data_dir: Path = _parameter(Path("data"), "where torchvision sets are downloaded to")
     epochs: int = _parameter(30, "passes over the training images")
     batch_size: int = _parameter(32, "images per training step")
     learning_rate: float = _parameter(0.1, "the schedule's highest rate")
-    optimizer: str = _parameter("sgd", f"one of {', '.join(OPTIMIZERS)}")
-    schedule: str = _parameter("onecycle", f"of the learning rate: one of {', '.join(SCHEDULES)}")
+    optimizer: str = _parameter("sgd", "what changes the weights")
+    schedule: str = _parameter("onecycle", "of the learning rate")
     weight_decay: float = _parameter(5e-4, "L2 penalty (decoupled for adamw)")
     augment: bool = _parameter(True, "standard augmentation of the training images")
     limit_train: int | None = _optional(int, "all", "use only the first so many training images")
@@ -58,14 +88,12 @@ class TrainingConfig:
     pretrained: bool = _parameter(False, "start from the library's pretrained weights (downloaded)")
     checkpoint: Path | None = _optional(Path, "none", "start from this local weights file")
     image_size: int | None = _optional(int, "auto", "resize images to this side in pixels")
-    precision: str = _parameter("fp32", f"one of {', '.join(PRECISIONS)}")
+    precision: str = _parameter("fp32", "of the numbers in training")
     compile: bool = _parameter(False, "train the model through torch.compile")
     device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     seed: int = _parameter(0, "of weights, order and augmentation; the same seed gives the same losses")
     workers: int = _parameter(0, "processes that load data")
-    early_stopping: WarningMode = _parameter(
-        "warn", f"on the convergence signal: one of {', '.join(WARNING_MODES)}"
-    )
+    early_stopping: WarningMode = _parameter("warn", "what the convergence signal does")
     stop_before_last_phase: bool = _parameter(
         False, "under a smooth schedule let the stop not wait for the last phase"
     )
@@ -74,14 +102,12 @@ class TrainingConfig:
     batch_samples: int | None = _optional(
         int, "all", "at most so many samples of each batch enter a layer's statistics"
     )
-    signal: str = _parameter("rms", "what stands for a layer at a step: rms, mean or std")
-    protocol: str = _parameter("steps", "what plays the part of time: steps, epochs or depth")
+    signal: str = _parameter("rms", "what stands for a layer at a step")
+    protocol: str = _parameter("steps", "what plays the part of time")
     window: int | None = _optional(
         int, AUTO, "training steps that enter the measures of an epoch; auto follows the length of the epochs"
     )
-    estimator: str | None = _optional(
-        str, "auto", "of the integration exponent: dfa, hk, or the protocol's own"
-    )
+    estimator: str | None = _optional(str, "auto", "of the integration exponent; auto is the protocol's own")
     uncertainty: bool = _parameter(
         False, "also log integration's confidence interval and the p-values of the surrogate tests"
     )
@@ -188,8 +214,8 @@ class TrainingConfig:
 class GridConfig:
     """The parameters of the paper's grid. The recipe of each architecture is in `grid.paper_cells`."""
 
-    easy_dataset: str = _parameter("cifar10", "the data set that plays CIFAR-10")
-    hard_dataset: str = _parameter("cifar100", "the data set that plays CIFAR-100")
+    easy_dataset: str = _parameter("cifar10", "the data set that plays CIFAR-10, as for train --dataset")
+    hard_dataset: str = _parameter("cifar100", "the data set that plays CIFAR-100, as for train --dataset")
     data_dir: Path = _parameter(Path("data"), "where torchvision sets are downloaded to")
     epochs: int = _parameter(60, "passes over the training images")
     batch_size: int = _parameter(128, "images per training step")
@@ -199,10 +225,10 @@ class GridConfig:
     vit_checkpoint: Path | None = _optional(
         Path, "none", "the ViT starts from this file, not from a download"
     )
-    precision: str = _parameter("fp32", "fp32 or bf16")
+    precision: str = _parameter("fp32", "of the numbers in training")
     device: str = _parameter("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     workers: int = _parameter(0, "processes that load data")
-    early_stopping: WarningMode = _parameter("warn", "on the convergence signal: off, warn or stop")
+    early_stopping: WarningMode = _parameter("warn", "what the convergence signal does")
     stop_before_last_phase: bool = _parameter(
         False, "under a smooth schedule let the stop not wait for the last phase"
     )

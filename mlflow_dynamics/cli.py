@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -258,14 +259,17 @@ def _one_report(run_id: str, output: Path) -> tuple[str, dict[Path, bytes]]:
 def _comparison(
     run_ids: tuple[str, ...], experiment: str | None, output: Path
 ) -> tuple[str, dict[Path, bytes]]:
-    from mlflow_dynamics.report.comparison import comparison_page, comparison_pictures, gather
+    from mlflow_dynamics.report.comparison import comparison_page, comparison_pictures, gather, load
+    from mlflow_dynamics.report.ranking import ranked
 
-    frame = gather(list(run_ids) or None, experiment=experiment)
+    loaded = load(list(run_ids) or None, experiment=experiment)
+    frame, runs = gather(loaded), ranked(loaded.runs, loaded.metrics)
     title = "Runs compared" if experiment is None else f"The runs of {experiment}"
     pictures = {
-        output.with_name(f"{output.stem}-{name}.png"): png for name, png in comparison_pictures(frame).items()
+        output.with_name(f"{output.stem}-{name}.png"): png
+        for name, png in comparison_pictures(frame, runs=runs).items()
     }
-    return title, {output: comparison_page(frame, title=title).encode(), **pictures}
+    return title, {output: comparison_page(frame, title=title, runs=runs).encode(), **pictures}
 
 
 @commands.command(short_help="Compare the early warning with other stopping rules.")
@@ -274,7 +278,10 @@ def _comparison(
 @click.option("--filter", "filter_string", default="", help="of these, in MLflow's search syntax")
 @click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="also draw a PNG")
 def evaluate(traces: Path | None, experiment: str | None, filter_string: str, figure: Path | None) -> None:
-    """Compare the early warning with other stopping rules on finished runs."""
+    """Compare the early warning with other stopping rules on finished runs.
+
+    In a terminal what is said fits it; elsewhere it is Markdown.
+    """
     if (traces is None) == (experiment is None):
         raise click.UsageError("Give either --traces FILE or --experiment NAME.")
     from mlflow_dynamics import evaluation
@@ -285,7 +292,10 @@ def evaluate(traces: Path | None, experiment: str | None, filter_string: str, fi
         frame = evaluation.read_traces(traces)
     else:
         frame = evaluation.read_experiment(str(experiment), filter_string)
-    click.echo(evaluation.report(frame))
+    said = evaluation.report(frame)
+    if sys.stdout.isatty():
+        said = evaluation.for_terminal(said, width=shutil.get_terminal_size().columns)
+    click.echo(said)
     if figure is not None:
         from mlflow_dynamics.evaluation.figure import figure as draw
 

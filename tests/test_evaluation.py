@@ -16,7 +16,7 @@ import pytest
 
 from mlflow_dynamics.cli import main
 from mlflow_dynamics.errors import DataError
-from mlflow_dynamics.evaluation import read_experiment, read_traces, report
+from mlflow_dynamics.evaluation import for_terminal, read_experiment, read_traces, report
 from mlflow_dynamics.evaluation.report import SAVES_EPOCHS
 from mlflow_dynamics.evaluation.rules import PATIENCE, RULES, TARGETS, WARNING, Rule, outcome, outcomes, tuned
 from mlflow_dynamics.evaluation.traces import Curves, clusters_of, curves_of
@@ -155,6 +155,18 @@ def test_what_cannot_fire_is_no_miss() -> None:
         if np.isnan(curves.score).all()
     }
     assert steps == {"step"}
+
+
+def test_in_a_terminal_every_line_fits_and_nothing_is_left_out() -> None:
+    markdown = report(few(read_traces(TRACES)))
+    said = for_terminal(markdown, width=80)
+    assert max(map(len, said.splitlines())) <= 80
+    rows = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")]
+    header, _, *rules = rows
+    for rule, *cells in rules:
+        block = [rule, *(f"  {name}  {cell}" for name, cell in zip(header[1:], cells, strict=True))]
+        assert "\n".join(block) in said
+    assert said.splitlines()[-1] == markdown.splitlines()[-1]
 
 
 def test_lightnings_count_has_rows_of_its_own_where_it_stops_elsewhere() -> None:

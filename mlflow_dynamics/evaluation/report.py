@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
@@ -86,6 +87,21 @@ def report(frame: pd.DataFrame, *, seed: int = 0) -> str:
         lines.append(f"Forecast: {_verdict(FORECAST, lost, clusters)}.")
     verdict = _verdict(WARNING, lost, clusters)
     lines.append(f"Verdict: {DIAGNOSTIC if verdict == NO_BETTER else verdict}.")
+    return "\n".join(lines)
+
+
+def for_terminal(report: str, *, width: int) -> str:
+    """A report whose lines fit: each rule with a line for each saving, instead of a row of a Markdown table."""
+    lines: list[str] = []
+    header: list[str] = []
+    for line in report.splitlines():
+        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            lines += textwrap.wrap(line, width) or [""]
+        elif not header:
+            header = cells
+        elif not first.startswith("---"):
+            lines += [first, *(f"  {name}  {cell}" for name, cell in zip(header, cells, strict=True))]
     return "\n".join(lines)
 
 

@@ -1,15 +1,16 @@
-"""Many runs on one page: the paper's three questions with the runs at hand, and what they cannot answer."""
+"""Many runs on one page: beside each other, the paper's three questions, and what they cannot answer."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import altair as alt
 import numpy as np
 import pandas as pd
-from mlflow.entities import RunStatus
+from mlflow.entities import Run, RunStatus
 
 from mlflow_dynamics.convergence.plateau import plateau_epoch
 from mlflow_dynamics.errors import TrackingError
@@ -19,6 +20,8 @@ from mlflow_dynamics.report.drawing_process import pictures_apart
 from mlflow_dynamics.report.figures import Figure, Panel, finish
 from mlflow_dynamics.report.page import Table, page, specification
 from mlflow_dynamics.report.paper_questions import student_interval, styles_apart, tasks_apart, warning_leads
+from mlflow_dynamics.report.ranking import LOADED as CURVE_METRICS
+from mlflow_dynamics.report.ranking import Ranked, curves, table
 from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.query import find_runs, load_metrics
@@ -38,12 +41,33 @@ HIGHEST_ROWS: Final = 40
 _logger = logging.getLogger(__name__)
 
 
-def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) -> pd.DataFrame:
-    """One row a run that holds dynamics after its start-up; a warning says how many do not.
+@dataclass(frozen=True, kw_only=True)
+class LoadedRuns:
+    """Runs and, by run id, their metrics, a row an epoch; of runs without metrics there is no frame."""
+
+    runs: Sequence[Run]
+    metrics: Mapping[str, pd.DataFrame]
+
+
+def load(runs: Sequence[str] | None = None, *, experiment: str | None = None) -> LoadedRuns:
+    """What is compared.
 
     Args:
         runs: run ids; None takes every run of `experiment`.
         experiment: its name.
+
+    Raises:
+        TrackingError: a run or the experiment is unknown or deleted.
+        ConfigError: both `runs` and `experiment` are given.
+    """
+    found = find_runs(runs, experiment_names=experiment)
+    keys = [names.CONVERGENCE_SIGNAL, names.START_UP, names.WINDOW, *CURVE_METRICS]
+    metrics = load_metrics([run.info.run_id for run in found], metrics=keys).dropna(subset=["epoch"])
+    return LoadedRuns(runs=found, metrics=dict(tuple(metrics.groupby("run_id"))))
+
+
+def gather(loaded: LoadedRuns) -> pd.DataFrame:
+    """One row a run that holds dynamics after its start-up; a warning says how many do not.
 
     Returns:
         Columns run_id, run_name, status, dataset, model, optimizer, schedule ("not logged" where a run does not say),
@@ -52,16 +76,10 @@ def gather(runs: Sequence[str] | None = None, *, experiment: str | None = None) 
         plateau_epoch and lead_time (plateau minus warning, in epochs); NaN where there is none.
 
     Raises:
-        TrackingError: a run or the experiment is unknown or deleted, no run holds dynamics, or the settings of one
-            are not ours.
-        ConfigError: both `runs` and `experiment` are given.
+        TrackingError: no run holds dynamics, or the settings of one are not ours.
     """
-    found = find_runs(runs, experiment_names=experiment)
-    keys = [names.INTEGRATION, names.METASTABILITY, names.CONVERGENCE_SIGNAL, names.VALIDATION_ACCURACY]
-    asked = [*keys, names.START_UP, names.WINDOW]
-    metrics = load_metrics([run.info.run_id for run in found], metrics=asked).dropna(subset=["epoch"])
-    by_run = dict(tuple(metrics.groupby("run_id")))
-    numbers = {run_id: _numbers(one) for run_id, one in by_run.items()}
+    found = loaded.runs
+    numbers = {run_id: _numbers(one) for run_id, one in loaded.metrics.items()}
     rows = [
         {
             "run_id": run.info.run_id,
@@ -149,37 +167,70 @@ def draw(frame: pd.DataFrame) -> list[Figure]:
     return [_by_task(frame), _lead(frame), _styles(frame)]
 
 
-def comparison_page(frame: pd.DataFrame, *, title: str) -> str:
-    """The page as HTML, of a frame as `gather` returns it; it needs no network."""
-    table = integration_by_task(frame)
+def comparison_page(frame: pd.DataFrame, *, title: str, runs: Sequence[Ranked] = ()) -> str:
+    """The page as HTML, which needs no network: the runs beside each other, then what they say to the questions.
+
+    Args:
+        frame: as `gather` returns it.
+        title: the heading.
+        runs: all of them, as `ranking.ranked` returns them.
+    """
+    questions: list[Figure | Table] = [
+        *draw(frame),
+        _integration_table(frame),
+        Figure(
+            name="limits",
+            title="What these runs cannot say",
+            caption=" ".join(limits(frame) or ["Runs differ by seed within every combination."]),
+            panels=(),
+        ),
+    ]
+    beside: list[Figure | Table] = [_curves(frame, runs)] if runs else []
+    parts = [*beside, table(runs, _run_numbers(frame)), *questions]
+    return page(title, _told(frame, runs), parts, project_links())
+
+
+def comparison_pictures(frame: pd.DataFrame, *, runs: Sequence[Ranked]) -> dict[str, bytes]:
+    """Figure name -> PNG of each figure of the page, likewise."""
+    figures = [_curves(frame, runs), *draw(frame)]
+    return pictures_apart({figure.name: specification(figure) for figure in figures if figure.panels})
+
+
+def _curves(frame: pd.DataFrame, runs: Sequence[Ranked]) -> Figure:
+    return curves(runs, alike=not differing(frame))
+
+
+def _told(frame: pd.DataFrame, runs: Sequence[Ranked]) -> list[str]:
+    """How many runs there are, which is the best, and which of them are not like the others."""
+    count = max(len(runs), len(frame))
+    said = f"{count} {'run' if count == 1 else 'runs'}."
+    if runs and not np.isnan(runs[0].best):
+        best = runs[0]
+        said += f" Best validation accuracy {best.best:.3f}: {best.name}, at epoch {best.best_epoch:.0f}."
+    odd = "; ".join(f"{one.name}: {one.came_to}" for one in runs if one.came_to)
+    return [said, *([f"{odd}."] if odd else [])]
+
+
+def _run_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the table of the runs says of those that were measured, as text."""
+    shown = {"run_id": frame["run_id"]}
+    for key in ("integration", "metastability"):
+        shown[key] = frame[key].map("{:.3f}".format)
+    for column, key in (("warning", "warning_epoch"), ("plateau", "plateau_epoch"), ("lead", "lead_time")):
+        shown[column] = frame[key].map(_epoch)
+    return pd.DataFrame(shown | {key: frame[key] for key in differing(frame)})
+
+
+def _integration_table(frame: pd.DataFrame) -> Table:
     shown = [*SETTINGS, "window", *(key for key in differing(frame) if key != "window")]
-    # The numbers before the rest of what is long: a narrow window shows the left part of a table.
-    cells = [["data set", "integration", "95 % over seeds", "runs", *shown[1:]]]
-    for _, row in table.iterrows():
+    rows = []
+    for _, row in integration_by_task(frame).iterrows():
         spread = "one run" if row["runs"] == 1 else f"{row['low']:.3f} to {row['high']:.3f}"
         dataset, *settings = row[shown]
-        cells.append([dataset, f"{row['integration']:.3f}", spread, str(row["runs"]), *settings])
-    runs = [
-        ["run", "integration", "metastability", "warning", "plateau", "lead", "data set", *shown[1:], "id"]
-    ]
-    for _, row in frame.iterrows():
-        numbers = [f"{row[key]:.3f}" for key in ("integration", "metastability")]
-        epochs = [_epoch(row[key]) for key in ("warning_epoch", "plateau_epoch", "lead_time")]
-        runs.append([row["run_name"], *numbers, *epochs, *row[shown], row["run_id"][:8]])
-    lines = [
-        f"{len(frame)} {'run' if len(frame) == 1 else 'runs'}.",
-        *(limits(frame) or ["Runs differ by seed within every combination."]),
-    ]
-    tables = [
-        Table(title="Integration by task and architecture", header=cells[0], rows=cells[1:]),
-        Table(title="The runs", header=runs[0], rows=runs[1:]),
-    ]
-    return page(title, lines, [*draw(frame), *tables], project_links())
-
-
-def comparison_pictures(frame: pd.DataFrame) -> dict[str, bytes]:
-    """Figure name -> PNG of each figure of the page, of a frame as `gather` returns it."""
-    return pictures_apart({figure.name: specification(figure) for figure in draw(frame) if figure.panels})
+        # The numbers before the rest of what is long: a narrow window shows the left part of a table.
+        rows.append([dataset, f"{row['integration']:.3f}", spread, str(row["runs"]), *settings])
+    header = ["data set", "integration", "95 % over seeds", "runs", *shown[1:]]
+    return Table(title="Integration by task and architecture", header=header, rows=rows)
 
 
 def _numbers(metrics: pd.DataFrame) -> dict[str, Any]:
@@ -202,7 +253,7 @@ def _numbers(metrics: pd.DataFrame) -> dict[str, Any]:
 
 
 def _by_task(frame: pd.DataFrame) -> Figure:
-    axis = alt.X("integration:Q", scale=alt.Scale(zero=False, padding=PADDING))
+    axis = alt.X("integration:Q", scale=alt.Scale(zero=False, padding=PADDING), axis=alt.Axis(tickCount=8))
     # The data sets of one training beside each other: whether they are apart is the question.
     y, color = _rows("training"), alt.Color("dataset:N", title="data set")
     shift = alt.YOffset("dataset:N")
@@ -294,7 +345,11 @@ def _style_chart(style: pd.DataFrame, measured: str) -> alt.Chart:
         alt.Chart(style[["run_name", "style", "model", "integration", "metastability"]])
         .mark_point(size=60, filled=True)
         .encode(
-            x=alt.X("integration:Q", scale=alt.Scale(zero=False, padding=PADDING)),
+            x=alt.X(
+                "integration:Q",
+                scale=alt.Scale(zero=False, padding=PADDING),
+                axis=alt.Axis(tickCount=8),
+            ),
             y=alt.Y("metastability:Q", scale=alt.Scale(zero=False, padding=PADDING)),
             color=alt.Color("style:N", title="optimizer, schedule"),
             shape=alt.Shape("model:N"),

@@ -22,6 +22,8 @@ ROW_HEIGHT: Final = 12
 LABEL_LENGTH: Final = 24
 """Characters of a layer's name beside a heat map, the last ones: they tell layers apart."""
 
+OTHERS: Final = ("var(--grid)", [1, 0])
+
 MANY_EPOCHS: Final = 60
 """Beyond them the points on a line are small."""
 
@@ -183,6 +185,8 @@ def lines(
     height: int = HEIGHT,
     headroom: int = 0,
     named: bool = True,
+    columns: int = 3,
+    log: bool = False,
     styles: Sequence[tuple[str, Sequence[int]]] = SERIES,
 ) -> Any:
     """A line over the epochs for each series, broken where a value was not told.
@@ -193,7 +197,9 @@ def lines(
         height: of the chart.
         headroom: pixels of it that are left free above the lines.
         named: whether there is a legend.
-        styles: colour and dashes of each series.
+        columns: of the legend.
+        log: whether the values' axis is logarithmic.
+        styles: colour and dashes of each series; those after them are grey, and not in the legend.
     """
     rows = [
         {"epoch": epoch, "series": label, "value": value}
@@ -201,8 +207,16 @@ def lines(
         for epoch, value in values
     ]
     domain = list(series)
-    colours, dashes = zip(*styles[: len(domain)], strict=True)
-    legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=2, symbolSize=250, columns=3)
+    others = [OTHERS] * (len(domain) - len(styles))
+    colours, dashes = zip(*[*styles, *others][: len(domain)], strict=True)
+    legend = alt.Legend(
+        orient="top",
+        symbolType="stroke",
+        symbolStrokeWidth=2,
+        symbolSize=250,
+        columns=columns,
+        values=domain[: len(styles)],
+    )
     shown = legend if named else None
     size = 18 if len(rows) <= MANY_EPOCHS * len(domain) else 4
     return (
@@ -222,7 +236,7 @@ def lines(
             y=alt.Y(
                 "value:Q",
                 title=None,
-                scale=alt.Scale(zero=False, range=[height, headroom]),
+                scale=alt.Scale(range=[height, headroom], **({"type": "log"} if log else {"zero": False})),
                 axis=alt.Axis(tickCount=5),
             ),
             color=alt.Color(

@@ -104,8 +104,10 @@ section { margin-top: 0.8em; }
 details { border-top: 1px solid var(--grid); padding: 0.5em 0; }
 section + details { margin-top: 1em; }
 summary { cursor: pointer; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 12px 22px; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 12px 22px; }
+@media (min-width: 1100px) { .panels { grid-template-columns: repeat(3, 1fr); } }
 figure { margin: 0; min-width: 0; }
+figure:only-child { grid-column: 1 / -1; }
 .chart { width: 100%; min-width: 0; }
 .vega-embed { width: 100%; }
 .scroll { overflow-x: auto; }

@@ -148,7 +148,9 @@ def paper(**parameters: Any) -> None:
 def recompute(context: click.Context, run_id: str, name: str | None, **changes: Any) -> None:
     """Measure a recorded run anew, under another protocol, window, signal or estimator."""
     from mlflow_dynamics.recomputing import log_recomputed, recompute, settings_of
+    from mlflow_dynamics.tracking.query import whole_id
 
+    run_id = whole_id(run_id)
     asked = click.core.ParameterSource.COMMANDLINE
     chosen = {key: value for key, value in changes.items() if context.get_parameter_source(key) is asked}
     if "protocol" in chosen:
@@ -188,19 +190,28 @@ def recompute(context: click.Context, run_id: str, name: str | None, **changes: 
 )
 @click.option("--poll", default=10.0, help="seconds between two looks at a live run")
 def watch(run_id: str, stop: bool, stop_before_last_phase: bool, poll: float) -> None:
-    """Follow a live run from outside, or look back at one: each epoch and the warning's verdict."""
+    """Follow a live run from outside, or look back at one: each epoch and the warning's verdict.
+
+    RUN_ID may be the beginning of an id. In a terminal one dashboard is drawn anew, elsewhere each epoch is a line.
+    """
+    from mlflow_dynamics.tracking.query import whole_id
     from mlflow_dynamics.training.launched import nothing_left
     from mlflow_dynamics.watching import watch
 
     with nothing_left("watch"):
-        _print_verdicts(watch(run_id, stop=stop, stop_before_last_phase=stop_before_last_phase, poll_s=poll))
+        epochs = watch(
+            whole_id(run_id), stop=stop, stop_before_last_phase=stop_before_last_phase, poll_s=poll
+        )
+        (_redraw if sys.stdout.isatty() else _print_verdicts)(epochs)
 
 
 def _print_verdicts(epochs: Iterable[WatchedEpoch]) -> None:
+    """A line an epoch."""
     from mlflow_dynamics.tracking import names
 
-    click.echo("epoch  stability  volatility  validation accuracy  signal  score  verdict")
-    for epoch in epochs:
+    for number, epoch in enumerate(epochs):
+        if number == 0:
+            click.echo("epoch  stability  volatility  validation accuracy  signal  score  verdict")
         verdict = epoch.verdict
         stability, volatility, accuracy = (
             epoch.metrics.get(key, math.nan)
@@ -211,6 +222,21 @@ def _print_verdicts(epochs: Iterable[WatchedEpoch]) -> None:
             f"{verdict.epoch:5d}  {stability:9.4f}  {volatility:10.4f}  {accuracy:19.4f}"
             f"  {verdict.signal:6d}  {verdict.score:5.2f}  {sentence}"
         )
+
+
+def _redraw(epochs: Iterable[WatchedEpoch]) -> None:
+    """A dashboard in a terminal, drawn anew after each epoch."""
+    from mlflow_dynamics.dashboard import dashboard
+
+    seen: list[WatchedEpoch] = []
+    lines: list[str] = []
+    for epoch in epochs:
+        seen.append(epoch)
+        up = (
+            f"\x1b[{len(lines)}F\x1b[J" if lines else ""
+        )  # to the beginning of what is there, which is cleared
+        lines = dashboard(seen, width=shutil.get_terminal_size().columns)
+        click.echo(up + "\n".join(lines))
 
 
 @commands.command(short_help="Draw one run's report anew, or compare several runs.")
@@ -233,10 +259,12 @@ def report(run_ids: tuple[str, ...], experiment: str | None, output: Path) -> No
     experiment = None if experiment == "none" else experiment
     if bool(run_ids) == bool(experiment):
         raise click.UsageError("Give either RUN_IDS or --experiment NAME.")
+    from mlflow_dynamics.tracking.query import whole_id
     from mlflow_dynamics.training.launched import keep_in_launched_run, nothing_left_if_refused
 
     with nothing_left_if_refused("report"):
         extras.require("report", "mlflow-dynamics report")
+        run_ids = tuple(map(whole_id, run_ids))
         title, files = (
             _one_report(run_ids[0], output) if len(run_ids) == 1 else _comparison(run_ids, experiment, output)
         )

@@ -174,6 +174,28 @@ def find_runs(
         return _runs_by_id(store, [runs] if isinstance(runs, str) else list(runs))
 
 
+MOST_EXPERIMENTS: Final = 1_000
+"""Those in which the beginning of an id is looked for."""
+
+
+def whole_id(begun: str) -> str:
+    """The id of the one run whose id begins so; what is an id already, or begins none, as it is.
+
+    Raises:
+        TrackingError: several ids begin so, or the store cannot be read.
+    """
+    if re.fullmatch("[0-9a-f]{4,31}", begun) is None:
+        return begun
+    with reading("The runs"):
+        store = connect_to_read(mlflow.get_tracking_uri())
+        ids = [one.experiment_id for one in store.search_experiments(max_results=MOST_EXPERIMENTS)]
+        found = _search(store, ids, f"attributes.run_id LIKE '{begun}%'", max_results=3)
+    if len(found) > 1:
+        several = ", ".join(run.info.run_id for run in found)
+        raise TrackingError(f"{begun!r} begins the ids of several runs, such as {several}; give more of it.")
+    return str(found[0].info.run_id) if found else begun
+
+
 def tagged_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
     """Return the runs of an experiment that have this tag, the newest first.
 

@@ -99,7 +99,7 @@ def test_the_readme_of_a_release_leads_to_the_files_of_its_version(links: Module
     assert len(ours) == len(relative) > 10
     for kind, path in ours:
         assert path.is_dir() if kind == "tree" else path.is_file(), path
-    assert "/raw/v1.2.3/docs/images/tutorial-layers.png)" in published
+    assert "/raw/v1.2.3/docs/images/findings.png)" in published
 
 
 def test_the_urls_of_a_release_are_those_of_its_repository(links: ModuleType) -> None:

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import mlflow_dynamics
-from mlflow_dynamics.report.comparison import comparison_page, gather
+from mlflow_dynamics.report.comparison import comparison_page, gather, load
 
 EPOCHS = 5
 OPTIMIZERS = {
@@ -52,5 +52,5 @@ columns = ["dynamics/integration", "dynamics/metastability", "dynamics/stability
 print(
     metrics[metrics["epoch"] == EPOCHS - 1].groupby("params.optimizer")[columns].mean().round(3).to_string()
 )
-Path("optimizers.html").write_text(comparison_page(gather(runs), title="SGD and AdamW"))
+Path("optimizers.html").write_text(comparison_page(gather(load(runs)), title="SGD and AdamW"))
 print("Written: optimizers.html")

@@ -195,6 +195,7 @@ def test_a_sum_that_the_next_epoch_empties_is_logged_as_it_was() -> None:
     assert logged(run_id, "train/loss") == dict.fromkeys(range(6), 10.0)
 
 
+@pytest.mark.drawn
 def test_bad_values_cost_themselves_and_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     model = network()
     with mlflow_dynamics.track(model) as tracker, caplog.at_level(logging.WARNING, logger="mlflow_dynamics"):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.drawn  # what is installed is what these tests are about
+
 ROOT = Path(__file__).parents[1]
 
 EXTRAS = ("altair", "narwhals", "vl-convert-python", "platformdirs", "torchvision", "timm", "safetensors",

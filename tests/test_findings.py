@@ -6,7 +6,6 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -27,14 +26,13 @@ INTEGRATION, METASTABILITY = "dynamics/integration", "dynamics/metastability"
 
 
 @pytest.fixture(scope="module")
-def findings() -> Iterator[ModuleType]:
+def findings() -> ModuleType:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import findings
-
-        yield findings
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
+    return findings
 
 
 @cache

@@ -99,7 +99,7 @@ def for_terminal(report: str, *, width: int) -> str:
         if not line.startswith("|"):
             lines += textwrap.wrap(line, width) or [""]
         elif not header:
-            header = [cell.removeprefix("tuned to ") for cell in cells]
+            header = cells
         elif not first.startswith("---"):
             lines += [first, *(f"  {name}  {cell}" for name, cell in zip(header, cells, strict=True))]
     return "\n".join(lines)

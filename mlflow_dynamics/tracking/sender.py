@@ -150,9 +150,7 @@ class Delivery:
             for start in range(0, len(metrics), MAX_METRICS_PER_BATCH // 2):
                 self._store.log_batch(run_id, metrics[start : start + MAX_METRICS_PER_BATCH // 2], [], [])
             params = [Param(key, value) for key, value in batch.params.items()]
-            tags = [
-                RunTag(key, value) for key, value in self._ours(run_id, batch.tags).items()
-            ]
+            tags = [RunTag(key, value) for key, value in self._ours(run_id, batch.tags).items()]
             for start in range(0, max(len(params), len(tags)), MAX_PARAMS_TAGS_PER_BATCH):
                 part = slice(start, start + MAX_PARAMS_TAGS_PER_BATCH)
                 self._store.log_batch(run_id, [], params[part], tags[part])

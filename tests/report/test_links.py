@@ -16,6 +16,8 @@ from mlflow_dynamics.report.recorded import history_of
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.links import links_of
 
+pytestmark = pytest.mark.drawn
+
 
 def train(*, renamed: str | None = None, epochs: int = 2) -> Run:
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))

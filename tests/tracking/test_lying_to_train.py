@@ -21,7 +21,7 @@ from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.tracking import RunWriter, names
 from mlflow_dynamics.tracking.query import created_run, tagged_runs
 from mlflow_dynamics.training import logged_model
-from mlflow_dynamics.training.best import BestWeights, carry_over
+from mlflow_dynamics.training.best import BestWeights
 from mlflow_dynamics.training.data import ImageData, load_dataset
 from mlflow_dynamics.training.inputs import log_inputs
 from mlflow_dynamics.training.interruption import main as mark_ended
@@ -248,9 +248,8 @@ def test_the_weights_that_a_training_keeps_are_this_users_alone(tmp_path: Path) 
     folder = tmp_path / "kept"
     (epoch,) = trainer.epochs(1)
     BestWeights(folder / "first.best").keep(epoch, model)
-    carry_over(folder / "first.best", folder / "second.best")
-    trainer.save(folder / "first.pt")
+    trainer.save(folder / "first.pt", trained={})
     trainer.restore(folder / "first.pt")
-    assert BestWeights(folder / "second.best").restore(model) == 0
+    assert BestWeights(folder / "first.best").restore(model) == 0
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
-    assert modes == {"kept": 0o700, "first.best": 0o600, "second.best": 0o600, "first.pt": 0o600}
+    assert modes == {"kept": 0o700, "first.best": 0o600, "first.pt": 0o600}

@@ -73,7 +73,9 @@ def test_ctrl_c_on_a_terminal_says_how_to_go_on_and_so_it_goes_on() -> None:
     screen = shown.decode()
     assert re.search(r"epoch 1: +\d+%\|", screen)
     told = re.findall(
-        r"(.)\d{4}/\d\d/\d\d [\d:]+ (?:INFO|WARNING) mlflow_dynamics|(.)epoch +\d+  train loss", screen, re.DOTALL
+        r"(.)\d{4}/\d\d/\d\d [\d:]+ (?:INFO|WARNING) mlflow_dynamics|(.)epoch +\d+  train loss",
+        screen,
+        re.DOTALL,
     )
     assert len(told) > 4
     assert {before or other for before, other in told} <= {"\n", "\r"}, screen  # nothing sticks to the bar

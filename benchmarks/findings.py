@@ -224,9 +224,10 @@ one of yes, no and cannot tell. What would tell is in [the protocol](protocol.md
 
 **The runs.** ResNet-20, a small VGG and a small ViT; CIFAR-10 ("easy") and 100 classes of Tiny ImageNet ("hard");
 constant, step and cosine schedules; three seeds: {len(runs)} runs of 30 epochs of 79 steps on 5,056 images, 2-core
-x86-64 cloud VM, no GPU, 2026-11-26 (`benchmarks/warning_grid.py`). A constant and a step schedule of one seed are one
-training until epoch 15, so there are {clusters.max() + 1} clusters of runs, not {len(runs)} independent ones;
-intervals are of 95 % and draw whole clusters, unless it says otherwise ([how](early-warning.md#does-it-help)).
+x86-64 cloud VM, no GPU, 2026-11-26 (`benchmarks/warning_grid.py`). The seeds of one configuration are
+drawn together, and with them a constant and a step schedule, which are one training until epoch 15:
+{clusters.max() + 1} clusters of runs, not {len(runs)} independent ones; intervals are of 95 % and draw whole
+clusters, unless it says otherwise ([how](early-warning.md#does-it-help)).
 
 **The definitions are those of the day.** Windows of 512 steps (6.5 epochs; today they would be of 237), so that epochs
 0 to 6 are start-up and are left out here; exponents by DFA with the boxes of then, which on made signals of 512 steps

@@ -30,8 +30,9 @@ class DynamicsCallback(Callback):
     Lightning's `EarlyStopping`; `ModelCheckpoint` keeps the best ones.
 
     Args:
-        recording, measures, warning: as in `mlflow_dynamics.track`; if no schedule is given, it is read from the
-            trainer and its scheduler.
+        recording: as in `mlflow_dynamics.track`.
+        measures: as in `mlflow_dynamics.track`.
+        warning: as in `mlflow_dynamics.track`; if no schedule is given, it is read from the trainer and its scheduler.
         resume: the run to carry on. None carries on the run above, if it holds a training and the fit begins at a later
             epoch than 0 (`ckpt_path`). A fit that begins at epoch 0 in a run that holds a training gets a run nested
             under it.

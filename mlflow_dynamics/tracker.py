@@ -135,8 +135,8 @@ class Tracker:
         """Log the framework's own count of the last step with the epoch that ends next."""
         self._global_step = {names.GLOBAL_STEP: float(step)}
 
-    def carry_on(self, run_id: str, *, tracking_uri: str | None = None) -> int:
-        """Go on where the training that this run holds has ended; returns the number of the epoch that comes next.
+    def carry_on(self, run_id: str, *, tracking_uri: str | None = None) -> None:
+        """Go on where the training that this run holds has ended.
 
         Raises:
             TrackingError: the run cannot be read.
@@ -149,7 +149,6 @@ class Tracker:
         self._held = self._next_epoch
         self._begun = self._placed = False
         logger.info("Run %s is carried on: its record ends with epoch %d.", run_id, self._held - 1)
-        return self._held
 
     def _count_on(self, activations: EpochActivations) -> None:
         self._next_epoch = activations.epoch + 1

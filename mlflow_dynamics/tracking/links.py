@@ -12,6 +12,7 @@ from mlflow.entities import Run
 
 from mlflow_dynamics.redaction import redact
 from mlflow_dynamics.tracking import mlflow_private, names
+from mlflow_dynamics.tracking.store import HTTP
 
 _EXPERIMENT_ID: Final = "{experiment_id}"
 _RUN_ID: Final = "{run_id}"
@@ -50,7 +51,7 @@ def links_of(run: Run | None, tracking_uri: str) -> dict[str, str]:
 
 
 def _address(tracking_uri: str, run: Run, path: str, **query: str) -> str | None:
-    if urlsplit(tracking_uri).scheme not in {"http", "https"}:
+    if urlsplit(tracking_uri).scheme not in HTTP:
         return None
     workspace = mlflow_private.get_request_workspace()
     asked = (

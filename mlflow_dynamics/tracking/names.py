@@ -45,6 +45,9 @@ START_UP: Final = "dynamics/start_up"
 """1 if an epoch's window is not full or holds some of the training's first steps, otherwise 0."""
 CONVERGENCE_SIGNAL: Final = "dynamics/convergence_signal"
 CONVERGENCE_SCORE: Final = "dynamics/convergence_score"
+MACHINE_LOAD: Final = "system/"
+"""How the metrics begin that MLflow logs of the machine's load."""
+
 GLOBAL_STEP: Final = "dynamics/global_step"
 """The framework's own count of steps, with which it logs, at the end of each epoch."""
 

@@ -17,7 +17,7 @@ from mlflow_dynamics.tracking.artifacts import download, list_folder
 from mlflow_dynamics.tracking.parquet import read_activations, read_layers
 from mlflow_dynamics.tracking.store import connect_to_read_runs, reading, run_of
 
-_OWN = (f"{names.ARTIFACT_ROOT}/", "system/")
+_OWN = (f"{names.ARTIFACT_ROOT}/", names.MACHINE_LOAD)
 
 
 def recorded_layers(run: Run, *, tracking_uri: str | None = None) -> tuple[Layer, ...]:

@@ -34,6 +34,7 @@ from mlflow_dynamics.tracking.creation import create_run, found_run
 from mlflow_dynamics.tracking.links import charts_of
 from mlflow_dynamics.tracking.names import (
     ENV_SPOOL,
+    MACHINE_LOAD,
     RUN_ID_WORDS,
     is_run_id,
 )
@@ -233,15 +234,13 @@ def activate_run(run: Run, *, system_metrics: bool | None = None) -> None:
     mlflow_private.set_last_active_run(run_id)
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get() if system_metrics is None else system_metrics:
         try:
-            mlflow_private.start_monitor(run_id, goes_on=any(map(_is_load, run.data.metrics)))
+            mlflow_private.start_monitor(
+                run_id, goes_on=any(key.startswith(MACHINE_LOAD) for key in run.data.metrics)
+            )
         except ImportError as error:
             _logger.warning(
                 "The machine's load is not logged: MLflow needs %s for it; pip install %s", *[error.name] * 2
             )
-
-
-def _is_load(metric: str) -> bool:
-    return metric.startswith("system/")
 
 
 def named(run: Run) -> str:

@@ -303,8 +303,8 @@ def _left_alone(folder: Path, error: OSError) -> str:
     return f"{path} is left alone: {error.strerror}."
 
 
-def _belongs_to(run: RunRecord | None, tracking_uri: str) -> bool:
-    return run is not None and run.tracking_uri.rstrip("/") == stored_uri(tracking_uri).rstrip("/")
+def _belongs_to(run: RunRecord, tracking_uri: str) -> bool:
+    return run.tracking_uri.rstrip("/") == stored_uri(tracking_uri).rstrip("/")
 
 
 def _with_credentials(tracking_uri: str) -> str:

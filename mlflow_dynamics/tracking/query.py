@@ -174,10 +174,6 @@ def find_runs(
         return _runs_by_id(store, [runs] if isinstance(runs, str) else list(runs))
 
 
-MOST_EXPERIMENTS: Final = 1_000
-"""Those in which the beginning of an id is looked for."""
-
-
 def whole_id(begun: str) -> str:
     """The id of the one run whose id begins so; what is an id already, or begins none, as it is.
 
@@ -188,8 +184,7 @@ def whole_id(begun: str) -> str:
         return begun
     with reading("The runs"):
         store = connect_to_read(mlflow.get_tracking_uri())
-        ids = [one.experiment_id for one in store.search_experiments(max_results=MOST_EXPERIMENTS)]
-        found = _search(store, ids, f"attributes.run_id LIKE '{begun}%'", max_results=3)
+        found = _search(store, _everywhere(store), f"attributes.run_id LIKE '{begun}%'", max_results=3)
     if len(found) > 1:
         several = ", ".join(run.info.run_id for run in found)
         raise TrackingError(f"{begun!r} begins the ids of several runs, such as {several}; give more of it.")
@@ -216,9 +211,8 @@ def created_run(name: str) -> str:
         return name
     with reading(f"What {name!r:.100} has become"):
         store = connect_to_read(mlflow.get_tracking_uri())
-        everywhere = [one.experiment_id for one in store.search_experiments(max_results=_PAGE)]
         tagged = _tag_filter(names.TAG_LOCAL_ID, name.removeprefix(names.LOCAL_PREFIX))
-        found = _search(store, everywhere, tagged, max_results=1)
+        found = _search(store, _everywhere(store), tagged, max_results=1)
     if not found:
         raise TrackingError(f"Run {name!r} is not in MLflow yet; send it with: mlflow-dynamics sync")
     return str(found[0].info.run_id)
@@ -229,7 +223,7 @@ def _tag_filter(tag: str, value: str) -> str:
 
 
 def _runs_by_id(store: AbstractStore, run_ids: list[str]) -> list[Run]:
-    everywhere = [one.experiment_id for one in store.search_experiments(ViewType.ALL, _PAGE)]
+    everywhere = _everywhere(store, ViewType.ALL)
     found: dict[str, Run] = {}
     for start in range(0, len(run_ids), _IDS_PER_SEARCH):
         some = [one for one in run_ids[start : start + _IDS_PER_SEARCH] if _RUN_ID.fullmatch(str(one))]
@@ -245,6 +239,19 @@ def _runs_by_id(store: AbstractStore, run_ids: list[str]) -> list[Run]:
                 f"Run {run_id!r} is deleted; mlflow runs restore --run-id {run_id} brings it back."
             )
     return [found[run_id] for run_id in run_ids]
+
+
+def _everywhere(store: AbstractStore, view: int = ViewType.ACTIVE_ONLY) -> list[str]:
+    """Return the ids of all experiments, however many pages a store gives them in."""
+    found: dict[str, None] = {}
+    token = None
+    while True:
+        page = store.search_experiments(view, _PAGE, page_token=token)
+        before = len(found)
+        found |= dict.fromkeys(one.experiment_id for one in page)
+        token = page.token
+        if not token or len(found) == before:
+            return list(found)
 
 
 def _search(

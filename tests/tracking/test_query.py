@@ -28,6 +28,7 @@ from mlflow_dynamics.tracking import (
     load_metrics_table,
     metric_history,
     names,
+    query,
     scan_activations,
     search_runs,
 )
@@ -149,6 +150,17 @@ def test_what_cannot_be_found_is_one_clear_sentence(
         load_activations(recorded["sgd"], layers=["block9.conv"])
     with pytest.raises(TrackingError, match=r"dynamics/layers\.parquet of run .* cannot be read"):
         load_layers(recorded["bare"])
+
+
+def test_runs_are_found_in_experiments_beyond_the_first_page(
+    recorded: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient()
+    for number in range(3):  # A store lists those that were changed last first.
+        client.create_experiment(f"{recorded['experiment']}, later {number}")
+    monkeypatch.setattr(query, "_PAGE", 2)
+    assert len(load_metrics(recorded["sgd"])) == 12
+    assert query.whole_id(recorded["sgd"][:12]) == recorded["sgd"]
 
 
 def test_nothing_found_is_an_empty_frame_with_its_columns(recorded: dict[str, str]) -> None:

@@ -82,7 +82,7 @@ def whole_and_carried_on(*cuts: int) -> tuple[str, str]:
 def test_a_training_that_is_preempted_twice_has_the_curves_verdicts_and_record_of_one_that_is_not() -> None:
     whole, carried_on = whole_and_carried_on(5, 19)
     assert series(carried_on) == series(whole)
-    assert "dynamics/convergence_score" in series(whole)
+    assert "dynamics/details/convergence_score" in series(whole)
     first, second = (mlflow.MlflowClient().get_run(run_id) for run_id in (whole, carried_on))
     assert {**first.data.params} == {**second.data.params}
     assert second.info.status == "FINISHED"

@@ -256,4 +256,4 @@ def test_a_layer_that_some_steps_go_without_is_left_out_and_named_once(
     assert len(said) == 1
     assert said[0].startswith("Epoch 0: 1 of 3 layers are left out")
     assert said[0].endswith(": second.")
-    assert history("dynamics/layers_dropped") == {0: 1, 1: 1}
+    assert history("dynamics/details/layers_dropped") == {0: 1, 1: 1}

@@ -64,8 +64,8 @@ class Curves:
 def read_traces(path: Path) -> pd.DataFrame:
     """A CSV file of epochs: the columns of `CONFIGURATION`, seed, epoch, metrics, perhaps `classes` and `run_id`.
 
-    Epochs marked as start-up (`dynamics/start_up`) are not judged. Without `run_id` each seed of a configuration is
-    a run.
+    Epochs marked as start-up (`dynamics/details/start_up`) are not judged. Without `run_id` each seed of a
+    configuration is a run.
 
     Raises:
         DataError: there is no such file, it lacks a column, or a run has an epoch twice.

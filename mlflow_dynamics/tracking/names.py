@@ -39,17 +39,26 @@ INTEGRATION_HIGH: Final = "dynamics/integration_high"
 COUPLING_P: Final = "dynamics/coupling_p"
 METASTABILITY_P: Final = "dynamics/metastability_p"
 VOLATILITY: Final = "dynamics/volatility"
-LAYERS_DROPPED: Final = "dynamics/layers_dropped"
-WINDOW: Final = "dynamics/window"
-START_UP: Final = "dynamics/start_up"
+
+# MLflow shows the metrics of each group in a panel of its own. This group holds what is not looked at in each run, so
+# that the panel of `dynamics/` begins with the measures.
+LAYERS_DROPPED: Final = "dynamics/details/layers_dropped"
+WINDOW: Final = "dynamics/details/window"
+START_UP: Final = "dynamics/details/start_up"
 """1 if an epoch's window is not full or holds some of the training's first steps, otherwise 0."""
-CONVERGENCE_SIGNAL: Final = "dynamics/convergence_signal"
-CONVERGENCE_SCORE: Final = "dynamics/convergence_score"
+CONVERGENCE_SIGNAL: Final = "dynamics/details/convergence_signal"
+CONVERGENCE_SCORE: Final = "dynamics/details/convergence_score"
+GLOBAL_STEP: Final = "dynamics/details/global_step"
+"""The framework's own count of steps, with which it logs, at the end of each epoch."""
+
+EARLIER_KEYS: Final = {
+    key: key.replace("/details", "")
+    for key in (LAYERS_DROPPED, WINDOW, START_UP, CONVERGENCE_SIGNAL, CONVERGENCE_SCORE, GLOBAL_STEP)
+}
+"""Metric key -> its key in runs that were recorded before version 0.2."""
+
 MACHINE_LOAD: Final = "system/"
 """How the metrics begin that MLflow logs of the machine's load."""
-
-GLOBAL_STEP: Final = "dynamics/global_step"
-"""The framework's own count of steps, with which it logs, at the end of each epoch."""
 
 MEASURE_METRICS: Final = {
     INTEGRATION: "integration",

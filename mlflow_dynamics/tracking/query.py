@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from mlflow.entities import LifecycleStage, Run, ViewType
@@ -32,6 +32,7 @@ from mlflow_dynamics.tracking.store import (
 
 _GROUPS: Final = ("dynamics/", "train/", "validation/")
 _RUN_COLUMNS: Final = ("run_id", "run_name", "experiment_id", "status", "start_time", "end_time")
+_TODAY: Final = {earlier: key for key, earlier in names.EARLIER_KEYS.items()}
 _PAGE: Final = 1_000
 _IDS_PER_SEARCH: Final = 200
 _RUN_ID: Final = re.compile(r"[\w-]{1,256}")
@@ -71,8 +72,7 @@ def load_metrics(
     """
     found = find_runs(runs, experiment_names=experiment_names, filter_string=filter_string)
     keys = list(metrics) if metrics is not None else _keys(found)
-    ids = [run.info.run_id for run in found]
-    wide = _by_epoch(ids, keys)
+    wide = _by_epoch(found, keys)
     for prefix, chosen in (("params", params), ("tags", tags)):
         for name in chosen:
             values = {run.info.run_id: getattr(run.data, prefix).get(name) for run in found}
@@ -150,7 +150,7 @@ def search_runs(
     frame["plateau_epoch"] = _plateaus(found)
     frame["lead_time"] = frame["plateau_epoch"] - frame["warning_epoch"]
     for key in (*names.DYNAMICS_METRICS, names.VALIDATION_ACCURACY):
-        frame[key] = pd.Series([run.data.metrics.get(key, np.nan) for run in found], dtype="float64")
+        frame[key] = pd.Series([_latest(run, key) for run in found], dtype="float64")
     return frame
 
 
@@ -292,21 +292,32 @@ def _experiment_ids(store: AbstractStore, experiment: str | Sequence[str] | None
     return ids
 
 
+def _latest(run: Run, key: str) -> float:
+    earlier = run.data.metrics.get(names.EARLIER_KEYS.get(key, key), math.nan)
+    return float(run.data.metrics.get(key, earlier))
+
+
 def _keys(runs: Iterable[Run]) -> list[str]:
     own = {key for run in runs for key in run.data.metrics if key.startswith(_GROUPS)}
-    return [*names.DYNAMICS_METRICS, *sorted(own.difference(names.DYNAMICS_METRICS))]
+    return [*names.DYNAMICS_METRICS, *sorted(own.difference(names.DYNAMICS_METRICS, _TODAY))]
 
 
-def _by_epoch(run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+def _by_epoch(runs: Sequence[Run], keys: Sequence[str]) -> pd.DataFrame:
     """Return a row for each run and epoch, in the order of the runs, with a column for each key."""
-    long = metric_histories(mlflow.get_tracking_uri(), run_ids, list(dict.fromkeys((*keys, *MARKS))))
+    today = [_TODAY.get(key, key) for key in keys]
+    run_ids = [run.info.run_id for run in runs]
+    logged = {key for run in runs for key in run.data.metrics}
+    # The order of the keys is that of their requests; a key that no run has would cost a request for nothing.
+    asked = [one for key in dict.fromkeys((*today, *MARKS)) for one in (key, names.EARLIER_KEYS.get(key))]
+    long = metric_histories(mlflow.get_tracking_uri(), run_ids, [one for one in asked if one in logged])
+    long["key"] = long["key"].replace(_TODAY)
     epoch = epochs_of(long)
     # Values without an epoch get a row for each step, apart from the rows of the epochs.
-    long = long.assign(known=epoch.notna(), at=epoch.fillna(long["step"]))[long["key"].isin(keys)]
+    long = long.assign(known=epoch.notna(), at=epoch.fillna(long["step"]))[long["key"].isin(today)]
     row = ["run_id", "known", "at"]
     long = long.sort_values("timestamp", kind="stable").drop_duplicates([*row, "key"], keep="last")
     wide = long.set_index([*row, "key"])["value"].unstack("key")
-    wide = wide.reindex(columns=list(keys)).astype("float64").rename_axis(columns=None).reset_index()
+    wide = wide.reindex(columns=today).set_axis(list(keys), axis=1).astype("float64").reset_index()
     wide.insert(1, "epoch", wide.pop("at").astype("Int64").where(wide.pop("known").astype(bool)))
     wide = wide.astype({"run_id": "str"})
     order = {run_id: position for position, run_id in enumerate(run_ids)}
@@ -319,8 +330,8 @@ def _by_epoch(run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
 
 
 def _plateaus(runs: Sequence[Run]) -> pd.Series:
-    ids = [run.info.run_id for run in runs if names.VALIDATION_ACCURACY in run.data.metrics]
-    accuracy = _by_epoch(ids, [names.VALIDATION_ACCURACY]).dropna(subset=["epoch"])
+    validated = [run for run in runs if names.VALIDATION_ACCURACY in run.data.metrics]
+    accuracy = _by_epoch(validated, [names.VALIDATION_ACCURACY]).dropna(subset=["epoch"])
     found: dict[str, int | None] = {}
     for run_id, one in accuracy.groupby("run_id"):
         position = plateau_epoch(one[names.VALIDATION_ACCURACY])

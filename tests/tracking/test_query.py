@@ -163,6 +163,25 @@ def test_runs_are_found_in_experiments_beyond_the_first_page(
     assert query.whole_id(recorded["sgd"][:12]) == recorded["sgd"]
 
 
+def test_runs_of_earlier_versions_are_read_under_the_names_of_today(recorded: dict[str, str]) -> None:
+    client = MlflowClient()
+    old = str(client.create_run(recorded["id"], run_name="old").info.run_id)
+    for epoch in range(3):
+        for key, earlier in names.EARLIER_KEYS.items():
+            # Its last epoch was recorded by this version.
+            client.log_metric(old, key if epoch == 2 else earlier, epoch + 0.5, 1_000 + epoch, epoch)
+    for key, earlier in names.EARLIER_KEYS.items():
+        frame = load_metrics([old, recorded["adam"]])
+        assert earlier not in frame
+        assert frame.loc[frame["run_id"] == old, key].to_list() == [0.5, 1.5, 2.5]
+        frame = load_metrics(old, metrics=[earlier])
+        assert frame.columns.to_list() == ["run_id", "epoch", earlier]
+        assert frame[earlier].to_list() == [0.5, 1.5, 2.5]
+        assert frame["epoch"].to_list() == [0, 1, 2]
+    found = search_runs(recorded["experiment"]).set_index("run_id")
+    assert found.loc[old, names.CONVERGENCE_SCORE] == 2.5
+
+
 def test_nothing_found_is_an_empty_frame_with_its_columns(recorded: dict[str, str]) -> None:
     frame = load_metrics(recorded["bare"])
     assert frame.empty

@@ -78,8 +78,8 @@ def test_a_run_holds_what_it_promises(folder: Path) -> None:
     for key in ("integration", "metastability", "synchrony", "stability", "layers_dropped"):
         assert list(series(run, f"dynamics/{key}")) == [1, 2, 3, 4, 5], key
     # Of 20 steps an epoch a window holds 60, and the first 40 steps are left out.
-    assert list(series(run, "dynamics/window").values()) == [20, 40, 60, 60, 60, 60]
-    assert list(series(run, "dynamics/start_up").values()) == [1, 1, 1, 1, 0, 0]
+    assert list(series(run, "dynamics/details/window").values()) == [20, 40, 60, 60, 60, 60]
+    assert list(series(run, "dynamics/details/start_up").values()) == [1, 1, 1, 1, 0, 0]
     assert list(series(run, "dynamics/volatility")) == []
 
     table = activations(run).to_table().to_pandas()

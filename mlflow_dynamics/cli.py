@@ -87,7 +87,7 @@ _CONTEXT = {
 @click.pass_context
 def commands(context: click.Context) -> None:
     """See how a network's layers move together while it trains."""
-    if context.invoked_subcommand != "run":  # logging in a script is the script's to set up
+    if context.invoked_subcommand != "run":  # the script sets up its own logging
         logging.basicConfig(format=LOG_FORMAT, datefmt=LOG_DATES)
         logging.getLogger("mlflow_dynamics").setLevel(logging.INFO)
         if not sys.stderr.isatty():  # tqdm reads this when it is imported, also by other libraries
@@ -111,7 +111,7 @@ def train(**parameters: Any) -> None:
 @commands.command(short_help="Train the paper's nine combinations, only what is missing.")
 @_options_of(GridConfig)
 def paper(**parameters: Any) -> None:
-    """Train those of the paper's nine combinations that are missing, as child runs of one run."""
+    """Train the paper's nine combinations as child runs of one run, without those that are trained already."""
     from mlflow_dynamics.training.launched import nothing_left_if_refused
 
     with nothing_left_if_refused("paper"):
@@ -192,7 +192,8 @@ def recompute(context: click.Context, run_id: str, name: str | None, **changes: 
 def watch(run_id: str, stop: bool, stop_before_last_phase: bool, poll: float) -> None:
     """Follow a live run from outside, or look back at one: each epoch and the warning's verdict.
 
-    RUN_ID may be the beginning of an id. In a terminal one dashboard is drawn anew, elsewhere each epoch is a line.
+    RUN_ID may be the beginning of an id. In a terminal, a dashboard is drawn anew after each epoch; elsewhere, each
+    epoch is printed as a line.
     """
     from mlflow_dynamics.tracking.query import whole_id
     from mlflow_dynamics.training.launched import nothing_left
@@ -206,7 +207,7 @@ def watch(run_id: str, stop: bool, stop_before_last_phase: bool, poll: float) ->
 
 
 def _print_verdicts(epochs: Iterable[WatchedEpoch]) -> None:
-    """A line an epoch."""
+    """Print a line for each epoch."""
     from mlflow_dynamics.tracking import names
 
     for number, epoch in enumerate(epochs):
@@ -225,7 +226,7 @@ def _print_verdicts(epochs: Iterable[WatchedEpoch]) -> None:
 
 
 def _redraw(epochs: Iterable[WatchedEpoch]) -> None:
-    """A dashboard in a terminal, drawn anew after each epoch."""
+    """Draw a dashboard in a terminal, and draw it anew after each epoch."""
     from mlflow_dynamics.dashboard import dashboard
 
     seen: list[WatchedEpoch] = []
@@ -234,7 +235,7 @@ def _redraw(epochs: Iterable[WatchedEpoch]) -> None:
         seen.append(epoch)
         up = (
             f"\x1b[{len(lines)}F\x1b[J" if lines else ""
-        )  # to the beginning of what is there, which is cleared
+        )  # moves to the beginning of the last dashboard and clears it
         lines = dashboard(seen, width=shutil.get_terminal_size().columns)
         click.echo(up + "\n".join(lines))
 
@@ -308,7 +309,7 @@ def _comparison(
 def evaluate(traces: Path | None, experiment: str | None, filter_string: str, figure: Path | None) -> None:
     """Compare the early warning with other stopping rules on finished runs.
 
-    In a terminal what is said fits it; elsewhere it is Markdown.
+    The output is Markdown; in a terminal, its lines are made to fit.
     """
     if (traces is None) == (experiment is None):
         raise click.UsageError("Give either --traces FILE or --experiment NAME.")

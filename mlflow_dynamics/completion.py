@@ -1,4 +1,4 @@
-"""Shell completion: the values that an option takes, given without loading torch or MLflow."""
+"""Completes commands in the shell: gives the values that an option takes, without loading torch or MLflow."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ VALUES: Final[dict[str, Callable[[], Iterable[str]]]] = {
     "detector": _detectors,
     "device": lambda: ("auto", "cpu", "cuda", "mps"),
 }
-"""Name of an option's parameter -> the values that it takes, or the best known ones."""
+"""Name of an option's parameter -> the values that the option takes, or the best known ones if it is in `OPEN`."""
 
 OPEN: Final = frozenset({"model", "dataset", "easy_dataset", "hard_dataset", "detector", "device"})
-"""Those that take more than these values."""
+"""The options that take more values than `VALUES` lists."""
 
 
 def choices_of(parameter: str, word: str | None = None) -> str | None:
-    """All that an option takes, as its help shows it, with the word for its absence; None where that is no list."""
+    """Return all values of an option as its help shows them; None if they are no closed list.
+
+    `word` stands for the absence of a value and is added as the last one.
+    """
     if parameter not in VALUES or parameter in OPEN:
         return None
     return f"[{'|'.join([*VALUES[parameter](), *([] if word is None else [word])])}]"

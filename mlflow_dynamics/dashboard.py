@@ -1,4 +1,4 @@
-"""A watched run on a few lines of a terminal."""
+"""Shows a watched run on a few lines of a terminal."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _VALUE: Final = 9
 
 
 def dashboard(epochs: Sequence[WatchedEpoch], *, width: int) -> list[str]:
-    """The last epochs of a run: a line for each metric, with its last value and its curve, and the verdict.
+    """Return lines that show the last epochs of a run: the last value and the curve of each metric, and the verdict.
 
-    A line has at most `width` characters, or 31. A metric that no epoch has gets no line, an epoch without it a gap.
+    A line has at most `width` characters, or 31 if `width` is less. A metric without a value has no line, and an epoch
+    without a value is a gap in the curve.
     """
     last = epochs[-1]
     lines = [f"epoch {last.verdict.epoch}"]
@@ -41,7 +42,7 @@ def dashboard(epochs: Sequence[WatchedEpoch], *, width: int) -> list[str]:
 
 
 def curve_of(values: Sequence[float]) -> str:
-    """A character for each value, from the lowest to the highest; a gap where there is none."""
+    """Return a curve with a character for each value: a bar, or a space if the value is not finite."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return " " * len(values)

@@ -1,4 +1,4 @@
-"""The extras `report` and `train`: packages that only a part of this package needs, read from its metadata."""
+"""Checks the extras `report` and `train`: requirements of only a part of this package, read from its metadata."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def require(extra: Extra, what: str) -> None:
 
 
 def project_links() -> dict[str, str]:
-    """What this package's metadata link to, such as its documentation, label -> address; nothing as in `unmet`."""
+    """Return the links of this package's metadata, such as its documentation, as label -> address.
+
+    Nothing is returned if this package itself is not installed.
+    """
     try:
         declared = metadata(_DISTRIBUTION).get_all("Project-URL") or []
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Rules fitted on other runs: what a run would still gain, forecast from runs of other data sets and networks."""
+"""Fits stopping rules on other runs: they forecast what a run would still gain, from other data sets and networks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FORECAST: Final = "forecast of the remaining gain"
 PER_SCHEDULE: Final = "blind fraction per schedule"
 
 LOOK_BACK: Final = 5
-"""Epochs over which the forecast sees accuracy and training loss move; before, it says nothing."""
+"""The forecast looks at the moves of accuracy and training loss over so many epochs. Before, there is no forecast."""
 
 SETTINGS: Final = 100
 
 
 def fitted_rules(runs: Sequence[Curves]) -> dict[str, Rule]:
-    """The rules that stop once the mean gain still to come, forecast from strangers, is at most the setting.
+    """Return the rules that stop a run when its forecast gain is at most the setting, in points of accuracy.
 
-    Strangers of a run are the runs of another data set and another network; a rule for which some run has none is left
-    out.
+    The gain is forecast from the run's strangers: the runs of another data set and also of another network, and for
+    `PER_SCHEDULE` only those of the same schedule. A rule is left out if a run has no strangers.
     """
     forecasts = {FORECAST: _regression, PER_SCHEDULE: _mean_of_schedule}
     found = {}
@@ -37,7 +37,7 @@ def fitted_rules(runs: Sequence[Curves]) -> dict[str, Rule]:
                 and (name == FORECAST or other.configuration[-1] == run.configuration[-1])
             ]
             if strangers:
-                # Rounded, so that which run a setting stops does not hang on a machine's last digit.
+                # Forecasts are rounded, so that the last digit of a machine does not decide which runs a setting stops.
                 expected[id(run)] = np.round(forecast(run, strangers), 6)
         said = [value for values in expected.values() for value in values if np.isfinite(value)]
         if said and len(expected) == len(runs):
@@ -54,13 +54,13 @@ def _elapsed(run: Curves) -> Array:
 
 
 def _mean_of_schedule(run: Curves, strangers: Sequence[Curves]) -> Array:
-    """What runs of the same schedule still gained at the same fraction of their budget; of the run itself, nothing."""
+    """Return the mean gain that strangers of the same schedule still had ahead at the same fraction of their budget."""
     gains = [np.interp(_elapsed(run), _elapsed(other), other.remaining_gain) for other in strangers]
     return np.mean(gains, axis=0)
 
 
 def _regression(run: Curves, strangers: Sequence[Curves]) -> Array:
-    """Least squares of the remaining gain on what is known at an epoch."""
+    """Forecast the remaining gain by least squares from what is known at an epoch (`_known`), fitted on strangers."""
     known = np.concatenate([_known(other) for other in strangers])
     gain = np.concatenate([other.remaining_gain for other in strangers])
     whole = np.isfinite(known).all(axis=1) & np.isfinite(gain)
@@ -69,7 +69,7 @@ def _regression(run: Curves, strangers: Sequence[Curves]) -> Array:
 
 
 def _known(run: Curves) -> Array:
-    """(epochs, 7) a constant, time, rate, and the last moves of accuracy and training loss, NaN before `LOOK_BACK`."""
+    """Return (epochs, 7): a constant, time, rate, and the last moves of accuracy and loss, NaN before `LOOK_BACK`."""
     elapsed = _elapsed(run)
     best = 100 * np.fmax.accumulate(run.accuracy)
     loss = np.log(np.where(run.training_loss > 0, run.training_loss, np.nan))

@@ -1,4 +1,4 @@
-"""The evaluation as Markdown: the warning by itself, then all rules at equal savings, each with its interval."""
+"""Writes the evaluation as Markdown: the warning by itself, then all rules at equal savings, with intervals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from mlflow_dynamics.evaluation.statistics import (
 from mlflow_dynamics.evaluation.traces import Array, Curves, clusters_of, curves_of
 
 SAVED: Final = (0.05, 0.2, 0.3, 0.4)
-"""Fractions of the budget at which rules are compared."""
+"""The fractions of the budget saved at which rules are compared."""
 
 WORTHWHILE: Final = 0.2
 """Points of accuracy by which a rule must lose less than patience and a blind fraction to be said to save epochs."""
@@ -49,12 +49,13 @@ CANNOT_TELL: Final = "cannot tell"
 
 
 def report(frame: pd.DataFrame, *, seed: int = 0) -> str:
-    """The evaluation as Markdown: the warning by itself, then all rules at equal savings.
+    """Return the evaluation as Markdown: the warning by itself, then all rules at equal savings.
 
-    Intervals are of 95 %: of means by a bootstrap of whole clusters (`statistics.interval`), of shares Wilson's.
+    All intervals are 95 % intervals. For means, they come from a bootstrap of whole clusters (`statistics.interval`);
+    for shares, they are Wilson's (`statistics.share_interval`).
 
     Raises:
-        DataError: all runs share a configuration or epochs, so that nothing can be tuned on others.
+        DataError: all runs are in one cluster (`traces.clusters_of`), so that no rule can be tuned on other runs.
     """
     runs = [run for run, _ in curves_of(frame)]
     clusters = clusters_of(runs)
@@ -91,7 +92,10 @@ def report(frame: pd.DataFrame, *, seed: int = 0) -> str:
 
 
 def for_terminal(report: str, *, width: int) -> str:
-    """A report whose lines fit: each rule with a line for each saving, instead of a row of a Markdown table."""
+    """Return the report with lines of at most `width` characters, except cells that are longer.
+
+    Instead of the row of a Markdown table, a rule has a line for each saving.
+    """
     lines: list[str] = []
     header: list[str] = []
     for line in report.splitlines():
@@ -109,13 +113,19 @@ UNREACHED: Final = "saves less"
 
 
 def _lost(found: Array, weights: Array) -> dict[float, Array]:
-    """At each of `SAVED` points lost, of all runs and then in each bootstrap sample; NaN where not so much is saved."""
+    """Return saving -> points lost, for each of `SAVED`: over all runs, and then in each bootstrap sample.
+
+    The points are NaN if the rule cannot save so much.
+    """
     whole = np.full((1, weights.shape[1]), 1 / weights.shape[1])
     return dict(zip(SAVED, lost_at(SAVED, found, np.concatenate([whole, weights])).T, strict=True))
 
 
 def _cell(lost: Array, clusters: Clusters, form: str = ".2f") -> str:
-    """`1.54 [0.88, 2.83]`, unless the rule, in all runs or in more than a few samples, cannot save so much."""
+    """Return `1.54 [0.88, 2.83]`, or `UNREACHED` if the rule cannot save so much.
+
+    It cannot if it does not over all runs, or in more than 2.5 % of the bootstrap samples.
+    """
     if np.isnan(lost[0]) or np.isnan(lost[1:]).mean() > (1 - LEVEL) / 2:
         return UNREACHED
     low, high = interval(lost[1:], clusters)
@@ -123,7 +133,11 @@ def _cell(lost: Array, clusters: Clusters, form: str = ".2f") -> str:
 
 
 def _verdict(name: str, lost: dict[str, dict[float, Array]], clusters: Clusters) -> str:
-    """Whether a rule saves epochs: somewhere, surely and by a worthwhile margin, over patience and blind alike."""
+    """Say whether a rule saves epochs.
+
+    It does if at one of `SAVED` it loses less than patience and less than a blind fraction: both times by `WORTHWHILE`
+    or more, and with an interval of the difference that lies below 0.
+    """
     count = len(np.unique(clusters))
     if count < ENOUGH_CLUSTERS:
         return f"{CANNOT_TELL} from {count} clusters of runs, at least {ENOUGH_CLUSTERS} are needed"
@@ -138,7 +152,7 @@ def _verdict(name: str, lost: dict[str, dict[float, Array]], clusters: Clusters)
 
 
 def _of_another_seed(runs: Sequence[Curves]) -> Rule:
-    """The warning that looks at the S of the next seed of the same configuration."""
+    """Return a control: the warning that sees the score of the configuration's next seed in place of the run's own."""
     others: dict[int, Array] = {}
     for run in runs:
         same = [other for other in runs if other.configuration == run.configuration]
@@ -208,7 +222,7 @@ def _header(*, counts_differ: bool) -> list[str]:
 
 
 def _share(happened: NDArray[np.bool_], among: NDArray[np.bool_], clusters: Clusters) -> str:
-    """`14 % [5, 33] (3 of 22)`, and of a handful of runs that they cannot tell."""
+    """Return `14 % [5, 33] (3 of 22)`. For fewer than `ENOUGH_RUNS` runs, the text says that they are too few."""
     if not among.any():
         return "none (0)"
     some = happened[among]
@@ -218,7 +232,7 @@ def _share(happened: NDArray[np.bool_], among: NDArray[np.bool_], clusters: Clus
 
 
 def _mean(values: Array, among: NDArray[np.bool_], clusters: Clusters) -> str:
-    """`4.2 [3.1, 5.4]`, and of a handful of clusters no more than that they cannot tell."""
+    """Return `4.2 [3.1, 5.4]`. For fewer than `ENOUGH_CLUSTERS` clusters, the text only says that they cannot tell."""
     own = clusters[among]
     count = len(np.unique(own))
     if count < ENOUGH_CLUSTERS:

@@ -1,4 +1,4 @@
-"""The stopping rules that are compared, each with its settings; what a stop saves and loses; tuning on other runs."""
+"""Defines the stopping rules and their settings, computes what a stop saves and loses, tunes rules on other runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ LOSS_PATIENCE: Final = "patience on validation loss"
 BLIND: Final = "blind fraction of the budget"
 
 TARGETS: Final = np.linspace(0, 0.9, 91)
-"""Fractions of the budget that a rule is tuned to save."""
+"""The fractions of the budget that a rule is tuned to save."""
 
 Semantics = Literal["keras", "lightning"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A stopping rule with the settings among which it is tuned: (curves, setting) -> last epoch, or None."""
+    """A stopping rule, and the settings among which it is tuned.
+
+    Attributes:
+        stop: (curves, setting) -> the last epoch that is trained, or None if the rule does not stop the run.
+        settings: the settings that are tried.
+    """
 
     stop: Callable[[Curves, float], int | None]
     settings: Sequence[float]
@@ -67,29 +72,31 @@ AS_LIGHTNING: Final[Mapping[str, Rule]] = {
     PATIENCE: Rule(partial(_accuracy_patience, "lightning"), range(1, 31)),
     LOSS_PATIENCE: Rule(partial(_loss_patience, "lightning"), range(1, 31)),
 }
-"""The rules of these names as Lightning counts: other stops only where a value is not finite (`patience_stop`)."""
+"""The same rules with Lightning's way of counting. Stops differ only if a value is not finite (`patience_stop`)."""
 
 
 def outcome(run: Curves, stop: int | None) -> tuple[float, float]:
-    """(fraction of the budget saved, best accuracy lost in points) of a stop that keeps the best weights."""
+    """Return (fraction of the budget saved, points of best accuracy lost) of a stop that keeps the best weights."""
     last = len(run.accuracy) - 1 if stop is None else stop
     saved = 1 - (last + 1) / len(run.accuracy)
     return saved, float(run.remaining_gain[last])
 
 
 def outcomes(rule: Rule, runs: Sequence[Curves]) -> Array:
-    """(runs, settings, 2) the outcome of each run under each setting."""
+    """Return (runs, settings, 2): the `outcome` of each run under each setting."""
     return np.array([[outcome(run, rule.stop(run, s)) for s in rule.settings] for run in runs])
 
 
 def tuned(table: Array, clusters: NDArray[np.int64]) -> Array:
-    """(runs, TARGETS, 2) outcomes of a rule tuned to save each of `TARGETS` on all other clusters than the run's own.
+    """Return (runs, TARGETS, 2): the outcomes of a rule that was tuned to save each of `TARGETS`.
 
-    Between two settings the rule takes each in a part of the runs, so that on average it saves just that there.
+    For each run, the rule is tuned on the clusters to which the run does not belong. If the wanted saving lies between
+    those of two settings, the outcomes of both are averaged with weights, so that the mean saving on those clusters is
+    the wanted one.
 
     Args:
-        table: (runs, settings, 2) as `outcomes` gives it.
-        clusters: (runs,) as `clusters_of` gives it.
+        table: (runs, settings, 2), as `outcomes` returns it.
+        clusters: (runs,), as `clusters_of` returns it.
     """
     chosen = np.empty((len(table), len(TARGETS), 2))
     for cluster in np.unique(clusters):
@@ -105,12 +112,12 @@ def tuned(table: Array, clusters: NDArray[np.int64]) -> Array:
 
 
 def lost_at(saved: Sequence[float], found: Array, weights: Array) -> Array:
-    """(samples, savings) points lost where `found` saves just that on average; NaN where it cannot.
+    """Return (samples, savings): the points lost at exactly these mean savings; NaN if the rule cannot save so much.
 
     Args:
         saved: fractions of the budget.
-        found: (runs, TARGETS, 2) as `tuned` gives it.
-        weights: (samples, runs) of the runs in each sample, rows of sum 1.
+        found: (runs, TARGETS, 2), as `tuned` returns it.
+        weights: (samples, runs), the weight of each run in each sample; a row sums to 1.
     """
     mean = np.tensordot(weights, found, axes=1)
     reached = np.maximum.accumulate(mean[:, :, 0], axis=1)
@@ -120,5 +127,5 @@ def lost_at(saved: Sequence[float], found: Array, weights: Array) -> Array:
 
 
 def first(condition: NDArray[np.bool_]) -> int | None:
-    """The first epoch at which (epochs,) `condition` holds, or None."""
+    """Return the first epoch at which the (epochs,) `condition` holds, or None."""
     return int(condition.argmax()) if condition.any() else None

@@ -1,4 +1,4 @@
-"""How sure a figure is that comes from runs of which some are alike: intervals over clusters of runs."""
+"""Computes intervals for numbers from runs of which some are alike. Runs that are alike form a cluster."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ LEVEL: Final = 0.95
 RESAMPLES: Final = 2_000
 
 ENOUGH_CLUSTERS: Final = 6
-"""Of five clusters not even five of one sign would be surprising: 2 x 0.5^5 = 0.06."""
+"""The least number of clusters. With five, even five results of one sign would be no surprise: 2 x 0.5^5 = 0.06."""
 
 ENOUGH_RUNS: Final = 16
-"""For a share: where it happened in none of 16 runs, Wilson's interval still reaches to 19 %."""
+"""The least number of runs for a share. If none of 16 runs counts, Wilson's interval still reaches to 19 %."""
 
 Clusters = NDArray[np.int64]
 """(runs,) the number of each run's cluster, from 0."""
 
 
 def resampled(clusters: Clusters, rng: np.random.Generator) -> Array:
-    """(RESAMPLES, runs) the weights of the runs in as many bootstrap samples of whole clusters; rows sum to 1."""
+    """Return (RESAMPLES, runs): the weight of each run in each bootstrap sample of whole clusters. A row sums to 1."""
     count = int(clusters.max()) + 1
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, clusters].astype(np.float64)
     return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))
 
 
 def interval(draws: Array, clusters: Clusters) -> tuple[float, float]:
-    """The interval of a statistic from its (RESAMPLES,) values in bootstrap samples of whole clusters.
+    """Return the 95 % interval of a statistic from its (RESAMPLES,) values in bootstrap samples of whole clusters.
 
-    Percentiles, further out the fewer clusters there are, by as much as Student's interval of a mean is wider than
-    that of the normal distribution with the variance of the bootstrap (Hesterberg 2015, section 5.3.2, doi
-    10.1080/00031305.2015.1089789). NaN for a single cluster.
+    The ends are percentiles. They lie further out if there are fewer clusters, by as much as Student's interval of a
+    mean is wider than the normal one with the variance of the bootstrap (Hesterberg 2015, section 5.3.2, doi
+    10.1080/00031305.2015.1089789). Both ends are NaN for a single cluster.
     """
     count = len(np.unique(clusters))
     if count < 2:
@@ -47,10 +47,15 @@ def interval(draws: Array, clusters: Clusters) -> tuple[float, float]:
 
 
 def share_interval(happened: NDArray[np.bool_], clusters: Clusters) -> tuple[float, float]:
-    """Wilson's interval of the share of runs in which something happened (1927, doi 10.1080/01621459.1927.10502953).
+    """Return Wilson's interval of a share of runs (Wilson 1927, doi 10.1080/01621459.1927.10502953).
 
-    The number of runs is divided by the design effect, how much more the share varies from cluster to cluster than it
-    would over independent runs, at least 1. Where all runs agree this cannot be estimated, and clusters are counted.
+    The number of runs is divided by the design effect: how many times the share's variance over clusters exceeds that
+    over independent runs, but at least 1. If all runs agree, the design effect cannot be estimated, and the number of
+    clusters is used in place of the number of runs.
+
+    Args:
+        happened: (runs,), True for the runs that count.
+        clusters: (runs,), as `clusters_of` returns it.
     """
     _, own = np.unique(clusters, return_inverse=True)
     runs, count, share = len(happened), own.max() + 1, float(happened.mean())
@@ -63,7 +68,7 @@ def share_interval(happened: NDArray[np.bool_], clusters: Clusters) -> tuple[flo
 
 
 def wilson(share: float, size: float) -> tuple[float, float]:
-    """Wilson's interval of a share of `size` independent trials, a number that need not be whole."""
+    """Return Wilson's 95 % interval of a share of `size` independent trials. `size` need not be a whole number."""
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
     centre = (share + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z / (1 + z**2 / size) * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))

@@ -1,4 +1,4 @@
-"""The runs of an evaluation: read from a file or an experiment, each as curves with the warning it would have had."""
+"""Reads the runs of an evaluation from a file or an experiment, and computes the warning that each would have had."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mlflow_dynamics.tracking.query import load_metrics
 Array = NDArray[np.float64]
 
 CONFIGURATION: Final = ("dataset", "model", "schedule")
-"""Runs that agree in these are of one configuration."""
+"""Runs that agree in these columns are of one configuration."""
 
 NEEDED: Final = (names.STABILITY, names.TRAIN_LOSS, names.VALIDATION_LOSS, names.VALIDATION_ACCURACY)
 MANY_CLASSES: Final = 100
@@ -32,16 +32,16 @@ MANY_CLASSES: Final = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """One finished run.
+    """The curves of one finished run.
 
     Attributes:
-        configuration: its data set, model and schedule.
+        configuration: the data set, the model and the schedule.
         accuracy, validation_loss, training_loss: (epochs,).
-        rate: (epochs,) the learning rate over its highest so far, 1 where none was logged.
-        score: (epochs,) the early warning's statistic over its threshold, NaN where there is none.
-        warned: the epoch of the warning at its own threshold, or None.
+        rate: (epochs,) the learning rate divided by its highest value so far; 1 if no rate was logged.
+        score: (epochs,) the early warning's statistic divided by its threshold; NaN in epochs without a statistic.
+        warned: the epoch at which the warning fires at its own threshold, or None.
         plateau: the epoch from which validation accuracy is flat, or None.
-        tolerance: what counts as flat, of an accuracy in [0, 1].
+        tolerance: the difference of accuracies in [0, 1] that counts as flat.
     """
 
     configuration: tuple[str, ...]
@@ -56,19 +56,19 @@ class Curves:
 
     @cached_property
     def remaining_gain(self) -> Array:
-        """(epochs,) points by which the best accuracy of the whole run exceeds the best so far."""
+        """(epochs,): by how many points the best accuracy of the whole run exceeds the best accuracy so far."""
         best = 100 * np.fmax.accumulate(self.accuracy)
         return np.asarray(best[-1] - best)
 
 
 def read_traces(path: Path) -> pd.DataFrame:
-    """A CSV file of epochs: the columns of `CONFIGURATION`, seed, epoch, metrics, perhaps `classes` and `run_id`.
+    """Read a CSV file of epochs: the columns of `CONFIGURATION`, seed, epoch, metrics, perhaps `classes` and `run_id`.
 
-    Epochs marked as start-up (`dynamics/details/start_up`) are not judged. Without `run_id` each seed of a
-    configuration is a run.
+    Epochs that are marked as start-up (`dynamics/details/start_up`) are not judged. Without a column `run_id`, each
+    seed of a configuration is a run.
 
     Raises:
-        DataError: there is no such file, it lacks a column, or a run has an epoch twice.
+        DataError: the file does not exist or lacks a column, or a run has an epoch twice.
     """
     try:
         frame = pd.read_csv(path)
@@ -78,11 +78,13 @@ def read_traces(path: Path) -> pd.DataFrame:
 
 
 def read_experiment(experiment: str, filter_string: str = "") -> pd.DataFrame:
-    """The same from an MLflow experiment's runs, which log dataset, model, schedule and seed as parameters.
+    """Return the frame of `read_traces` from the runs of an MLflow experiment.
+
+    The runs must have logged dataset, model, schedule and seed as parameters.
 
     Raises:
         TrackingError: the experiment is unknown or cannot be read.
-        DataError: its runs lack a metric.
+        DataError: the runs of the experiment lack a metric.
     """
     frame = load_metrics(
         experiment_names=experiment, filter_string=filter_string, params=(*CONFIGURATION, "seed")
@@ -93,7 +95,7 @@ def read_experiment(experiment: str, filter_string: str = "") -> pd.DataFrame:
 
 
 def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
-    """Each run of the frame with its seed, ordered by configuration and seed."""
+    """Return (curves, seed) of each run in the frame, in the order of configuration and seed."""
     found = []
     for key, run in frame.groupby(_one_run(frame), sort=True):
         configuration, seed = key[: len(CONFIGURATION)], key[len(CONFIGURATION)]
@@ -119,10 +121,11 @@ def curves_of(frame: pd.DataFrame) -> list[tuple[Curves, str]]:
 
 
 def clusters_of(runs: Sequence[Curves]) -> NDArray[np.int64]:
-    """(runs,) the cluster of each run, from 0: runs of one configuration, and of all that share their first epoch.
+    """Return (runs,): the number of each run's cluster, from 0.
 
-    Up to the first step of the rate a `step` and a `constant` schedule of one seed are one training, and what is one
-    training says a thing once. That two others agree in both losses of an epoch by chance is as good as impossible.
+    Two runs are in one cluster if they have one configuration or the same losses in their first epoch, directly or by
+    way of other runs. Runs of one seed under a `step` and a `constant` schedule are one training until the first step
+    of the rate, so they must not count as two. Other runs as good as never agree in both losses of an epoch.
     """
     configurations = [run.configuration for run in runs]
     starts = [(run.training_loss[0], run.validation_loss[0]) for run in runs]
@@ -142,7 +145,7 @@ def _relative_rate(run: pd.DataFrame) -> Array:
 
 
 def _schedule(name: str, run: pd.DataFrame) -> Schedule:
-    """What a training that was planned as this run went would have known of its learning rate."""
+    """Return the schedule that a run would have announced, if it was planned as it went."""
     drops: list[int] = []
     if name not in SMOOTH and names.LEARNING_RATE in run:
         rates = run[names.LEARNING_RATE].to_list()
@@ -171,5 +174,5 @@ def _checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _one_run(frame: pd.DataFrame) -> list[str]:
-    """The columns whose values are those of one run alone: seeds repeat where anything else was varied."""
+    """Return the columns that identify a run. `run_id` is one, because seeds repeat if other settings were varied."""
     return [*CONFIGURATION, "seed", *(["run_id"] if "run_id" in frame else [])]

@@ -1,1 +1,1 @@
-"""A run's report: figures of its dynamics on one page that needs no network."""
+"""Draws the report of a run: figures of the run's dynamics on one page that needs no network."""

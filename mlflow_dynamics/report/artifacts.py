@@ -1,4 +1,4 @@
-"""A history as the files of its run: the page, and a picture of each figure."""
+"""Turns a history into the files of its run: the page, and a picture of each figure."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ DEFINITIONS: Final = {
     "phase coherence": "mean cosine between a layer's phase and that of the others",
     "plateau": "first epoch whose 5-epoch median of validation accuracy is within half a point of the best",
 }
-"""How the page words what it shows; the formulas in full are in the documentation."""
+"""The page's short definition of each term. The documentation has the formulas in full."""
 
 
 LONGEST_TABLE: Final = 500
-"""Epochs: a page must stay small."""
+"""The largest number of epochs in a table, because a page must stay small."""
 
 
 def render(history: RunHistory, *, pictures: bool) -> dict[str, bytes]:
-    """Artifact path -> content; the pictures only where asked for."""
+    """Return the files as artifact path -> content. The pictures are among them only if `pictures` is True."""
     history = _legible(history)
     figures = draw(history)
     links = {**history.links, **project_links()}
@@ -78,7 +78,7 @@ def _tables(history: RunHistory) -> list[Table]:
 
 
 def _legible(history: RunHistory) -> RunHistory:
-    """The history with every name in it as people can read and pictures take it."""
+    """Return the history with every name in printable characters, which people can read and pictures accept."""
     return replace(
         history,
         title=printable(history.title),

@@ -1,4 +1,4 @@
-"""Many runs on one page: beside each other, the paper's three questions, and what they cannot answer."""
+"""Compares many runs on one page: their curves, their answers to the paper's three questions, and what stays open."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ from mlflow_dynamics.tracking.query import find_runs, load_metrics
 from mlflow_dynamics.tracking.settings import UNKNOWN, meaning_in
 
 LONGEST: Final = 6_000
-"""Characters of a parameter, as in MLflow: two that begin alike are two."""
+"""Characters after which a parameter is cut, as many as MLflow keeps: two parameters that begin alike stay apart."""
 
 PADDING: Final = 8
-"""Pixels between the outermost point and the axis."""
+"""The distance between the outermost point and the axis, in pixels."""
 
 ROW_HEIGHT: Final = 14
 LEAST_ROWS: Final = 6
 HIGHEST_ROWS: Final = 40
-"""A figure is as high as its rows need, up to this many."""
+"""A figure is as high as its rows need, for at least `LEAST_ROWS` and at most `HIGHEST_ROWS` rows."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedRuns:
-    """Runs and, by run id, their metrics, a row an epoch; of runs without metrics there is no frame."""
+    """Runs, and their metrics as run id -> frame with a row for each epoch. Runs without metrics have no frame."""
 
     runs: Sequence[Run]
     metrics: Mapping[str, pd.DataFrame]
 
 
 def load(runs: Sequence[str] | None = None, *, experiment: str | None = None) -> LoadedRuns:
-    """What is compared.
+    """Load the runs that are compared, with their metrics.
 
     Args:
-        runs: run ids; None takes every run of `experiment`.
-        experiment: its name.
+        runs: run ids; None means every run of `experiment`.
+        experiment: the name of an experiment.
 
     Raises:
         TrackingError: a run or the experiment is unknown or deleted.
@@ -67,16 +67,16 @@ def load(runs: Sequence[str] | None = None, *, experiment: str | None = None) ->
 
 
 def gather(loaded: LoadedRuns) -> pd.DataFrame:
-    """One row a run that holds dynamics after its start-up; a warning says how many do not.
+    """Return a row for each run that has measures after its start-up. A warning tells how many runs have none.
 
     Returns:
-        Columns run_id, run_name, status, dataset, model, optimizer, schedule ("not logged" where a run does not say),
-        window (its length in steps, likewise), those of `settings.MEANING` (likewise), integration and metastability
-        (means over the second half of the epochs after start-up at which they are defined), warning_epoch,
-        plateau_epoch and lead_time (plateau minus warning, in epochs); NaN where there is none.
+        Columns run_id, run_name, status; dataset, model, optimizer, schedule; window (its length in steps, as text) and
+        the settings of `settings.MEANING`; integration and metastability (means over the second half of the epochs
+        after start-up that have both); warning_epoch, plateau_epoch and lead_time (plateau minus warning, in epochs).
+        A text that a run does not log is "not logged"; a number that a run does not have is NaN.
 
     Raises:
-        TrackingError: no run holds dynamics, or the settings of one are not ours.
+        TrackingError: no run has measures after its start-up, or the settings of a run were not logged by us.
     """
     found = loaded.runs
     numbers = {run_id: _numbers(one) for run_id, one in loaded.metrics.items()}
@@ -108,8 +108,9 @@ def gather(loaded: LoadedRuns) -> pd.DataFrame:
 
 
 def integration_by_task(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean integration of each task, architecture, optimizer, schedule and way of measuring, with its 95 % Student
-    interval over seeds.
+    """Return the mean integration of each group of repetitions, with its 95 % Student interval over seeds.
+
+    Repetitions are runs that agree in `ALIKE`: task, architecture, optimizer, schedule and way of measuring.
 
     Returns:
         Columns `ALIKE`, runs, integration, low, high; low and high are NaN for a single run.
@@ -122,7 +123,7 @@ def integration_by_task(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def limits(frame: pd.DataFrame) -> list[str]:
-    """What cannot be concluded from these runs, a sentence each; empty where none of the limits applies."""
+    """Return a sentence for each conclusion that these runs do not allow. The list is empty if no limit applies."""
     said = []
     repeated = frame.groupby(list(ALIKE)).size()
     if single := int((repeated == 1).sum()):
@@ -163,17 +164,20 @@ def limits(frame: pd.DataFrame) -> list[str]:
 
 
 def draw(frame: pd.DataFrame) -> list[Figure]:
-    """A figure for each of the three questions (without a chart where no run has a lead time), of such a frame."""
+    """Return a figure for each of the three questions, from the frame that `gather` returns.
+
+    The figure of lead times has no chart if no run has a lead time.
+    """
     return [_by_task(frame), _lead(frame), _styles(frame)]
 
 
 def comparison_page(frame: pd.DataFrame, *, title: str, runs: Sequence[Ranked] = ()) -> str:
-    """The page as HTML, which needs no network: the runs beside each other, then what they say to the questions.
+    """Return the page as HTML, which needs no network: the curves and table of the runs, then the three questions.
 
     Args:
-        frame: as `gather` returns it.
+        frame: the measured runs, as `gather` returns them.
         title: the heading.
-        runs: all of them, as `ranking.ranked` returns them.
+        runs: all runs, as `ranking.ranked` returns them.
     """
     questions: list[Figure | Table] = [
         *draw(frame),
@@ -191,7 +195,7 @@ def comparison_page(frame: pd.DataFrame, *, title: str, runs: Sequence[Ranked] =
 
 
 def comparison_pictures(frame: pd.DataFrame, *, runs: Sequence[Ranked]) -> dict[str, bytes]:
-    """Figure name -> PNG of each figure of the page, likewise."""
+    """Return the figures of the page as figure name -> PNG. The arguments are as in `comparison_page`."""
     figures = [_curves(frame, runs), *draw(frame)]
     return pictures_apart({figure.name: specification(figure) for figure in figures if figure.panels})
 
@@ -201,7 +205,7 @@ def _curves(frame: pd.DataFrame, runs: Sequence[Ranked]) -> Figure:
 
 
 def _told(frame: pd.DataFrame, runs: Sequence[Ranked]) -> list[str]:
-    """How many runs there are, which is the best, and which of them are not like the others."""
+    """Return the lines below the title: the number of runs, the best run, and what became of runs that went wrong."""
     count = max(len(runs), len(frame))
     said = f"{count} {'run' if count == 1 else 'runs'}."
     if runs and not np.isnan(runs[0].best):
@@ -212,7 +216,7 @@ def _told(frame: pd.DataFrame, runs: Sequence[Ranked]) -> list[str]:
 
 
 def _run_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the table of the runs says of those that were measured, as text."""
+    """Return the columns that the table of the runs has for the measured runs, as text."""
     shown = {"run_id": frame["run_id"]}
     for key in ("integration", "metastability"):
         shown[key] = frame[key].map("{:.3f}".format)
@@ -227,7 +231,7 @@ def _integration_table(frame: pd.DataFrame) -> Table:
     for _, row in integration_by_task(frame).iterrows():
         spread = "one run" if row["runs"] == 1 else f"{row['low']:.3f} to {row['high']:.3f}"
         dataset, *settings = row[shown]
-        # The numbers before the rest of what is long: a narrow window shows the left part of a table.
+        # The numbers come before the long texts, because a narrow window shows only the left part of a table.
         rows.append([dataset, f"{row['integration']:.3f}", spread, str(row["runs"]), *settings])
     header = ["data set", "integration", "95 % over seeds", "runs", *shown[1:]]
     return Table(title="Integration by task and architecture", header=header, rows=rows)
@@ -254,7 +258,7 @@ def _numbers(metrics: pd.DataFrame) -> dict[str, Any]:
 
 def _by_task(frame: pd.DataFrame) -> Figure:
     axis = alt.X("integration:Q", scale=alt.Scale(zero=False, padding=PADDING), axis=alt.Axis(tickCount=8))
-    # The data sets of one training beside each other: whether they are apart is the question.
+    # The data sets of one training are drawn side by side, because the question is whether they lie apart.
     y, color = _rows("training"), alt.Color("dataset:N", title="data set")
     shift = alt.YOffset("dataset:N")
     tooltip = ["run_name:N", "dataset:N", "training:N", alt.Tooltip("integration:Q", format=".3f")]
@@ -281,7 +285,7 @@ def _by_task(frame: pd.DataFrame) -> Figure:
 
 
 def _named(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with one name for what is trained alike, on whatever data."""
+    """Return the frame with a column `training`, in which runs have one name if only data set and seed differ."""
     training = frame["model"] + ", " + frame["optimizer"] + ", " + frame["schedule"]
     if told := differing(frame):
         training += ", " + described(frame, told)
@@ -328,7 +332,7 @@ def _styles(frame: pd.DataFrame) -> Figure:
     groups = frame.assign(
         style=frame["optimizer"] + ", " + frame["schedule"], measured=described(frame, differing(frame))
     ).groupby("measured")
-    # Points in one chart are compared by whoever looks at them, so each way of measuring has its own.
+    # A reader compares the points of one chart, so each way of measuring has a chart of its own.
     charts = [_style_chart(group, measured) for measured, group in groups]
     return _figure(
         "styles",

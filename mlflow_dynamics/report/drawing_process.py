@@ -1,7 +1,7 @@
-"""Drawing in a process of its own: it takes seconds, and the renderer is native code that can end its process.
+"""Draws in a process of its own, because drawing takes seconds and the renderer is native code that may crash.
 
-The other process reads what to draw from its input and writes files into a folder, of which only those are taken that
-were asked for.
+The other process reads what to draw from its standard input, and writes files into a folder. Only the files that were
+asked for are taken from that folder.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from mlflow_dynamics.errors import DrawingError
 from mlflow_dynamics.tracking import names
 
 FIGURES: Final = ("glance", "overview", "path", "exponents", "phase_coherence", "order_parameter")
-"""Of a run's report."""
+"""The names of the figures of a run's report."""
 
 TIMEOUT_S: Final = 120.0
-"""A report takes seconds."""
+"""The longest time for a drawing. A report takes seconds."""
 
 MAX_FILE_BYTES: Final = 16_000_000
-"""A page has about one megabyte, a picture a tenth of it."""
+"""The largest file that is taken. A page has about one megabyte, and a picture a tenth of that."""
 
 
 def render_apart(packed: bytes, *, timeout_s: float = TIMEOUT_S, nice: int = 10) -> dict[str, bytes]:
-    """Artifact path -> content of a packed history's page and pictures, drawn by another process.
+    """Have another process draw the page and the pictures of a packed history; return artifact path -> content.
 
     Args:
-        packed: the history.
+        packed: the history, as `RunHistory.packed` returns it.
         timeout_s: how long the other process may take.
-        nice: how far it stands back behind others.
+        nice: the niceness of the other process; with a higher value it leaves the processor to others.
 
     Raises:
-        DrawingError: there is no page.
+        DrawingError: the other process failed or wrote no page.
     """
     wanted = [names.REPORT, *map(names.figure_path, FIGURES)]
     files = _drawn("report", packed, wanted, timeout_s=timeout_s, nice=nice)
@@ -51,10 +51,10 @@ def render_apart(packed: bytes, *, timeout_s: float = TIMEOUT_S, nice: int = 10)
 
 
 def pictures_apart(specifications: Mapping[str, str]) -> dict[str, bytes]:
-    """Figure name -> PNG of each Vega-Lite specification, drawn by another process.
+    """Have another process draw Vega-Lite specifications, given as figure name -> text; return figure name -> PNG.
 
     Raises:
-        DrawingError: one of them is missing.
+        DrawingError: the other process failed, or a picture is missing.
     """
     files = _drawn("pictures", json.dumps(dict(specifications)).encode(), specifications, timeout_s=TIMEOUT_S)
     missing = [name for name in specifications if name not in files]
@@ -66,10 +66,10 @@ def pictures_apart(specifications: Mapping[str, str]) -> dict[str, bytes]:
 def _drawn(
     task: str, given: bytes, wanted: Iterable[str], *, timeout_s: float, nice: int = 0
 ) -> dict[str, bytes]:
-    """Those of the wanted files that the other process has written, by path."""
+    """Return the wanted files that the other process has written, as path -> content."""
     if not sys.executable:
         raise DrawingError("there is no Python interpreter to start for it")
-    # With this process's path: a folder that a script has added to it is not on that of a new one.
+    # The other process gets the `sys.path` of this one, to which the script may have added folders.
     command = (
         f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}\n"
         "from mlflow_dynamics.report.drawing_process import main; main()"
@@ -93,12 +93,12 @@ def _drawn(
     except (
         OSError,
         RuntimeError,
-    ) as error:  # Python starts no threads while it exits, which communicating may take
+    ) as error:  # `subprocess` may start threads, and Python starts none while it exits
         raise DrawingError(f"no process could be started for it: {error}") from error
 
 
 def _content(path: Path) -> bytes | None:
-    """Of a plain file of a sensible size; None of all else."""
+    """Return the content of a plain file of at most `MAX_FILE_BYTES`, or None for anything else."""
     with suppress(FileNotFoundError, NotADirectoryError):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
@@ -114,14 +114,14 @@ def _status(returncode: int) -> str:
 
 
 def main() -> None:
-    """In the other process: draw what comes in."""
+    """Draw what comes in. This is what the other process runs."""
     task, folder, nice, seconds = sys.argv[1:]
     if hasattr(os, "nice"):
         os.nice(int(nice))
-    if hasattr(signal, "alarm"):  # who waits for it may be gone by then
+    if hasattr(signal, "alarm"):  # the process that waits for this one may be gone by then
         signal.pthread_sigmask(
             signal.SIG_UNBLOCK, {signal.SIGALRM}
-        )  # blocked in the thread that has started this
+        )  # the thread that has started this process blocks it
         signal.alarm(int(seconds))
     given = sys.stdin.buffer.read()
     if task == "report":

@@ -1,4 +1,4 @@
-"""The figures of a run's report, as Altair charts: a history in, charts out."""
+"""Makes the figures of a run's report: takes the run's history and returns Altair charts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mlflow_dynamics.tracking import names
 
 HEIGHT: Final = 150
 ROW_HEIGHT: Final = 12
-"""Of a layer in a heat map: its name can be read."""
+"""The height of a layer in a heat map, in pixels. Its name can still be read."""
 
 LABEL_LENGTH: Final = 24
-"""Characters of a layer's name beside a heat map, the last ones: they tell layers apart."""
+"""The number of characters of a layer's name beside a heat map. The last ones are kept, as they tell layers apart."""
 
 OTHERS: Final = ("var(--grid)", [1, 0])
 
 MANY_EPOCHS: Final = 60
-"""Beyond them the points on a line are small."""
+"""With more epochs, the points on a line are small."""
 
 LABEL_HEIGHT: Final = 13
 LABEL_SHARE: Final = 0.4
@@ -75,7 +75,7 @@ PANELS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A chart with what is seen in it."""
+    """A chart with its title and a caption that says what the chart shows."""
 
     chart: Any
     title: str = ""
@@ -84,14 +84,15 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A section of the page, and a picture of its own.
+    """A section of the page, which is also a picture of its own.
 
     Attributes:
-        name: of the picture.
-        title, caption: above its panels.
+        name: the name of the picture.
+        title, caption: the texts above the panels.
         panels: the charts.
-        folded: opened by a click.
-        columns, width: of the charts in the picture.
+        folded: whether a click opens the section.
+        columns: how many charts of the picture are side by side.
+        width: the width of a chart in the picture, in pixels.
     """
 
     name: str
@@ -104,13 +105,13 @@ class Figure:
 
 
 def draw(history: RunHistory) -> list[Figure]:
-    """The figures of a run; those for which nothing is recorded are left out."""
+    """Return the figures of a run, without those for which nothing is recorded."""
     figures = [_overview(history), _path(history), *_heat_maps(history), _order(history)]
     return [figure for figure in figures if figure is not None and figure.panels]
 
 
 def glance_of(history: RunHistory) -> Figure:
-    """The small picture in a run's description."""
+    """Return the small picture of a run's description."""
     panels = _panels(history, height=90)
     shown = tuple(panel for panel in panels if panel.title in ("Accuracy", "Loss", "Stability"))
     return Figure(name="glance", title="", caption="", panels=shown, columns=3, width=210)
@@ -128,7 +129,7 @@ def _overview(history: RunHistory) -> Figure:
 
 
 def _panels(history: RunHistory, *, height: int = HEIGHT) -> list[Panel]:
-    """A panel for what is logged of each of `PANELS`."""
+    """Return a panel for each of `PANELS` of which the run has logged a metric."""
     panels = []
     for title, caption, wanted in PANELS:
         series = {label: values for key, label in wanted.items() if (values := _series(history, key))}
@@ -189,17 +190,17 @@ def lines(
     log: bool = False,
     styles: Sequence[tuple[str, Sequence[int]]] = SERIES,
 ) -> Any:
-    """A line over the epochs for each series, broken where a value was not told.
+    """Return a chart with a line over the epochs for each series. A line is broken where a value is None.
 
     Args:
         series: label -> (epoch, value).
         last: the last epoch on the axis.
-        height: of the chart.
-        headroom: pixels of it that are left free above the lines.
+        height: the height of the chart, in pixels.
+        headroom: how much of the height is left free above the lines, in pixels.
         named: whether there is a legend.
-        columns: of the legend.
-        log: whether the values' axis is logarithmic.
-        styles: colour and dashes of each series; those after them are grey, and not in the legend.
+        columns: the number of the legend's columns.
+        log: whether the axis of the values is logarithmic.
+        styles: colour and dashes of the first series. Further series are grey and not in the legend.
     """
     rows = [
         {"epoch": epoch, "series": label, "value": value}
@@ -276,12 +277,12 @@ def _labels(history: RunHistory) -> list[tuple[str, float, int]]:
 
 
 def _headroom(history: RunHistory) -> int:
-    """Pixels above the lines."""
+    """Return the height that the labels above the lines need, in pixels."""
     return LABEL_HEIGHT * max((row + 1 for _, _, row in _labels(history)), default=0)
 
 
 def _marks(history: RunHistory) -> list[Any]:
-    """A shade over start-up, a vertical rule at each event, and the name of each."""
+    """Return a shade over start-up, a vertical rule at each event, and the label of each."""
     layers = []
     if history.start_up:
         values = [
@@ -312,7 +313,7 @@ def _when(history: RunHistory) -> str:
 
 
 def _faint(history: RunHistory) -> Any:
-    """Full opacity, but in start-up."""
+    """Return the opacity of a point: full, except in start-up."""
     return alt.condition(f"indexof({history.start_up}, +datum.epoch) >= 0", alt.value(FAINT), alt.value(1))
 
 
@@ -384,7 +385,7 @@ def _heat_map(
     scale: alt.Scale,
 ) -> Figure:
     epochs, matrix = history.by_layer(values)
-    # One row a layer with all its values, taken apart in the browser: a tenth of the size of a row for each cell.
+    # A row holds all values of a layer; the browser takes it apart. A row for each cell would take ten times the size.
     rows = [
         {
             "layer": f"{index} {layer}",
@@ -443,5 +444,5 @@ def _order(history: RunHistory) -> Figure | None:
 
 
 def finish(chart: Any, *, height: int, description: str) -> Any:
-    """A chart as wide as its place, with what it shows in words for who does not see it."""
+    """Return the chart as wide as its place, with a description in words for readers who do not see it."""
     return chart.properties(width="container", height=height, description=description)

@@ -1,4 +1,4 @@
-"""What a report is drawn from: a run's epochs so far."""
+"""Holds what a report is drawn from: the epochs of a run so far."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
 
 MAX_CELLS: Final = 40_000
-"""A heat map of more layers times epochs is thinned to fewer epochs: a page must stay small."""
+"""The largest number of layers times epochs in a heat map. Beyond it, epochs are left out: a page must stay small."""
 
 
 @dataclass(kw_only=True)
 class RunHistory:
-    """A run's epochs so far.
+    """The epochs of a run so far.
 
     Attributes:
-        title: what the run is called.
-        definitions: what was recorded and how it is measured, name -> value.
-        links: to the run and to those beside it, what is linked -> address.
-        layers: the recorded layers' names, in forward order.
-        metrics: one mapping an epoch: metric key -> value, and `epoch`.
-        exponents, phase_coherence: (layers,) of each measured epoch, by epoch.
-        order: (steps,) the order parameter over the last window.
+        title: the name of the run.
+        definitions: the settings of recording and measuring, name -> value.
+        links: links to the run and to the runs of its experiment, label -> address.
+        layers: the names of the recorded layers, in forward order.
+        metrics: for each epoch, a mapping metric key -> value, with the number of the epoch as `epoch`.
+        exponents, phase_coherence: epoch -> (layers,) values, for the epochs that were measured.
+        order: (steps,) the order parameter R(t) over the last window.
         converged_epoch: the first epoch with the convergence signal, or None.
-        unsettled_epoch, diverging_epoch: likewise with risen volatility and of divergence.
-        first_not_finite: the layer, and the training step, at which a layer's output first was not finite that had been
-            before.
-        running: the training goes on.
+        unsettled_epoch: the first epoch with risen volatility, or None.
+        diverging_epoch: the first epoch of a divergence, or None.
+        first_not_finite: the layer whose output ceased to be finite first, and the training step of that, or None.
+        running: whether the training goes on.
     """
 
     title: str
@@ -55,7 +55,7 @@ class RunHistory:
     running: bool = False
 
     def look_at(self, activations: EpochActivations) -> None:
-        """Take in which layers an epoch was recorded of, and where their outputs ceased to be finite."""
+        """Note the layers of an epoch, and where a layer's output ceased to be finite."""
         self.layers = self.layers or tuple(printable(layer.name) for layer in activations.layers)
         if self.metrics and activations.epoch <= self.metrics[-1]["epoch"]:
             self.first_not_finite = None
@@ -63,7 +63,7 @@ class RunHistory:
             self.first_not_finite = _first_not_finite(activations)
 
     def add(self, epoch: int, metrics: Mapping[str, float], measures: Measures) -> None:
-        """Take in an epoch; one that was there before is replaced, with all after it."""
+        """Add an epoch. If the history already holds this epoch, it replaces that one and all later ones."""
         self.metrics = [row for row in self.metrics if row["epoch"] < epoch]
         for series in (self.exponents, self.phase_coherence):
             for later in [known for known in series if known >= epoch]:
@@ -78,7 +78,7 @@ class RunHistory:
             self.converged_epoch = epoch
 
     def packed(self) -> bytes:
-        """As text, to be handed to another process."""
+        """Return the history as JSON, which can be handed to another process."""
         values = asdict(self)
         for key in ("exponents", "phase_coherence"):
             values[key] = {epoch: series.tolist() for epoch, series in values[key].items()}
@@ -86,7 +86,7 @@ class RunHistory:
 
     @classmethod
     def unpacked(cls, packed: bytes) -> RunHistory:
-        """The history that was packed."""
+        """Return the history that `packed` has turned into JSON."""
         values = json.loads(packed)
         for key in ("exponents", "phase_coherence"):
             values[key] = {int(epoch): np.array(series) for epoch, series in values[key].items()}
@@ -96,22 +96,22 @@ class RunHistory:
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything to draw that MLflow does not show by itself."""
+        """Whether an epoch was measured. Otherwise there is nothing to draw that MLflow does not show by itself."""
         return len(self.exponents) > 0
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row an epoch, one column a metric."""
+        """The metrics, with a row for each epoch and a column for each metric."""
         return pd.DataFrame.from_records(self.metrics)
 
     @property
     def start_up(self) -> list[int]:
-        """The epochs whose window is not full or holds some of the training's first steps."""
+        """The epochs of start-up: their window is not full, or holds some of the training's first steps."""
         return [int(row["epoch"]) for row in self.metrics if row.get(names.START_UP) == 1.0]
 
     @property
     def plateau(self) -> int | None:
-        """The epoch from which validation accuracy is flat, or None where it is not or is not logged."""
+        """The epoch from which validation accuracy is flat, or None if it is never flat or is not logged."""
         frame = self.frame
         if names.VALIDATION_ACCURACY not in frame:
             return None
@@ -119,9 +119,9 @@ class RunHistory:
         return None if position is None else int(frame["epoch"].iloc[position])
 
     def by_layer(self, values: Mapping[int, NDArray[np.float64]]) -> tuple[list[int], NDArray[np.float64]]:
-        """(epochs, an array (layers, epochs)) of `exponents` or `phase_coherence`, evenly thinned.
+        """Return `exponents` or `phase_coherence` as (epochs, array (layers, epochs)), evenly thinned.
 
-        Where epochs between two of them were not measured, the first of these is there, as NaN.
+        If epochs between two measured ones were not measured, the first of them is a column of NaN.
         """
         known = sorted(values)
         columns = max(MAX_CELLS // max(len(values[known[0]]), 1), 2)
@@ -136,10 +136,11 @@ class RunHistory:
 
 
 def _first_not_finite(activations: EpochActivations) -> tuple[str, int] | None:
-    """The first layer in forward order among those that cease to be finite first, and the step at which they do.
+    """Return the layer whose output ceased to be finite first, and the step at which it did; None if there is none.
 
-    A layer that is not called at a step is no number there either: only a layer counts that is finite at every step up
-    to one, and at none from there on.
+    If several layers ceased at one step, the first in forward order is returned. A layer that is not called at a step
+    has NaN there as well. Therefore only layers count that are finite at every step up to one, and at no step from
+    there on.
     """
     finite = np.isfinite(activations.mean) & np.isfinite(activations.std)
     steps = finite.shape[1]

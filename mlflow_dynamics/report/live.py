@@ -1,4 +1,4 @@
-"""The report of a run that still trains: drawn anew now and then by another process, and complete at the end."""
+"""Draws the report of a run that still trains: now and then, by another process, and once more at the end."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LiveReport:
     """Draws a run's history into the run.
 
     Attributes:
-        history: what is drawn; grows with the training.
+        history: the history that is drawn. It grows with the training.
 
     Args:
-        writer: of the run.
-        order: the order parameter over the last epoch's window.
+        writer: the writer of the run.
+        order: returns the (steps,) order parameter over the window of the last epoch.
     """
 
     def __init__(self, writer: RunWriter, order: Callable[[], NDArray[np.float64]]) -> None:
@@ -51,7 +51,7 @@ class LiveReport:
             logger.info("The run gets no report.html and no figures; for them: %s", pip_command("report"))
 
     def redraw(self, *, idle: bool) -> None:
-        """Have the report drawn anew beside the training, if the training is idle or enough time has passed."""
+        """Have another process draw the report anew, if the training is idle or enough time has passed."""
         busy = self._drawing is not None and self._drawing.is_alive()
         if not self._draws or busy or not (idle or self._clock.due) or not self.history.measured:
             return
@@ -66,7 +66,7 @@ class LiveReport:
             started(self._drawing)
 
     def conclude(self) -> None:
-        """Draw the complete report, and write what happened as the run's description."""
+        """Draw the complete report, and write a summary as the run's description."""
         with self._page:
             self._concluded = True
         self.history.running = False
@@ -102,11 +102,11 @@ class LiveReport:
         self._describe(said)
 
     def _describe(self, said: Sequence[str]) -> None:
-        """Write the run's description, with links once there is something to link."""
+        """Write the run's description. It has links as soon as there is a page to link."""
         report, picture = REPORT_AND_PICTURE
         first, *rest = said
         lines = [first, report, *rest, picture] if self._drawn else said
-        # Paragraphs: Markdown joins single lines.
+        # The lines are paragraphs, because Markdown joins single lines.
         self._writer.set_tags({names.TAG_DESCRIPTION: names.DESCRIPTION + "\n\n".join(lines)})
 
     def _draw_apart(self, packed: bytes, said: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The page: figures and tables in one HTML file that needs no network, and a picture of each figure."""
+"""Makes the page, one HTML file of figures and tables that needs no network, and a picture of each figure."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ CONFIG: Final[Mapping[str, Any]] = {
     "range": {"category": [f"var(--{name})" for name in ("one", "two", "three", "four", "five", "six")]},
     "point": {"color": "var(--one)"},
 }
-"""Of all charts; its colours are the page's own, so that they follow day and night."""
+"""The configuration of all charts. Its colours are variables of the page, so that they follow day and night."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A section of the page with rows of cells, the first of which are headers; a cell may be (text, address)."""
+    """A section of the page with a table. A row's first cell is its header. A cell may be a link: (text, address)."""
 
     title: str
     header: Sequence[str]
@@ -197,13 +197,13 @@ try {
 
 
 def page(title: str, lines: Sequence[str], parts: Sequence[Figure | Table], links: Mapping[str, str]) -> str:
-    """The page as HTML; every text in it comes out as text.
+    """Return the page as HTML. Every text is escaped.
 
     Args:
         title: the heading.
-        lines: sentences below it, the first of which is what matters.
+        lines: the sentences below the heading. The first one is in bold.
         parts: figures and tables, in this order.
-        links: what is linked -> address.
+        links: label -> address.
     """
     specs = {
         f"{part.name}-{i}": panel.chart.to_dict()
@@ -225,13 +225,13 @@ def page(title: str, lines: Sequence[str], parts: Sequence[Figure | Table], link
 
 
 def picture(figure: Figure) -> bytes:
-    """A figure as PNG, drawn here."""
+    """Return a figure as PNG, drawn in this process."""
     png: bytes = vl_convert.vegalite_to_png(specification(figure))
     return png
 
 
 def specification(figure: Figure) -> str:
-    """A figure as Vega-Lite, for its picture, by day."""
+    """Return the Vega-Lite specification of a figure's picture, in the colours of day."""
     charts = []
     for panel in figure.panels:
         chart = panel.chart.copy().properties(width=figure.width)

@@ -1,4 +1,4 @@
-"""What runs answer to the paper's three questions, in a sentence each: counts of what lies apart, never more."""
+"""Answers each of the paper's three questions in a sentence that counts comparisons and claims no more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVEL: Final = 0.95
 
 
 def student_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The Student interval of the mean of (runs,) values; NaN for a single run."""
+    """Return the 95 % Student interval of the mean of (runs,) values. Both ends are NaN for a single run."""
     if len(values) < 2:
         return np.nan, np.nan
     mean, error = float(values.mean()), float(stats.sem(values))
@@ -26,9 +26,16 @@ def student_interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def apart(frame: pd.DataFrame, value: str, *, within: Sequence[str], between: Sequence[str]) -> list[bool]:
-    """For each group of runs that agree in `within`: whether no two of its `between` groups' intervals overlap.
+    """Return, for each group of runs that agree in `within`, whether its parts lie apart.
 
-    Only `between` groups of two runs or more count, and only where there are at least two of them.
+    A part holds the runs of a group that agree in `between`. The parts lie apart if no two of their Student intervals
+    overlap. Parts of a single run do not count, and groups of fewer than two parts are left out.
+
+    Args:
+        frame: the runs, as `comparison.gather` returns them.
+        value: the column of which intervals are taken.
+        within: the columns whose values define the groups.
+        between: the columns whose values define the parts.
     """
     verdicts = []
     for _, group in frame.groupby(list(within)):
@@ -44,7 +51,7 @@ def apart(frame: pd.DataFrame, value: str, *, within: Sequence[str], between: Se
 
 
 def tasks_apart(frame: pd.DataFrame) -> str:
-    """Whether integration separates the data sets, of a frame as `comparison.gather` returns it."""
+    """Say in how many trainings integration separates the data sets. `frame` is as `comparison.gather` returns it."""
     within = [key for key in ALIKE if key != "dataset"]
     found = apart(frame, "integration", within=within, between=["dataset"])
     if not found:
@@ -56,7 +63,7 @@ def tasks_apart(frame: pd.DataFrame) -> str:
 
 
 def warning_leads(frame: pd.DataFrame) -> str:
-    """Whether the warning comes before the plateau, likewise."""
+    """Say in how many runs the warning comes before the plateau. `frame` is as `comparison.gather` returns it."""
     lead = frame["lead_time"].dropna()
     if lead.empty:
         return "These runs cannot tell: none has both a warning and a plateau of validation accuracy."
@@ -67,7 +74,7 @@ def warning_leads(frame: pd.DataFrame) -> str:
 
 
 def styles_apart(frame: pd.DataFrame) -> str:
-    """Whether integration and metastability separate optimizers and schedules, likewise."""
+    """Say how often the measures separate optimizers and schedules. `frame` is as `comparison.gather` returns it."""
     style = ["optimizer", "schedule"]
     within = [key for key in ALIKE if key not in style]
     counts = {

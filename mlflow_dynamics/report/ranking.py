@@ -1,4 +1,4 @@
-"""Many runs beside each other: their curves, and a table of them by their best accuracy with what differs."""
+"""Shows many runs together: their curves, and a table that ranks them by best accuracy and says in what they differ."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.links import charts_of
 
 STYLES: Final = (*SERIES, ("var(--four)", [8, 2, 2, 2]), ("var(--five)", [4, 4]), ("var(--six)", [1, 4]))
-"""Of the best runs' lines; those of the others are grey."""
+"""Colours and dashes of the best runs' lines. The lines of the other runs are grey."""
 
 MOST_RUNS: Final = 100
 MOST_POINTS: Final = 4_000
-"""In a chart: a page must stay small."""
+"""The largest numbers of runs and of points in a chart, because a page must stay small."""
 
 FAR: Final = 100
-"""Losses that lie further apart than this, as where a run diverges, are on a logarithmic axis."""
+"""If the largest loss is more than so many times the smallest, as in a divergence, the axis is logarithmic."""
 
 MOST_SETTINGS: Final = 10
 LABEL: Final = 60
-"""Characters of a run's name and of a setting."""
+"""The longest run name, and the longest name or value of a setting, in characters."""
 
 HEIGHT: Final = 190
 
@@ -47,16 +47,22 @@ CURVES: Final = (
     (names.STABILITY, "Stability", "High where integration is high and metastability low."),
     (names.VOLATILITY, "Volatility", "How much stability varies from epoch to epoch."),
 )
-"""Metric key, title, and what is seen; of measures the epochs of start-up are left out."""
+"""(metric key, title, caption) of each chart. The charts of measures leave out the epochs of start-up."""
 
 LOADED: Final = tuple(key for key, _, _ in CURVES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A run among others: its name, told apart from theirs, and its metrics, a row an epoch.
+    """A run among others.
 
-    `came_to` says what became of it where that is not plain from its numbers.
+    Attributes:
+        run: the run in MLflow.
+        name: the name of the run, with a part of its id if another run has the same name.
+        metrics: the metrics, with a row for each epoch.
+        best: the best validation accuracy, or NaN.
+        best_epoch: the epoch of the best validation accuracy, or NaN.
+        came_to: what the numbers do not show: a divergence, missing measures, a status other than FINISHED. Else empty.
     """
 
     run: Run
@@ -68,7 +74,7 @@ class Ranked:
 
 
 def ranked(runs: Sequence[Run], metrics: Mapping[str, pd.DataFrame]) -> list[Ranked]:
-    """The runs by their best validation accuracy, the highest first; those without one last."""
+    """Return the runs by best validation accuracy, the highest first. Runs without accuracy come last."""
     called = {run.info.run_id: printable(run.info.run_name or run.info.run_id, limit=LABEL) for run in runs}
     twice = {name for name, times in Counter(called.values()).items() if times > 1}
     found = []
@@ -91,11 +97,14 @@ def ranked(runs: Sequence[Run], metrics: Mapping[str, pd.DataFrame]) -> list[Ran
 
 
 def curves(found: Sequence[Ranked], *, alike: bool) -> Figure:
-    """The runs' curves on each other, the best ones in colours; `alike` says whether all were measured so."""
+    """Return a figure of all runs' curves, with the best runs in colours.
+
+    `alike` says whether all runs were measured in the same way.
+    """
     drawn = found[:MOST_RUNS]
     panels: list[Panel] = []
     for key, title, caption in CURVES:
-        # Of all runs, so that each has one colour everywhere.
+        # Every chart lists all runs, so that a run has the same colour in each of them.
         series = {one.name: _told(one.metrics, key, len(drawn)) for one in drawn}
         told = [value for values in series.values() for _, value in values if value is not None]
         if told:
@@ -127,11 +136,11 @@ def curves(found: Sequence[Ranked], *, alike: bool) -> Figure:
 
 
 def table(found: Sequence[Ranked], numbers: pd.DataFrame) -> Table:
-    """The runs with their best accuracy, the parameters that differ, and their numbers.
+    """Return a table of the runs: best accuracy, the parameters in which the runs differ, and their measures.
 
     Args:
         found: the runs, in their order.
-        numbers: one row for each run that was measured, with its id in `run_id`; the other columns are shown as text.
+        numbers: a row for each run that was measured, with the run's id in `run_id`. The other columns hold text.
     """
     settings = _differing([one.run for one in found])
     columns = [column for column in numbers if column != "run_id"]
@@ -178,7 +187,7 @@ def _came_to(run: Run, metrics: pd.DataFrame) -> str:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """The parameters in which the runs differ; how they were measured is told elsewhere."""
+    """Return the parameters in which the runs differ, except those of measuring, which have their own columns."""
     keys = sorted({key for run in runs for key in run.data.params if not key.startswith(names.OURS)})
     return [key for key in keys if len({run.data.params.get(key) for run in runs}) > 1][:MOST_SETTINGS]
 
@@ -189,8 +198,8 @@ def _ends(name: str, values: Sequence[tuple[int, float | None]]) -> str:
 
 
 def _told(metrics: pd.DataFrame, key: str, runs: int) -> list[tuple[int, float | None]]:
-    """(epoch, value), None where it was not told, evenly thinned; empty where it never was."""
-    if key == names.VALIDATION_ACCURACY:  # which need not come with each epoch
+    """Return (epoch, value), evenly thinned. A value that is not finite is None. If none is finite, return []."""
+    if key == names.VALIDATION_ACCURACY:  # accuracy need not be logged in every epoch
         metrics = metrics.dropna(subset=[key])
     values = metrics[key].where((metrics[names.START_UP] != 1.0) | (not key.startswith(names.OURS)))
     told = [

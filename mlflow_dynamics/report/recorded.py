@@ -1,4 +1,4 @@
-"""A recorded run's history, read back from the store."""
+"""Reads the history of a recorded run back from the store."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mlflow_dynamics.tracking.settings import PREFIX, settings_in
 
 
 def history_of(run_id: str, config: MeasureConfig) -> RunHistory:
-    """A run's history read back from the store; `config` is how it was measured.
+    """Return the history of a run, read back from the store. `config` says how the run was measured.
 
     Raises:
-        TrackingError: the run is unknown, deleted, holds no activations or cannot be read.
-        DataError: one of its files is damaged.
+        TrackingError: the run is unknown, is deleted, holds no activations or cannot be read.
+        DataError: a file of the run is damaged.
     """
     (run,) = find_runs([run_id])
     settings = settings_in(run.data.params)

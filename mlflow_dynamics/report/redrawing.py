@@ -1,4 +1,4 @@
-"""When the page is drawn anew while a run trains: rarely enough to cost next to nothing."""
+"""Decides when the page of a run in training is drawn anew: rarely enough to cost next to nothing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from types import TracebackType
 from typing import Final
 
 SHARE: Final = 0.02
-"""At most this part of the time goes into drawing."""
+"""The largest part of the time that goes into drawing."""
 
 FIRST_DRAWING_S: Final = 4.0
-"""What the first drawing is taken to last: it loads the drawing libraries."""
+"""How long the first drawing is assumed to last, which also loads the drawing libraries."""
 
 
 class RedrawClock:
-    """Measures what drawings last (`with clock:`) and says when the next one is due."""
+    """Measures how long drawings last (`with clock:`) and says when the next drawing is due."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + FIRST_DRAWING_S / SHARE

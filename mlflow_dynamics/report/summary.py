@@ -1,4 +1,4 @@
-"""What happened in a run, in three lines."""
+"""Says in three lines what happened in a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlflow_dynamics.tracking import names
 
 
 def summary(history: RunHistory) -> list[str]:
-    """What happened, in three lines: what the run came to, the warning and what else was raised, final numbers."""
+    """Return three lines: the verdict on the run; the warning, risen volatility and start-up; the last numbers."""
     raised = _warning(history)
     if history.unsettled_epoch is not None:
         raised += f" The volatility of stability had risen at epoch {history.unsettled_epoch}."
@@ -42,7 +42,7 @@ def _warning(history: RunHistory) -> str:
 
 
 def spans(epochs: Sequence[int]) -> list[tuple[int, int]]:
-    """The first and last of each run of epochs that follow each other."""
+    """Return the first and the last epoch of each stretch of consecutive epochs."""
     firsts = [one for one in epochs if one - 1 not in epochs]
     lasts = [one for one in epochs if one + 1 not in epochs]
     return list(zip(firsts, lasts, strict=True))

@@ -1,4 +1,4 @@
-"""What a run came to, in a sentence: only what its numbers tell for each kind of training."""
+"""Says in a sentence how a run ended, and says only what the numbers show in every kind of training."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.tracking import names
 
 LEARNT_ACCURACY: Final = 0.02
-"""Validation accuracy that has risen by less than this since the first epoch has not risen."""
+"""A rise of validation accuracy since the first epoch that is smaller than this does not count as a rise."""
 
 LEARNT_LOSS: Final = 0.02
-"""A training loss that has fallen by less than this part of its first value has not fallen."""
+"""A fall of the training loss by a smaller part of its first value than this does not count as a fall."""
 
 GUESSED: Final = 0.6
-"""Beyond this accuracy a network has learnt something, here or before, whatever the number of classes."""
+"""A network with a higher accuracy has learnt something, in this training or before, for any number of classes."""
 
 
 def verdict(history: RunHistory) -> str:
-    """What a run came to, in one or two sentences.
+    """Return one or two sentences on how a run ended.
 
-    A run diverged, still trains, does not learn, or has a best epoch; where validation accuracy is not logged, that is
-    said.
+    They say that the run diverged, still trains, does not learn, has a best epoch, or does not log validation accuracy.
     """
     if not history.metrics:
         return "No epoch is recorded."
@@ -42,14 +41,14 @@ def verdict(history: RunHistory) -> str:
 
 
 def _series(frame: pd.DataFrame, key: str) -> pd.Series:
-    """Epoch -> a metric, where it is finite."""
+    """Return the finite values of a metric, with the epochs as index."""
     if key not in frame:
         return pd.Series(dtype=float)
     return frame[key].astype(float).replace([math.inf, -math.inf], math.nan).dropna()
 
 
 def _recovered(diverged: int, frame: pd.DataFrame, accuracy: pd.Series, loss: pd.Series) -> bool:
-    """Whether a run ends better than it had been before it diverged."""
+    """Whether a run ended better than it was before it diverged."""
     if names.TRAIN_LOSS in frame and frame.index[-1] not in loss.index:
         return False
     if not accuracy.empty:
@@ -70,7 +69,7 @@ def _divergence(history: RunHistory, epoch: int) -> str:
 
 
 def _progress(history: RunHistory, accuracy: pd.Series) -> str | None:
-    """Of a run that still trains."""
+    """Return the sentence on a run that still trains; None for other runs."""
     if not history.running:
         return None
     epochs = len(history.metrics)
@@ -81,7 +80,10 @@ def _progress(history: RunHistory, accuracy: pd.Series) -> str | None:
 
 
 def _not_learning(accuracy: pd.Series, loss: pd.Series) -> str | None:
-    """Where training loss, and validation accuracy if it is logged, are as in the first epoch."""
+    """Return the sentence on a run whose training loss and validation accuracy are as in its first epoch; else None.
+
+    Validation accuracy counts only if it is logged.
+    """
     if len(loss) < 3 or loss.iloc[0] <= 0 or loss.min() < (1 - LEARNT_LOSS) * loss.iloc[0]:
         return None
     if accuracy.empty:
@@ -115,7 +117,7 @@ def _result(history: RunHistory, accuracy: pd.Series) -> str:
 
 
 def _gap(frame: pd.DataFrame, best: int | None) -> str:
-    """How far training accuracy lies above validation accuracy in the best epoch, if it does by more than noise."""
+    """Say how far training accuracy lies above validation accuracy in the best epoch, if by a point or more."""
     if best is None or names.TRAIN_ACCURACY not in frame:
         return ""
     gap = 100 * float(frame[names.TRAIN_ACCURACY][best] - frame[names.VALIDATION_ACCURACY][best])

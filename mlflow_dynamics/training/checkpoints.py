@@ -1,4 +1,4 @@
-"""The checkpoints from which trainings can be carried on: a file for each run that has not ended."""
+"""Keeps the checkpoints from which trainings can be carried on: a file for each run that has not ended."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ def run_to_go_on_in(config: TrainingConfig) -> str | None:
     For `auto` this is the run of the last training with the same parameters that was interrupted in this folder.
 
     Raises:
-        ConfigError: the named run has no checkpoint here or was trained with other parameters; its checkpoint is
-            damaged.
+        ConfigError: the named run has no checkpoint here or a damaged one, or was trained with other parameters.
     """
     if config.resume is None:
         return None
@@ -99,7 +98,7 @@ def run_to_go_on_in(config: TrainingConfig) -> str | None:
 def read_checkpoint(
     path: Path, *, device: torch.device | str = "cpu", mapped: bool = False
 ) -> dict[str, Any]:
-    """Read what `Trainer.save` wrote; `mapped` leaves the weights on disk until they are used.
+    """Read a checkpoint that `Trainer.save` has written. With `mapped`, the weights stay on disk until they are used.
 
     Raises:
         ConfigError: the checkpoint is damaged.
@@ -114,7 +113,10 @@ def read_checkpoint(
 
 
 def keep_for(run_id: str, earlier: str) -> None:
-    """Rename the files of a run that had only a local name, `earlier`, when it was interrupted."""
+    """Give the checkpoint files of run `earlier` the name of `run_id`.
+
+    The names differ if the run had only a local name when it was interrupted.
+    """
     if run_id == earlier:
         return
     with Folder.open(CHECKPOINTS.parent).at(CHECKPOINTS.name) as folder:
@@ -132,6 +134,6 @@ def _is_of(path: Path, config: TrainingConfig) -> bool:
 
 
 def _trained(path: Path) -> Mapping[str, str] | None:
-    """The parameters of a checkpoint's training; None if an earlier release has written it."""
+    """Return the parameters of a checkpoint's training; None if an earlier release has written the checkpoint."""
     found: Mapping[str, str] | None = read_checkpoint(path, mapped=True).get(TRAINED)
     return found

@@ -1,4 +1,4 @@
-"""Every test has its own working folder and MLflow store, and leaves MLflow's global state as it found it."""
+"""Gives every test a working folder and an MLflow store of its own, and restores MLflow's global state after it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from tracking_server import FaultyProxy, MlflowServer
 
 OLD_ALTAIR = str(Path(__file__).parent / "old_altair")
 
-# One thread each, here and in the processes that tests start: as many tests run at once as there are cores.
+# Each process, also those that tests start, uses one thread, because as many tests run at once as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What is started under nohup ignores it, and so would every process that a test starts.
+# A test run under nohup ignores SIGHUP, and so would every process that a test starts.
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Twice as many workers as cores for `-n logical`: tests wait for servers and for other processes."""
+    """Return twice as many workers as cores for `-n logical`, as tests wait for servers and other processes."""
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One warm Python for all workers."""
+    """Start one warm Python for all workers."""
     if not hasattr(config, "workerinput"):
         stack = ExitStack()
         os.environ["WARM_PYTHON"] = stack.enter_context(warm_python.offered())
@@ -48,14 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """What tests and the project start as `sys.executable` is warm; `warm_python.COLD` is the interpreter."""
+    """Make `sys.executable` the warm Python, for tests and for the project. `warm_python.COLD` is the interpreter."""
     if hasattr(session.config, "workerinput") or session.config.getoption("dist", "no") == "no":
-        sys.executable = os.environ["WARM_PYTHON"]  # elsewhere it is what the workers are started as
+        sys.executable = os.environ["WARM_PYTHON"]  # a process that starts workers needs its interpreter
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported is no garbage, nor what a test looks for among the living: it is not searched again."""
-    import torch._dynamo  # noqa: F401 - the first optimizer would; not above, where torch would not know its threads
+    """Freeze all imported objects, so that neither garbage collection nor tests that look for objects search them."""
+    import torch._dynamo  # noqa: F401 - else the first optimizer imports it; at the top, OMP_NUM_THREADS is not set
 
     gc.collect()
     gc.freeze()
@@ -63,9 +63,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test runs as where Altair is too old for the extra `report`, unless it is marked `drawn`.
+    """Give a test an Altair that is too old for the extra `report`, unless the test is marked `drawn`.
 
-    A run is then recorded whole, without pages and pictures, which take 3 s of a core each.
+    With the old Altair a run is recorded without page and pictures, which take 3 s of a core for each run.
     """
     with pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("drawn") is None:
@@ -76,7 +76,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow SQLite store without a run, to be copied: making one takes seconds of migrations."""
+    """The path of an MLflow SQLite store without a run. Tests copy it, as its migrations take seconds."""
     path = tmp_path_factory.mktemp("empty_store") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path.parent)
@@ -86,14 +86,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """One server for the session, on SQLite, bound to the loopback address."""
+    """One MLflow server for the session, on SQLite and the loopback address."""
     with MlflowServer(tmp_path_factory.mktemp("server"), empty_store) as running:
         yield running
 
 
 @pytest.fixture
 def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
-    """A way to the server that can be made faulty."""
+    """A proxy before the server, which can be made faulty."""
     running = FaultyProxy(server.port)
     yield running
     running.close()
@@ -101,9 +101,10 @@ def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
 
 @pytest.fixture(autouse=True)
 def own_mlflow(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The test begins in a folder that holds an empty store; what it sets in MLflow is undone.
+    """Start the test in a folder that holds an empty store, and undo afterwards what the test has set in MLflow.
 
-    A failure of ours that users are not to see fails the test; one that injects failures unsets the variable.
+    MLFLOW_DYNAMICS_TESTING makes errors of ours, which users are not to see, fail the test. A test that injects such
+    errors unsets the variable.
     """
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
     state = tracking_service._tracking_uri, fluent._active_experiment_id
@@ -130,9 +131,9 @@ def own_mlflow(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def forget_stores() -> None:
-    """Let MLflow's own caches go of the stores that a test used: each keeps thousands of objects to look through."""
+    """Remove a test's stores from MLflow's caches. Each store keeps thousands of objects, which slow tests down."""
     for kind in (TrackingStore, ModelStore):
-        while getattr(kind, "_engine_map", None):  # which MLflow 2 does not keep
+        while getattr(kind, "_engine_map", None):  # MLflow 2 has no such map
             kind._engine_map.popitem()[1].dispose()
     for registry in (tracking_service._tracking_store_registry, model_service._get_store_registry()):
         registry._get_store_with_resolved_uri.cache_clear()

@@ -1,4 +1,4 @@
-"""Runs a script in two real processes under torchrun, and reads what they left behind."""
+"""Runs a script in two real processes under torchrun, and reads the files and the run that they have left."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ import mlflow
 
 @dataclass
 class Job:
-    """What a job of two processes left behind."""
+    """The result of a job of two processes.
+
+    Attributes:
+        folder: the folder with the files and the MLflow store of the job.
+        code: the exit status.
+        lines: the output of both processes.
+    """
 
     folder: Path
     code: int
     lines: str
 
     def told(self, how: str, rank: int) -> Any:
-        """What the loop of this rank wrote into `FOLDER/HOW RANK.json`."""
+        """Return the content of `FOLDER/HOW RANK.json`, which the training loop of this rank has written."""
         return json.loads((self.folder / f"{how} {rank}.json").read_text())
 
     def use(self, how: str) -> str:
-        """Make its store the test's own; the id of the one run of this way."""
+        """Make the job's store the test's own, and return the id of the one run in the experiment `how`."""
         mlflow.set_tracking_uri(f"sqlite:///{self.folder}/mlflow.db")
         mlflow.set_experiment(how)
         (run,) = mlflow.search_runs(output_format="list")

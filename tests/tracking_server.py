@@ -1,4 +1,4 @@
-"""A real MLflow server in its own process, and a proxy in front of it that injects faults on real sockets."""
+"""Starts a real MLflow server in its own process, and a proxy before it that injects faults on real sockets."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from waiting import wait_until
 
 
 class OwnPort:
-    """A port of the loopback address on which nobody else listens, and from which nobody else connects, until `close`.
+    """A port of the loopback address that no other process is given until `close`.
 
-    Who listens on it sets SO_REUSEADDR, as servers do; while nobody does, connections are refused.
+    A server that listens on the port must set SO_REUSEADDR, as servers do. While no server listens, connections are
+    refused.
     """
 
     def __init__(self) -> None:
@@ -39,10 +40,14 @@ class OwnPort:
 
 
 class MlflowServer:
-    """`mlflow server` on the loopback address, in a `with` block; `kill` is kill -9 of the whole process group.
+    """`mlflow server` on the loopback address, in a `with` block. `kill` is kill -9 of the whole process group.
 
-    Without another `backend` on a copy of an empty SQLite store, or the store that is in the folder already. `app` is
-    one of MLflow's plug-ins that the server runs in place of its own, such as "basic-auth".
+    Args:
+        folder: the folder of the server's files.
+        empty_store: an empty SQLite store, of which the server uses a copy; None means the store that `folder` holds.
+        backend: the URI of another store.
+        app: the plug-in that the server runs in place of its own application, such as "basic-auth".
+        environment: further variables of the server's environment.
     """
 
     def __init__(
@@ -99,7 +104,7 @@ class MlflowServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
-            wait_until(lambda: not self._answers())  # its forks end after the `python` that has started them
+            wait_until(lambda: not self._answers())  # the forks of `python` end after `python` itself
 
     def _wait_until_healthy(self) -> None:
         assert self._process is not None
@@ -132,14 +137,15 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Lie:
-    """An answer that is not the server's.
+    """An answer that the proxy gives in place of the server.
 
     Attributes:
-        status, headers, body: what is answered; a Content-Length of its own may be wrong.
-        forwarded: whether the real server gets the request all the same, its answer being thrown away.
-        delay_s: before the answer.
-        drip_s: between two bytes of the body; 0 sends all at once.
-        altered: makes the real server's content into what is answered, with its status, in place of all this.
+        status, headers, body: the answer. The headers may hold a wrong Content-Length.
+        forwarded: whether the real server gets the request all the same. The server's answer is thrown away.
+        delay_s: seconds before the answer.
+        drip_s: seconds between two bytes of the body; 0 sends the body at once.
+        altered: turns the content of the real server's answer into the content that is sent. The status is the real
+            server's, and all other attributes are ignored.
     """
 
     status: int = 200
@@ -152,13 +158,15 @@ class Lie:
 
 
 class FaultyProxy:
-    """Forwards to a real server, or misbehaves as `fault` says.
+    """Forwards requests to a real server, or misbehaves as `fault` says.
 
-    None: forwards. An integer: answers with that status. "garbage": 200 and no JSON. "hang": never answers.
-    "lose": forwards, and drops the connection instead of passing the answer on. "refuse": nobody listens.
-    "late": forwards, and passes the answer on after `delay_s` seconds.
-    `faulty_paths` limits the fault to paths that contain this text.
-    `lies` says for a request with what `Lie` it is answered; None is the truth.
+    Attributes:
+        fault: None forwards. An integer is the status of the answer. "garbage" answers 200 without JSON. "hang" never
+            answers. "lose" forwards the request, and drops the connection instead of passing the answer on. "late"
+            forwards the request, and passes the answer on after `delay_s` seconds.
+        faulty_paths: the fault affects only paths that contain this text.
+        lies: request -> the `Lie` with which it is answered, or None for the real answer.
+        requests: the number of requests so far.
     """
 
     def __init__(self, upstream_port: int) -> None:
@@ -192,7 +200,7 @@ class FaultyProxy:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def refuse(self) -> None:
-        """Stop listening; `listen` comes back on the same port."""
+        """Stop listening, until `listen` is called, which uses the same port."""
         self._release.set()
         if self._server is not None:
             self._server.shutdown()
@@ -200,7 +208,7 @@ class FaultyProxy:
             self._server = None
 
     def close(self) -> None:
-        """Stop for good."""
+        """Stop listening for good."""
         self.refuse()
         self._port.close()
 

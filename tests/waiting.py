@@ -1,4 +1,4 @@
-"""Waiting for what happens in the background or in another process."""
+"""Waits for something that happens in the background or in another process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 TIMEOUT_S: Final = 200.0
-"""What a loaded machine may take, on which a request may fail and the sender pause for 30 s before the next."""
+"""The longest wait. On a loaded machine a request may fail, and the sender pauses for up to 30 s before the next."""
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Ask again and again, for at most a third of the time: the other process needs the core."""
+    """Wait until `condition()` is true, and ask at most a third of the time, as the other process needs the core."""
     asked = began = time.monotonic()
     while not condition():
         now = time.monotonic()

@@ -1,14 +1,15 @@
-"""A Python that has torch and MLflow imported already: what tests start as `sys.executable` is forked from it.
+"""Offers a Python that has torch and MLflow imported already: processes that tests start are forked from a server.
 
-Importing them takes a new process 6 s of a core, and a hundred tests start processes. `offered` starts a server that
-imports them once; its `python` passes arguments, environment, folder, open files and signals on to
-it, and ends as the fork does. The fork runs its program as an interpreter's own `__main__`, and ends as an interpreter
-does. What the server has not imported (this package least of all) is imported by the fork itself. `WARM_PYTHON_PATH`
-is for forks what `PYTHONPATH` is, before it: a test that gives its processes a `PYTHONPATH` leaves it as it is.
+A new process needs 6 s of a core to import torch and MLflow, and a hundred tests start processes. `offered` starts a
+server that imports them once, and yields the path of a script `python`, which tests start as `sys.executable`. This
+script passes its arguments, environment, folder, open files and signals on to the server. The server forks, and the
+script ends as the fork ends. The fork runs its program as an interpreter runs its `__main__`, and ends as an
+interpreter does. Modules that the server has not imported, such as this package, are imported by the fork itself. For
+forks, the folders of `WARM_PYTHON_PATH` come before those of `PYTHONPATH`, so that a test can set `PYTHONPATH` freely.
 
-A test that is about the start of an interpreter, about what is imported, about tracebacks to the letter or about
-process groups starts `COLD`. So does `python` by itself where the fork would differ: it is given an option of the
-interpreter, or other values of variables that are read at start.
+A test about the start of an interpreter, about what is imported, about the exact text of tracebacks or about process
+groups starts `COLD`, the interpreter itself. The script `python` also starts `COLD` if a fork would behave otherwise:
+if it is given an option of the interpreter, or other values of variables that an interpreter reads at its start.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from types import CodeType
 from typing import Any, Final
 
 COLD: Final = sys.executable
-"""The interpreter itself."""
+"""The path of the interpreter itself."""
 
 IMPORTED: Final = (
     *("torch", "torch._dynamo", "torch.utils.data", "torch.distributed.run", "multiprocessing.spawn"),
@@ -46,17 +47,17 @@ IMPORTED: Final = (
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 READ_AT_START: Final = ("PYTHON", "OMP_", "LD_")
-"""How variables begin that an interpreter, or a library as it is loaded, reads once."""
+"""The beginnings of the names of variables that an interpreter, or a library, reads only when it starts."""
 
 LONGEST_START_S: Final = 60.0
-"""Importing a second time beside the server that is about to have done so takes longer than to wait for it."""
+"""The longest wait for the server. To import the packages here, beside the server that imports them, takes longer."""
 
 LENGTH: Final = struct.Struct("!Q")
 
 
 @contextlib.contextmanager
 def offered() -> Iterator[str]:
-    """The path of a `python` whose processes are forks; of the interpreter itself where that cannot be."""
+    """Yield the path of a `python` whose processes are forks, or of the interpreter if the system cannot do this."""
     if not hasattr(os, "pidfd_open"):
         yield COLD
         return
@@ -74,7 +75,7 @@ def offered() -> Iterator[str]:
         [COLD, "-c", program],
         env=environment,
         cwd=folder,
-        stdin=subprocess.PIPE,  # of which the server sees the end, however this process ends
+        stdin=subprocess.PIPE,  # the server sees the end of this pipe, however this process ends
         start_new_session=True,
     )
     try:
@@ -85,11 +86,11 @@ def offered() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-# What `python` does.
+# These functions run in the script `python`.
 
 
 def start(python: str, arguments: list[str]) -> None:
-    """Have the server run a program; end as it does."""
+    """Have the server run a program in a fork, and end as the fork ends."""
     connection = _asked(python, arguments)
     if connection is None:
         os.execv(COLD, [COLD, *arguments])
@@ -108,19 +109,19 @@ def start(python: str, arguments: list[str]) -> None:
 
 
 def _die_of(number: int) -> None:
-    with contextlib.suppress(OSError):  # of a signal that nobody can take
+    with contextlib.suppress(OSError):  # SIGKILL and SIGSTOP have no handlers
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
 def _asked(python: str, arguments: list[str]) -> socket.socket | None:
-    """The connection to the server, which runs the program; None if an interpreter of its own must."""
+    """Return the connection to the server, which runs the program; None if an interpreter of its own must run it."""
     unbuffered = arguments[:1] == ["-u"]  # as torchrun starts its processes
     if unbuffered or (arguments[:1] == ["-B"] and os.environ.get("PYTHONDONTWRITEBYTECODE")):
         arguments = arguments[1:]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-c", "-m")):
         return None
-    listed = [*Path("/proc/self/fd").iterdir()]  # with the one that it took to list them
+    listed = [*Path("/proc/self/fd").iterdir()]  # one of them is the descriptor of the listing itself
     descriptors = sorted(int(entry.name) for entry in listed if entry.is_symlink())
     umask = os.umask(0o077)
     os.umask(umask)
@@ -147,7 +148,7 @@ def _asked(python: str, arguments: list[str]) -> socket.socket | None:
         socket.send_fds(connection, [LENGTH.pack(len(message))], descriptors)
         connection.sendall(message)
         if connection.recv(1) == b"y":
-            for number in descriptors:  # the end of a stream is the fork's to make
+            for number in descriptors:  # a stream ends when the fork closes it
                 os.close(number)
             return connection
     except OSError:
@@ -156,12 +157,12 @@ def _asked(python: str, arguments: list[str]) -> socket.socket | None:
     return None
 
 
-# What the server does.
+# These functions run in the server and in its forks.
 
 
 @contextlib.contextmanager
 def program() -> Iterator[CodeType]:
-    """Serve; in a fork, what it is to run in its own `__main__`."""
+    """Serve requests. In a fork, yield the code that the fork runs in its own `__main__`."""
     ending = _Ending()
     atexit.register(ending)  # the first to be registered is the last to be called
     code = _asked_for()
@@ -173,7 +174,7 @@ def program() -> Iterator[CodeType]:
 
 
 class _Ending:
-    """Ends the fork once Python has done all that it does at an end but to take all modules down, half a second."""
+    """Ends the fork when Python has ended all but its modules, whose removal would take half a second."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -191,7 +192,7 @@ class _Ending:
 
 def _asked_for() -> CodeType:
     began = _read_at_start(os.environ)
-    paths = sys.path[2:]  # without that of this file and the one of `-c`
+    paths = sys.path[2:]  # without the folder of this file and the entry of `-c`
     _import()
     signal.signal(signal.SIGCHLD, _reap)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -222,7 +223,7 @@ def _asked_for() -> CodeType:
 
 
 def _reap(*_: object) -> None:
-    """Let those go that have accompanied a fork; their time is the server's from now on."""
+    """Reap the processes that have accompanied a fork. Their processor time then counts as the server's."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -233,7 +234,7 @@ def _import() -> None:
     import importlib
 
     for name in IMPORTED:
-        with contextlib.suppress(ImportError):  # a test that needs it says so
+        with contextlib.suppress(ImportError):  # a test that needs a missing module says so
             importlib.import_module(name)
     gc.collect()
     gc.freeze()
@@ -248,7 +249,7 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _code(asked: dict[str, Any]) -> CodeType | None:
-    """What the fork's `__main__` executes; None if there is no such file, which an interpreter may well say."""
+    """Return the code that the fork's `__main__` runs; None if there is none, so that an interpreter says so."""
     _, kind, *rest = asked["arguments"]
     if kind == "-c":
         with contextlib.suppress(SyntaxError, ValueError):
@@ -262,7 +263,7 @@ def _code(asked: dict[str, Any]) -> CodeType | None:
 
 
 def _accompany(child: int, connection: socket.socket, *, group: bool) -> None:
-    """Pass signals on until the fork ends, then say how; kill it, or its whole group, if `python` was killed."""
+    """Pass signals on until the fork ends, and send its status. If `python` was killed, kill the fork or its group."""
     ended = os.pidfd_open(child)
     while ended not in select.select([ended, connection], [], [])[0]:
         number = b""
@@ -279,7 +280,7 @@ def _accompany(child: int, connection: socket.socket, *, group: bool) -> None:
 
 
 def _become(asked: dict[str, Any], received: list[int], paths: list[str]) -> None:
-    """Make this process what an interpreter with these arguments is as its program begins."""
+    """Give this process the state that an interpreter with these arguments has when its program begins."""
     import importlib
     import random
     from importlib.machinery import SourceFileLoader

@@ -1,4 +1,4 @@
-"""Calibrate the thresholds of the detector `volatility` on null series: writes the package's table.
+"""Calibrates the thresholds of the detector `volatility` on series that do not change, and writes the package's table.
 
 Usage: python benchmarks/calibrate_detector.py [--draws 40000] [--output PATH]
 """
@@ -19,11 +19,13 @@ import mlflow_dynamics.convergence.volatility as detector
 
 LENGTHS = (20, 25, 30, 40, 60, 80, 100, 150, 200, 300, 500)
 TARGET = 0.045
-"""Of the worst null; below the promised 0.05 so that a fresh sample of 10,000 (deviation 0.002) stays under it."""
+"""The share of series on which the worst null may fire. It is below the promised 0.05, so that a fresh sample of 10,000
+series (standard deviation 0.002) also stays below 0.05."""
 WINDOWS, WINDOWS_OPEN = 1.05, 1.03
-"""The thresholds are higher by these factors: S comes from windows of layers, which overlap and whose size of noise may
-wander, and without them up to 8 % of trainings in which nothing changes fire (benchmarks/warning_nulls.py). Where the
-length is not known the threshold holds to 500 epochs, and less is missing at those that were tried."""
+"""The factors by which the thresholds are raised, for a known and for an unknown length of the training. S comes from
+windows of layers, which overlap and whose noise may change in size. Without the factors, the warning fires in up to 8 %
+of trainings in which nothing changes (benchmarks/warning_nulls.py). If the length is not known, the threshold is made
+for up to 500 epochs, so a smaller factor is enough at the lengths that were tried."""
 SEED = 20261126
 FIRST = detector.MIN_MOVES + 1
 """The first epoch with a verdict, counted from 0."""
@@ -47,7 +49,7 @@ NULLS: dict[str, Callable[[np.random.Generator, int, int], Series]] = {
 
 
 def extremes(null: str, epochs: int, draws: int, seed: int) -> dict[str, Series]:
-    """The largest value of each statistic over the epochs of each null series: four (draws,) arrays."""
+    """Return four (draws,) arrays: the largest value of each statistic over the epochs of each null series."""
     rng = np.random.default_rng([seed, epochs, list(NULLS).index(null)])
     weight = (np.arange(1, epochs + 1) / epochs) ** detector.BOUNDARY_EXPONENT
     parts: dict[str, list[Series]] = {"falling": [], "falling_open": [], "rising": [], "rising_open": []}
@@ -62,7 +64,7 @@ def extremes(null: str, epochs: int, draws: int, seed: int) -> dict[str, Series]
 
 
 def calibrate(draws: int) -> dict[str, list[float]]:
-    """The thresholds at which the worst null fires on TARGET of its series, for each length."""
+    """Return the thresholds for each length at which the worst null fires on a share TARGET of its series."""
     table: dict[str, list[float]] = {}
     for epochs in LENGTHS:
         began = time.perf_counter()
@@ -80,7 +82,10 @@ def calibrate(draws: int) -> dict[str, list[float]]:
 
 
 def open_boundary(curve: list[float], draws: int, *, sign: int) -> list[float]:
-    """The curve of each length's flat threshold, raised until all of it together holds TARGET to the longest."""
+    """Return a threshold that rises with the epochs and holds TARGET up to the longest length.
+
+    It is `curve`, the flat thresholds of all lengths, times one factor.
+    """
     longest = LENGTHS[-1]
     n = np.arange(FIRST + 1, longest + 1)
     height = np.interp(np.log(n), np.log(LENGTHS), curve)

@@ -1,10 +1,10 @@
-"""Compare detectors of falling volatility at equal size.
+"""Compares detectors of falling volatility that all fire on 5 % of series in which nothing changes.
 
 Usage: python benchmarks/detector_study.py [--epochs 60] [--draws 3000]
 
-Every rival's threshold is set on the same series: the worst of the four nulls fires on 5 % of them. Then: on how
-many series whose noise decays to a fifth does it fire, and at which epoch (median)? The detector of the package is
-also shown with its own table.
+The threshold of every rival is set on the same series, so that the worst of the four nulls fires on 5 % of its series.
+Then the study counts on how many series whose noise decays to a fifth a rival fires, and at which epoch (median). The
+detector of the package is also shown with its own table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mlflow_dynamics.convergence.volatility import (
 
 SIZE = 0.05
 DRIFT = 3.0
-"""Over the whole series, in standard deviations of its first noise."""
+"""The drift over a whole series, in standard deviations of the noise at its beginning."""
 
 SHAPES: dict[str, Callable[[Series], Series]] = {
     "step at 1/2": lambda u: np.where(u < 0.5, 1.0, 0.2),
@@ -39,7 +39,7 @@ SHAPES: dict[str, Callable[[Series], Series]] = {
 
 
 def naive(series: Series) -> Series:
-    """Rolling deviation over 5 epochs against its running peak, the worst of the last 3 epochs."""
+    """Return minus the deviation over 5 epochs as a part of its peak so far, at the largest of the last 3 epochs."""
     windows = np.lib.stride_tricks.sliding_window_view(series, 5, axis=1).std(axis=2)
     ratio = windows / np.maximum.accumulate(windows, axis=1)
     held = np.lib.stride_tricks.sliding_window_view(ratio, 3, axis=1).max(axis=2)
@@ -47,14 +47,14 @@ def naive(series: Series) -> Series:
 
 
 def cusum_of_squares(series: Series) -> Series:
-    """One-sided CUSUM on squared differences, scaled by the median of the first 10, bounded at 9."""
+    """Return a one-sided CUSUM of squared differences, divided by the median of the first 10 and bounded at 9."""
     squares = np.diff(series, axis=1) ** 2
     scale = np.median(squares[:, :10], axis=1, keepdims=True) / 0.455
     return _cusum(0.5 - np.minimum(squares / scale, 9.0))
 
 
 def cusum_of_logs(series: Series) -> Series:
-    """One-sided CUSUM on log |difference| below the median of the first half so far, bounded at 2."""
+    """Return a one-sided CUSUM of log |difference|, below the median of the first half so far and bounded at 2."""
     moves = np.log(np.abs(np.diff(series, axis=1)))
     evidence = np.zeros_like(moves)
     for t in range(10, moves.shape[1]):
@@ -73,13 +73,13 @@ def _cusum(evidence: Series) -> Series:
 
 
 def trend(series: Series) -> Series:
-    """The package's statistic under its falling boundary."""
+    """Return the package's statistic, multiplied so that its falling threshold becomes a constant."""
     statistic = trend_series(series)
     return np.nan_to_num(statistic, nan=-np.inf) * np.arange(1, statistic.shape[1] + 1) ** BOUNDARY_EXPONENT
 
 
 def change_point(series: Series) -> Series:
-    """The largest difference between the means of the same score before and after any split, 8 on each side."""
+    """Return the largest standardised difference of mean scores before and after a split, 8 values on each side."""
     size = np.abs(np.diff(series, axis=1))
     path = np.full(series.shape, -np.inf)
     for n in range(MIN_MOVES + 1, size.shape[1] + 1):

@@ -1,4 +1,4 @@
-"""Signals of a real network's layers, for benchmarks: what our own recorder takes down of a short training."""
+"""Records the signals of a real network's layers for benchmarks, with our own recorder, in a short training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from mlflow_dynamics.training.data import load_dataset
 from mlflow_dynamics.training.models import build_model
 
 WARM_UP = 100
-"""First steps that are left out: the fall from initialisation is not what most windows hold."""
+"""The number of first steps that are left out, because most windows do not hold the fall from initialisation."""
 
 
 def record(dataset: str, *, steps: int, model: str = "resnet20", batch: int = 16) -> tuple[Array, Array]:
-    """Mean and standard deviation (layers, steps) of every weight layer, trained by SGD at a constant rate.
+    """Train by SGD at a constant rate; return mean and standard deviation, (layers, steps), of every weight layer.
 
     Args:
-        dataset: as `mlflow run . -P dataset=` takes it: "digits", which needs no download, or "parquet:PATH".
+        dataset: a data set as in `mlflow run . -P dataset=`: "digits", which needs no download, or "parquet:PATH".
+        steps: the number of steps that are returned.
+        model: the name of a model.
+        batch: the number of images in a batch.
     """
     torch.manual_seed(0)
     data = load_dataset(
@@ -54,7 +57,7 @@ def record(dataset: str, *, steps: int, model: str = "resnet20", batch: int = 16
 
 
 def layer_signals(dataset: str, *, count: int, steps: int) -> Array:
-    """(count, steps) root mean square, mean and standard deviation of the layers, repeated if these are fewer."""
+    """Return (count, steps): root mean square, mean and deviation of the layers, repeated if they are fewer."""
     mean, std = record(dataset, steps=steps)
     signals = np.concatenate([np.hypot(mean, std), mean, std])
     return signals[np.arange(count) % len(signals)]

@@ -1,14 +1,14 @@
-"""Times `integration` as it is by default beside other packages' plain DFA, and all measures of one window.
+"""Times `integration` with its defaults beside the plain DFA of other packages, and all measures of one window.
 
     python benchmarks/measures.py [--layers-of parquet:PATH]
 
-Three kinds of signals: white noise, random walks, and the layers of a ResNet-20 in training, recorded here (of
-scikit-learn's digits, which takes two minutes, or of the images given). Ours takes overlapping boxes up to T/4,
-corrected and weighted; the others take boxes side by side, of the sizes that antropy takes.
+There are three kinds of signals: white noise, random walks, and the layers of a ResNet-20, which this script trains (on
+scikit-learn's digits, which takes two minutes, or on the images given). `integration` uses overlapping boxes up to
+T/4, with correction and weights. The other packages use boxes side by side, of the sizes that antropy uses.
 
-One process on one core; processor time is measured, repetitions of all candidates are interleaved and medians are
-compared, so that other load on the machine hits all alike. Packages that are not installed are left out (antropy,
-fracjax, nolds, neurokit2, fathon, MFDFA).
+One process runs on one core. Processor time is measured, the candidates take turns, and medians are compared, so that
+other load on the machine affects all candidates alike. Packages that are not installed (antropy, fracjax, nolds,
+neurokit2, fathon, MFDFA) are left out.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from mlflow_dynamics.measures import fluctuations, integration, measure, surroga
 LAYERS = 64
 STEPS = (64, 512, 4096)
 OURS = "mlflow_dynamics, `integration`"
-TURN_S = 0.005  # what a turn of a fast candidate lasts
+TURN_S = 0.005  # how long a turn of a fast candidate lasts
 
 
 def antropy_boxes(steps: int) -> np.ndarray:
-    """antropy's box sizes, which cannot be chosen: everybody else is given the same."""
+    """Return antropy's box sizes. They cannot be chosen, so the other packages are given the same sizes."""
     sizes = [4]
     factor = 1.2
     count = int(np.floor(np.log(0.1 * steps / 4) / np.log(factor)))
@@ -52,7 +52,7 @@ def antropy_boxes(steps: int) -> np.ndarray:
 
 
 def candidates(signals: np.ndarray, sizes: np.ndarray) -> dict[str, Callable[[], object]]:
-    """Name -> integration by ours, plain DFA of all signals by others: no overlap, order 1, given boxes."""
+    """Return name -> call: our integration, and plain DFA (no overlap, order 1, boxes of `sizes`) by other packages."""
     boxes = tuple(sizes.tolist())
     found: dict[str, Callable[[], object]] = {
         OURS: lambda: integration(signals),
@@ -100,7 +100,7 @@ def candidates(signals: np.ndarray, sizes: np.ndarray) -> dict[str, Callable[[],
 
 
 def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Name -> median of `timed`; turns are interleaved, and each lasts some milliseconds, as in a loop."""
+    """Return name -> median of `timed`. The calls take turns, and a turn lasts some milliseconds, as in a loop."""
     calls_a_turn: dict[str, int] = {}
     for name, call in calls.items():
         call()
@@ -115,7 +115,7 @@ def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str,
 
 
 def timed(call: Callable[[], object], repetitions: int) -> float:
-    """Seconds of processor time a call takes on average."""
+    """Return the mean processor time of a call, in seconds."""
     start = time.process_time()
     for _ in range(repetitions):
         call()
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of measurement for each table column")
     parser.add_argument("--layers-of", default="digits", help="the data set on which a network is trained")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # other packages' on short signals
+    warnings.simplefilter("ignore")  # other packages warn of short signals
     torch.set_num_threads(1)
     noise = np.random.default_rng(0).normal(size=(2 * LAYERS, max(STEPS)))
     kinds = {

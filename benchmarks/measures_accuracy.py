@@ -29,7 +29,7 @@ LAYERS = 12
 
 
 def fractional_noise(rng: np.random.Generator, exponent: float, steps: int, count: int) -> Array:
-    """(count, steps) exact fractional Gaussian noise by circulant embedding."""
+    """Return (count, steps): exact fractional Gaussian noise, by circulant embedding."""
     gamma = fgn_autocovariance(exponent, steps + 1)
     eigenvalues = np.fft.fft(np.concatenate([gamma, gamma[-2:0:-1]])).real
     noise = rng.normal(size=(2, count, len(eigenvalues)))
@@ -38,7 +38,7 @@ def fractional_noise(rng: np.random.Generator, exponent: float, steps: int, coun
 
 
 def autoregression(noise: Array, coefficient: float) -> Array:
-    """Stationary AR(1) of unit variance driven by white noise (count, steps)."""
+    """Return (count, steps): stationary AR(1) series of unit variance, driven by the white noise given."""
     values = noise * np.sqrt(1 - coefficient**2)
     values[:, 0] = noise[:, 0]
     for step in range(1, values.shape[1]):
@@ -47,7 +47,7 @@ def autoregression(noise: Array, coefficient: float) -> Array:
 
 
 def accuracy(rng: np.random.Generator, draws: int) -> None:
-    """Print mean and spread on fractional Gaussian noise, and the error over the four exponents."""
+    """Print each estimator's mean and spread on fractional Gaussian noise, and its error over the four exponents."""
     print("| estimator | T | " + " | ".join(f"H = {h}" for h in HURST) + " | rms error |")
     print("| --- " * (len(HURST) + 3) + "|")
     for steps in (32, 64, 128, 512, 4096):
@@ -61,7 +61,7 @@ def accuracy(rng: np.random.Generator, draws: int) -> None:
 
 
 def robustness(rng: np.random.Generator, draws: int) -> None:
-    """Print what the estimators say at 64 points of signals that are not fractional Gaussian noise."""
+    """Print what the estimators give for 64 points of signals that are not fractional Gaussian noise."""
     noise = rng.normal(size=(draws, 64))
     time = np.arange(64)
     cases = {
@@ -89,7 +89,7 @@ def robustness(rng: np.random.Generator, draws: int) -> None:
 
 
 def lengths(rng: np.random.Generator, draws: int) -> None:
-    """Print what every measure says of windows of each length of the same layers."""
+    """Print every measure of the same layers, for windows of each length."""
     longest = LENGTHS[-1]
     noise = rng.normal(size=(draws * LAYERS, longest))
     common = np.repeat(autoregression(rng.normal(size=(draws, longest)), 0.8), LAYERS, axis=0)
@@ -120,7 +120,7 @@ def lengths(rng: np.random.Generator, draws: int) -> None:
 
 
 def bridging(rng: np.random.Generator, draws: int) -> None:
-    """Print the most by which lost steps that are bridged move each measure."""
+    """Print the largest change of each measure when steps are lost and bridged."""
     measures = ("integration", "synchrony", "metastability")
     print(f"\n| {LAYERS} layers | lost in all | " + " | ".join(measures) + " |")
     print("| --- " * (len(measures) + 2) + "|")
@@ -137,7 +137,7 @@ def bridging(rng: np.random.Generator, draws: int) -> None:
 
 
 def figures(folder: Path, rng: np.random.Generator) -> None:
-    """Draw each measure on signals whose answer is known."""
+    """Draw each measure on signals of which the right answer is known."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -198,7 +198,7 @@ def figures(folder: Path, rng: np.random.Generator) -> None:
 
 
 def main() -> None:
-    """Print the tables; draw the figures where asked."""
+    """Print the tables, and draw the figures if they are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--figures", type=Path, help="an existing folder")

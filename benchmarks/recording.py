@@ -1,11 +1,11 @@
-"""What recording costs a training step: the recorder's own time, and the interleaved ratio to the bare step.
+"""Measures what recording costs a training step: the recorder's own time, and the ratio to a step without recording.
 
-Own time is measured directly: a clock around every entry from torch into the recorder (hooks and optimizer hook); on
-a GPU it is the host's, which the GPU need not wait for; compiled, no entry is left that could be timed. The ratio comes
-from pairs of a bare and a recorded step of two equal models, in random order, and stands beside the same ratio of two
-bare models, which is the noise it has to be judged against. In one thread on a CPU all times are that thread's
-processor time, which other work on the machine lengthens less. On a GPU a pair is of five steps each, with one wait at
-the end, as trainings do.
+The own time is measured by a clock around every entry from torch into the recorder (hooks and optimizer hook). On a
+GPU, this is time of the host, for which the GPU need not wait. In a compiled model, no entry is left that could be
+timed. The ratio comes from pairs of a bare and a recorded step of two equal models, in random order. Beside it stands
+the same ratio of two bare models, which shows how far ratios differ by chance. In one thread on a CPU, all times are
+the processor time of that thread, which other work on the machine lengthens less. On a GPU, a pair has five steps of
+each model with one wait at the end, as in trainings.
 
     python benchmarks/recording.py --model resnet20 --pairs 200
     python benchmarks/recording.py --model resnet18 --device cuda --batch 512 --image 224 --precision bfloat16
@@ -72,7 +72,7 @@ def _stage(inputs: int, outputs: int, stride: int) -> list[tuple[int, int, int]]
 
 
 def vit(name: str, image: int) -> nn.Module:
-    """timm's, with patches of 4 x 4 for small images."""
+    """Return timm's ViT, with patches of 4 x 4 pixels for small images."""
     patch = 16 if image >= 128 else 4
     return timm.create_model(f"{name}_patch16_224", img_size=image, patch_size=patch, num_classes=10)
 
@@ -88,7 +88,7 @@ STEPS_BETWEEN_WAITS = 5
 
 
 class OwnTime:
-    """A clock around every entry from torch into recorders that are made from now on."""
+    """Measures the time of every entry from torch into the recorders that are made from now on."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.seconds = 0.0
@@ -107,7 +107,7 @@ class OwnTime:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Medians over `options.pairs` of interleaved steps."""
+    """Return name -> median over `options.pairs` pairs of steps."""
     cuda = options.device == "cuda"
     now = time.thread_time if not cuda and options.threads == 1 else time.perf_counter
     clock = None if options.compile else OwnTime(now)

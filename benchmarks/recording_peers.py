@@ -1,9 +1,9 @@
-"""What looking at activations costs a training step on the CPU: this project beside the usual ways of doing it.
+"""Measures what looking at activations costs a training step on the CPU: this project beside the usual other ways.
 
-All take turns in one process and thread on copies of one model, in random order. The table gives the median over the
-rounds of each one's processor time, of all threads of the process, as a ratio to the bare step of the same round; that
-of a second bare model is the noise. What wandb and TorchInstruments do in processes of their own is not in it. What
-each records differs:
+The candidates take turns in one process and thread, in random order, on copies of one model. The table gives the
+median processor time of a step, and the median over the rounds of its ratio to the bare step of the same round. The
+time is that of all threads of the process. The ratio of a second bare model shows how far ratios differ by chance. Work
+that wandb and TorchInstruments do in processes of their own is not counted. The candidates record different things:
 
     mlflow_dynamics   mean and deviation of each weight layer
     moments           mean, deviation, extremes and share of zeros of each weight layer's output, as composer's
@@ -44,7 +44,7 @@ WEIGHT_LAYERS = (nn.Conv2d, nn.Linear)
 
 
 class Candidate:
-    """A copy of the model and what looks at it; `step` trains it on one batch."""
+    """A copy of the model, with what looks at its activations. `step` trains the copy on one batch."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -65,7 +65,7 @@ def ours(candidate: Candidate) -> None:
 
 
 def hooked(look: Callable[[Tensor], object]) -> Callable[[Candidate], None]:
-    """A forward hook on every weight layer."""
+    """Return a function that puts a forward hook, which calls `look`, on every weight layer of a candidate."""
 
     def attach(candidate: Candidate) -> None:
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
@@ -92,7 +92,7 @@ def watched_by_wandb(candidate: Candidate) -> None:
 
     run = wandb.init(mode="offline", dir=tempfile.mkdtemp(), settings=wandb.Settings(silent=True))
     run.watch(candidate.model, log="all", log_freq=1)
-    # What `watch` has gathered is written with the next `log`.
+    # `watch` gathers values, which only the next `log` writes.
     candidate.after_step = lambda images: run.log({})
 
 
@@ -159,7 +159,7 @@ def main() -> None:
     for turn in range(options.rounds + 1):
         for name in random.sample(list(candidates), len(candidates)):
             seconds = candidates[name].step(images, targets)
-            if turn > 0:  # the first warms up
+            if turn > 0:  # the first round warms up
                 times[name].append(seconds)
     print(f"| {options.model}, batch {options.batch} | step | ratio to bare |\n| --- | --- | --- |")
     for name, seconds in times.items():

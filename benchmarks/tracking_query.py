@@ -1,10 +1,10 @@
-"""How much faster load_metrics is than a loop over MlflowClient.get_metric_history.
+"""Measures how much faster load_metrics is than a loop over MlflowClient.get_metric_history.
 
     python benchmarks/tracking_query.py [--runs 1000] [--epochs 100] [--server URI]
 
-Writes `runs` runs x 5 metrics x `epochs` values into a SQLite store, reads them both ways, first straight from the
-store and then through an MLflow server on the loopback address, and checks that both ways give the same values. The
-loop is timed on a tenth of the runs and scaled up.
+The script writes `runs` runs x 5 metrics x `epochs` values into a SQLite store. It reads them both ways, first straight
+from the store and then through an MLflow server on the loopback address, and checks that both ways give the same
+values. The loop is timed on a tenth of the runs, and its time is scaled up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEYS = names.DYNAMICS_METRICS[:5]
 
 
 def fill(uri: str, runs: int, epochs: int) -> list[str]:
-    """The runs are created by the client, their values put into its tables at once (log_batch would take an hour)."""
+    """Create the runs and return their ids. Values are put straight into the tables; log_batch would take an hour."""
     client = MlflowClient(uri)
     run_ids = [client.create_run("0").info.run_id for _ in range(runs)]
     values = np.random.default_rng(0).random((runs, len(KEYS), epochs))
@@ -59,7 +59,7 @@ def fill(uri: str, runs: int, epochs: int) -> list[str]:
 
 
 def compare(uri: str, run_ids: list[str], epochs: int) -> tuple[float, float]:
-    """Seconds of the loop (scaled up from a tenth of the runs) and of load_metrics (median of three)."""
+    """Return the seconds of the loop (scaled up from a tenth of the runs) and of load_metrics (median of three)."""
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     some = run_ids[: max(1, len(run_ids) // 10)]

@@ -1,10 +1,11 @@
-"""How often the early warning fires on layers that do not change where it fires more than it should.
+"""Counts how often the early warning fires on layers that do not change, in trainings in which it fires too often.
 
     python benchmarks/warning_beyond.py [--draws 240] [--page]
 
-Trainings whose windows overlap more and more, whose detector begins anew again and again, or whose layers' memory or
-volatility wanders by itself: through `SignalWindow` and `ConvergenceMonitor` as in a training, one epoch after the
-other. Prints the table of docs/early-warning.md; with --page writes it there.
+In these trainings, windows overlap more and more, or the detector begins anew again and again, or the memory or the
+volatility of the layers wanders by itself. The signals pass through `SignalWindow` and `ConvergenceMonitor` as in a
+training, one epoch after the other. The script prints the table of docs/early-warning.md; with --page, it also writes
+the table there.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ def white(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
 
 
 def common(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """White noise with a common factor."""
+    """Return white noise with a common factor."""
     return mixed(rng.standard_normal((1, shape[0] + 1, shape[1])), COMMON)[0]
 
 
 def switching(dwell: int) -> Make:
-    """AR(1) whose coefficient is 0.2 or 0.9 in all layers, each for so many steps in the mean."""
+    """Return a maker of AR(1) layers whose common coefficient is 0.2 or 0.9, each for `dwell` steps in the mean."""
 
     def make(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
         state = (np.cumsum(rng.random(shape[1]) < 1 / dwell) + rng.integers(2)) % 2
@@ -56,7 +57,7 @@ def switching(dwell: int) -> Make:
 
 
 def volatile(memory: int) -> Make:
-    """A common factor, and own parts, whose logarithm of deviation is AR(1) with a memory of so many steps."""
+    """Return a maker of layers, with a common factor, whose log deviation is AR(1) with a memory of `memory` steps."""
 
     def make(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
         kept = np.exp(-1 / memory)
@@ -70,7 +71,16 @@ def volatile(memory: int) -> Make:
 
 
 class Case(NamedTuple):
-    """One kind of training: what it is called, the steps of its epochs, its layers, how it is measured and judged."""
+    """One kind of training.
+
+    Attributes:
+        name: the row of the table.
+        lengths: the number of steps of each epoch.
+        make: makes the layers' signals.
+        window: the length of the window in steps; None means the default.
+        known: whether the detector knows the number of epochs.
+        drops: the epochs at which the learning rate steps down.
+    """
 
     name: str
     lengths: Sequence[int]
@@ -108,7 +118,7 @@ CASES = (
 
 
 def epoch_that_fires(case: Case, rng: np.random.Generator) -> int:
-    """The first epoch of the warning in one training, -1 where there is none."""
+    """Return the first epoch of the warning in one training, or -1 if the warning does not fire."""
     window = SignalWindow(MeasureConfig(window=case.window, signal="mean"))
     plan = Schedule(
         name="step" if case.drops else "constant",
@@ -130,7 +140,7 @@ def epoch_that_fires(case: Case, rng: np.random.Generator) -> int:
 
 
 def main() -> None:
-    """Print the table, and write it where asked."""
+    """Print the table, and write it into the page if that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=240)
     parser.add_argument("--page", action="store_true", help="write the table into docs/early-warning.md")

@@ -2,9 +2,9 @@
 
     python benchmarks/warning_grid.py ../shared/data tests/data/warning_grid.csv
 
-54 runs: a ResNet-20, a small VGG and a small ViT on an easy and a hard set of images, under constant, step and
-cosine schedules, three seeds each. Runs that are in the file already are skipped, so it can be interrupted; the
-order is such that whatever is there is balanced. `mlflow-dynamics evaluate` reads the file.
+The grid has 54 runs: a ResNet-20, a small VGG and a small ViT on an easy and a hard set of images, under constant, step
+and cosine schedules, with three seeds each. Runs that are in the file already are skipped, so the script can be
+interrupted. The order of the runs keeps an unfinished grid balanced. `mlflow-dynamics evaluate` reads the file.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from mlflow_dynamics.training.optimisation import build_optimizer, build_schedul
 EPOCHS: Final = 30
 BATCH_SIZE: Final = 64
 WINDOW: Final = 512
-"""Steps: the default when the kept runs were trained; their first 7 epochs are start-up."""
+"""Steps of the window, the default when the kept runs were trained. With it, their first 7 epochs are start-up."""
 
 TRAIN_IMAGES: Final = 5056
-"""79 whole batches: one of another size would have the network compiled again, for any size, and slower."""
+"""79 whole batches. For a batch of another size the network would be compiled again, for any size, and be slower."""
 
 VALIDATION_IMAGES: Final = 1024
 DATASETS: Final = ("cifar10", "tinyimagenet100")
@@ -47,7 +47,7 @@ SEEDS: Final = (0, 1, 2)
 
 
 def small_vgg(data: ImageData) -> nn.Module:
-    """Six convolutions in three blocks, as VGG with a sixteenth of its channels."""
+    """Return six convolutions in three blocks, like VGG with a quarter of its channels."""
     layers: list[nn.Module] = []
     channels = data.channels
     for width in (16, 32, 64):
@@ -60,7 +60,7 @@ def small_vgg(data: ImageData) -> nn.Module:
 
 
 def small_vit(data: ImageData) -> nn.Module:
-    """A ViT of four blocks on patches of 8 x 8."""
+    """Return a ViT of four blocks on patches of 8 x 8 pixels."""
     model: nn.Module = timm.create_model(
         "vit_tiny_patch16_224",
         img_size=data.image_size,
@@ -74,7 +74,7 @@ def small_vit(data: ImageData) -> nn.Module:
 
 
 def resnet20(data: ImageData) -> nn.Module:
-    """ResNet-20, as `mlflow run` trains it by default."""
+    """Return ResNet-20, as `mlflow run` trains it by default."""
     return build_model(
         "resnet20",
         num_classes=data.num_classes,
@@ -103,9 +103,9 @@ MODELS: Final = {
 
 
 def train(model: str, schedule: str, seed: int, data: ImageData) -> str:
-    """Train one cell of the grid in an MLflow run; its id."""
+    """Train one cell of the grid in an MLflow run, and return the run's id."""
     chosen = MODELS[model]
-    torch.compiler.reset()  # else the ninth network of a kind would run uncompiled
+    torch.compiler.reset()  # otherwise the ninth network of a kind would run uncompiled
     seed_everything(seed)
     network = chosen.build(data)
     optimizer = build_optimizer(
@@ -145,18 +145,18 @@ def train(model: str, schedule: str, seed: int, data: ImageData) -> str:
 
 
 def epochs_of(run_id: str) -> pd.DataFrame:
-    """One row an epoch, one column a metric, without those that tell of the machine."""
+    """Return the metrics, with a row for each epoch and a column for each metric, without those of the machine."""
     frame = mlflow_dynamics.load_metrics([run_id])
     return frame.drop(columns=["run_id", "train/epoch_seconds", "train/images_per_second"])
 
 
 def cells() -> Iterator[tuple[int, str, str, str]]:
-    """(seed, schedule, dataset, model) of every run."""
+    """Return (seed, schedule, dataset, model) of every run."""
     return itertools.product(SEEDS, SCHEDULES, DATASETS, MODELS)
 
 
 def main() -> None:
-    """Train what the file lacks."""
+    """Train the runs that the file lacks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,15 +1,16 @@
-"""How often the early warning fires on layers that do not change, and on layers that settle: docs/early-warning.md.
+"""Counts how often the early warning fires on layers that do not change, and on layers that settle.
 
     python benchmarks/warning_nulls.py nulls FOLDER --images ../shared/data/cifar10 [--draws 200]
     python benchmarks/warning_nulls.py settling FOLDER [--draws 100]
     python benchmarks/warning_nulls.py page FOLDER
 
-The first two make layers, take their windows and measures as a recorded training would, and keep S after start-up in
-FOLDER, a file for each kind of layers and number of steps an epoch; files that are there are not made again. The last
-judges them as the monitor does, the length of the training known and unknown, and writes the tables.
+The first two commands make layers, take windows and measures of them as a recorded training does, and keep S after
+start-up in FOLDER, in a file for each kind of layers and number of steps an epoch. Files that exist are not made again.
+The last command judges the kept S as the monitor does, with and without knowing the length of the training, and writes
+the tables of docs/early-warning.md.
 
-A null is stationary (a walk: in its increments), so that one of 200 epochs also gives two of 100, three of 60 and six
-of 30.
+A null is a kind of layers that do not change. It is stationary (a random walk has stationary increments), so a training
+of 200 epochs also gives two of 100, three of 60 and six of 30.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs" / "early-warning.md"
 LAYERS: Final = 12
 COMMON: Final = 0.7
-"""Of a layer's deviation, where the layers share a factor."""
+"""The share of the common factor in a layer's deviation, for layers that have one."""
 
 STEPS: Final = (8, 16, 40, 79, 157, 391)
 EPOCHS: Final = (30, 60, 100, 200)
@@ -46,7 +47,7 @@ LONGEST: Final = EPOCHS[-1]
 SETTLING_STEPS: Final = (16, 79, 391)
 SETTLING_EPOCHS: Final = (30, 60, 100)
 CHUNK: Final = 20
-"""Draws that are in memory at once."""
+"""The number of draws that are in memory at once."""
 
 SEED: Final = 77001
 BATCH: Final = 32
@@ -70,7 +71,7 @@ def student(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def garch(rng: np.random.Generator, shape: tuple[int, ...], *, burn_in: int = 300) -> Array:
-    """GARCH(1, 1) of unit variance with coefficients 0.1 and 0.88 (Bollerslev 1986)."""
+    """Return GARCH(1, 1) series of unit variance, with coefficients 0.1 and 0.88 (Bollerslev 1986)."""
     values = rng.standard_normal((*shape[:-1], burn_in + shape[-1]))
     variance = np.ones(shape[:-1])
     for t in range(values.shape[-1]):
@@ -91,7 +92,7 @@ PROCESSES: Final[dict[str, Callable[[np.random.Generator, tuple[int, ...]], Arra
 
 
 def mixed(own_and_common: Array, share: float | Array) -> Array:
-    """(draws, LAYERS, steps) layers of which the last of (draws, LAYERS + 1, steps) is a common factor."""
+    """Return (draws, LAYERS, steps): layers from (draws, LAYERS + 1, steps), whose last series is their common factor."""
     own, common = own_and_common[:, :-1], own_and_common[:, -1:]
     return np.sqrt(1 - np.square(share)) * own + share * common
 
@@ -104,7 +105,7 @@ def of_process(
 
 @cache
 def energies(images: Path) -> Array:
-    """(images, layers) of an untrained ResNet-14: the mean square of each layer's output for each image."""
+    """Return (images, layers): the mean square of each layer's output for each image, in an untrained ResNet-14."""
     import pyarrow.parquet as pq
     import torch
     from PIL import Image
@@ -114,7 +115,7 @@ def energies(images: Path) -> Array:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    # Its normalisation as at initialisation, so that one image does not change what another gives.
+    # In evaluation mode, normalisation keeps its initial state, so that images do not affect each other.
     model = CifarResNet(2, num_classes=10, channels=3).eval()
     column = pq.read_table(images / "train.parquet", columns=["image"])["image"][
         : STEPS[-1] * BATCH
@@ -136,7 +137,7 @@ def energies(images: Path) -> Array:
 
 
 def of_network(images: Path, rng: np.random.Generator, draws: int, epochs: int, steps: int) -> Array:
-    """Root mean squares of an untrained network's layers over batches of real images, shuffled in each epoch."""
+    """Return root mean squares of an untrained network's layers over batches of real images, shuffled in each epoch."""
     signals = []
     for _ in range(draws):
         some = energies(images)[: steps * BATCH]
@@ -157,17 +158,17 @@ def nulls(images: Path) -> dict[str, Make]:
 
 
 def wandering(rng: np.random.Generator, draws: int, epochs: int) -> Array:
-    """(draws, epochs) a new value in [-1, 1] each epoch, from half-time on in a fifth of that."""
+    """Return (draws, epochs): in each epoch a random value in [-1, 1], and from half-time on in [-0.2, 0.2]."""
     return rng.uniform(-1, 1, (draws, epochs)) * np.where(np.arange(epochs) < epochs / 2, 1.0, 0.2)
 
 
 def calming(rng: np.random.Generator, draws: int, epochs: int) -> Array:
-    """Likewise, narrowing all the time to a fifth."""
+    """Return (draws, epochs): random values in a range that shrinks from [-1, 1] to [-0.2, 0.2] all the time."""
     return rng.uniform(-1, 1, (draws, epochs)) * 5.0 ** -np.linspace(0, 1, epochs)
 
 
 def approaching(_: np.random.Generator, draws: int, epochs: int) -> Array:
-    """From 1 to -1, by e each fifth of the training."""
+    """Return (draws, epochs): a fall from 1 to -1, exponential, by e each fifth of the training."""
     return np.tile(2 * np.exp(-5 * np.linspace(0, 1, epochs)) - 1, (draws, 1))
 
 
@@ -176,7 +177,7 @@ Course = Callable[[np.random.Generator, int, int], Array]
 
 
 def of_memory(course: Course, rng: np.random.Generator, draws: int, epochs: int, steps: int) -> Array:
-    """AR(1) layers with a common factor of half their deviation, whose coefficient is 0.6 + 0.35 course."""
+    """Return AR(1) layers of coefficient 0.6 + 0.35 course, with a common factor of half their deviation."""
     coefficient = np.repeat(0.6 + 0.35 * course(rng, draws, epochs), steps, axis=1)[:, None]
     values = rng.standard_normal((draws, LAYERS + 1, epochs * steps))
     for t in range(1, values.shape[-1]):
@@ -186,13 +187,16 @@ def of_memory(course: Course, rng: np.random.Generator, draws: int, epochs: int,
 
 
 def of_coupling(course: Course, rng: np.random.Generator, draws: int, epochs: int, steps: int) -> Array:
-    """AR(1) 0.8 layers whose share of a common factor is 0.5 + 0.4 course."""
+    """Return layers of AR(1) 0.8 in which the share of a common factor is 0.5 + 0.4 course."""
     shared = np.repeat(0.5 + 0.4 * course(rng, draws, epochs), steps, axis=1)[:, None]
     return mixed(autoregression(0.8, rng, (draws, LAYERS + 1, epochs * steps)), shared)
 
 
 def of_level(rng: np.random.Generator, draws: int, epochs: int, steps: int) -> Array:
-    """AR(1) 0.8 layers whose mean settles: noise of 0.03 of what it comes down by, e each fifth of the training."""
+    """Return layers of AR(1) 0.8 whose mean falls exponentially, by e each fifth of the training.
+
+    The deviation of the noise is 0.03 of the whole fall.
+    """
     values = autoregression(0.8, rng, (draws, LAYERS, epochs * steps))
     return values + np.exp(-5 * np.linspace(0, 1, values.shape[-1])) / 0.03
 
@@ -212,20 +216,20 @@ SETTLING: Final[dict[str, Make]] = {
 
 
 def first_epoch(steps: int) -> int:
-    """The first epoch after start-up."""
+    """Return the first epoch after start-up."""
     rule = window_rule([steps])
     return next(epoch for epoch in range(LONGEST) if not rule.starting_up((epoch + 1) * steps))
 
 
 def stability_of(signals: Array, steps: int) -> Array:
-    """(draws, epochs after start-up) S of (draws, layers, steps)."""
+    """Return S as (draws, epochs after start-up), from signals (draws, layers, steps)."""
     length = window_rule([steps]).length
     ends = range((first_epoch(steps) + 1) * steps, signals.shape[-1] + 1, steps)
     return np.stack([measure(signals[..., end - length : end]).stability for end in ends], axis=1)
 
 
 def kept(folder: Path, name: str, make: Make, *, steps: int, epochs: int, draws: int) -> None:
-    """S of `draws` trainings in the folder's file, unless it is there."""
+    """Write S of `draws` trainings into a file of the folder, unless the file exists."""
     path = file_of(folder, name, steps, epochs)
     if path.exists():
         return
@@ -246,20 +250,20 @@ def file_of(folder: Path, name: str, steps: int, epochs: int) -> Path:
 
 
 def pieces(series: Array, epochs: int, steps: int) -> Array:
-    """What trainings of `epochs` epochs show after start-up, cut from longer ones."""
+    """Return the epochs after start-up of trainings of `epochs` epochs, cut from longer trainings."""
     length = epochs - first_epoch(steps)
     count = (series.shape[1] + first_epoch(steps)) // epochs
     return np.concatenate([series[:, i * epochs : i * epochs + length] for i in range(count)])
 
 
 def fired(series: Array, *, known: bool = True, rising: bool = False) -> NDArray[np.int_]:
-    """(draws,) at which epoch after start-up the warning fires, -1 where it does not; or volatility has risen."""
+    """Return (draws,): the epoch after start-up at which the warning fires (`rising`: volatility has risen), or -1."""
     reached = score_series(series, series.shape[1] if known else None)[int(rising)] >= 1.0
     return np.where(reached.any(axis=1), reached.argmax(axis=1), -1)
 
 
 def wilson(count: int, draws: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
+    """Return the 95 % interval of a share (Wilson 1927)."""
     share, extent = count / draws, z**2 / draws
     middle = (share + extent / 2) / (1 + extent)
     half = z * np.sqrt(share * (1 - share) / draws + extent / (4 * draws)) / (1 + extent)
@@ -267,7 +271,7 @@ def wilson(count: int, draws: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def share(epochs: NDArray[np.int_]) -> str:
-    """`4.4 [3.9, 5.0]`: percent that fired."""
+    """Return the percentage that fired, as `4.4 [3.9, 5.0]`."""
     count = int((epochs >= 0).sum())
     low, high = wilson(count, len(epochs))
     return f"{100 * count / len(epochs):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -278,7 +282,7 @@ def series_of(folder: Path, name: str, steps: int, epochs: int) -> Array:
 
 
 def null_lines(folder: Path, names: list[str]) -> list[str]:
-    """A row a null, over all numbers of steps an epoch; then each cell that lies above 5 % for sure."""
+    """Return a row for each null, over all numbers of steps an epoch, and a list of the cells surely above 5 %."""
     columns = [(epochs, {}) for epochs in EPOCHS]
     columns += [(LONGEST, {"known": False}), (LONGEST, {"rising": True})]
     heads = [f"{epochs} epochs" for epochs in EPOCHS]
@@ -307,7 +311,7 @@ def null_lines(folder: Path, names: list[str]) -> list[str]:
 
 
 def settling_lines(folder: Path) -> list[str]:
-    """A row a way of settling: percent that fired and, in brackets, the median epoch of the training."""
+    """Return a row for each way of settling: the percentage that fired and, in brackets, the median epoch of that."""
     columns = [(steps, epochs) for steps in SETTLING_STEPS for epochs in SETTLING_EPOCHS]
     heads = [f"{steps} x {epochs}" for steps, epochs in columns]
     lines = [f"| layers that settle | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]

@@ -1,4 +1,4 @@
-"""Puts the evaluation of the kept traces, table and figure, into docs/early-warning.md.
+"""Writes the evaluation of the kept traces into docs/early-warning.md, and draws its figure.
 
     python benchmarks/warning_page.py
 

@@ -1,8 +1,9 @@
-"""What the 54 kept runs answer to the paper's three claims: docs/findings.md and its figure, from the traces alone.
+"""Writes docs/findings.md, which says what the 54 kept runs answer to the paper's three claims, and draws its figure.
 
     python benchmarks/findings.py
 
-A test compares the page with what this writes, and its figures with figures computed otherwise.
+Page and figure come from the traces alone. A test compares the page with the output of this script, and its numbers
+with numbers that are computed in another way.
 """
 
 from __future__ import annotations
@@ -32,31 +33,31 @@ Array = NDArray[np.float64]
 RUN: Final = ["dataset", "model", "schedule", "seed"]
 EASY, HARD = "cifar10", "tinyimagenet100"
 LATE: Final = 15
-"""Claim 1 is read from this epoch on: the second half, after the step schedule's first step."""
+"""Claim 1 looks at the epochs from this one on: the second half, after the first step of the step schedule."""
 
 SETTLED: Final = 7
-"""Epochs before are start-up: their windows hold the first steps."""
+"""The first epoch after start-up. The windows of earlier epochs hold the first steps."""
 
 VOLATILE: Final = SETTLED + 4
-"""The first epoch whose volatility is of epochs after start-up alone."""
+"""The first epoch whose volatility comes from epochs after start-up alone."""
 
 AHEAD: Final = 5
-"""Of the last so many epochs nothing is forecast: what a run still gains there is 0 or nearly so."""
+"""The number of last epochs that are left out, because a run gains nothing or nearly nothing after them."""
 
 MODERATE: Final = 0.3
-"""A rank correlation that an answer of "no" must exclude."""
+"""The rank correlation that counts as moderate. For the answer "no", the interval must lie below it."""
 
 PERMUTATIONS: Final = 499
 SEED: Final = 25
 
 
 def curves(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A row a run, in the order of `RUN`, and a column an epoch."""
+    """Return a frame with a row for each run, in the order of `RUN`, and a column for each epoch."""
     return frame.pivot(index=RUN, columns="epoch", values=metric).sort_index()
 
 
 def welch(a: Array, b: Array, *, level: float) -> tuple[float, float]:
-    """Welch's interval of the difference of two means."""
+    """Return Welch's interval of the difference of two means."""
     parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
     degrees = parts.sum() ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
     half = stats.t.ppf((1 + level) / 2, degrees) * np.sqrt(parts.sum())
@@ -67,7 +68,14 @@ def welch(a: Array, b: Array, *, level: float) -> tuple[float, float]:
 
 
 class Difference(NamedTuple):
-    """Of a reading between the easy and the hard data set: itself, in seed deviations, and its interval."""
+    """The difference of a reading between the easy and the hard data set.
+
+    Attributes:
+        where: the group of runs.
+        value: the difference.
+        deviations: the difference divided by the standard deviation of seeds.
+        low, high: the interval of the difference.
+    """
 
     where: str
     value: float
@@ -80,7 +88,10 @@ class Difference(NamedTuple):
 
 
 def differences(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> list[Difference]:
-    """Within each group of `by`, over the mean of each seed's late epochs; the intervals hold together at 95 %."""
+    """Return the difference within each group of `by`, from the mean of each seed's late epochs.
+
+    The intervals are widened so that all of them hold at once with 95 %.
+    """
     late = curves(frame, metric).loc[:, LATE:].mean(axis=1)
     groups = late.groupby([*by, "dataset", "seed"]).mean().groupby(list(by))
     found = []
@@ -94,7 +105,10 @@ def differences(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> list[Dif
 
 
 def separates(found: Sequence[Difference]) -> str:
-    """Whether all of these lie apart: no, where one surely lies less than half as far as the furthest."""
+    """Return the answer to whether all differences are above 0.
+
+    It is "No" if one of them is surely less than half of the largest.
+    """
     if all(one.low > 0 for one in found):
         return "Yes"
     return "No" if any(one.high < max(d.value for d in found) / 2 for one in found) else "Cannot tell"
@@ -104,7 +118,7 @@ def separates(found: Sequence[Difference]) -> str:
 
 
 class Association(NamedTuple):
-    """Of a reading with what a run still gains: rank correlation, its interval, an exact p-value."""
+    """The rank correlation of a reading with the accuracy that a run still gains, its interval and exact p-value."""
 
     value: float
     low: float
@@ -116,11 +130,16 @@ class Association(NamedTuple):
 
 
 def association(frame: pd.DataFrame, reading: pd.DataFrame, strata: Sequence[str]) -> Association:
-    """Rank correlation within epochs and strata of a reading with the gain of accuracy that is still to come.
+    """Return the rank correlation of a reading with the gain of accuracy that is still to come.
 
-    The interval draws data sets with networks, all their runs together: what runs of one network have in common moves
-    such a correlation more than anything else. p: how often it is as far from 0 with the readings of each data set
-    and network replaced by those of another one (of the same stratum), over all ways to do so.
+    Runs are ranked within an epoch and a stratum. For the interval, all runs of a network on a data set are drawn
+    together, because what they have in common moves such a correlation more than anything else. p is the share of ways
+    to exchange the readings between networks and data sets (of one stratum) in which the correlation is as far from 0.
+
+    Args:
+        frame: the traces.
+        reading: a row for each run and a column for each epoch, as `curves` returns it.
+        strata: the columns in which the runs of a stratum agree.
     """
     accuracy = curves(frame, names.VALIDATION_ACCURACY)
     gain = -accuracy.cummax(axis=1).sub(accuracy.max(axis=1), axis=0)
@@ -142,7 +161,7 @@ def association(frame: pd.DataFrame, reading: pd.DataFrame, strata: Sequence[str
 
 
 def _exchanges(runs: pd.MultiIndex, strata: Sequence[str]) -> Iterator[list[int]]:
-    """Each way to give the runs of one data set and network, seed by seed, the readings of another; first, none."""
+    """Yield each way to give the runs of a network and data set the readings of another, seed by seed; first, none."""
     position = {run: i for i, run in enumerate(runs)}
     datasets, models = sorted({run[0] for run in runs}), sorted({run[1] for run in runs})
     kinds = list(itertools.product(datasets, models))
@@ -160,7 +179,7 @@ def _exchanges(runs: pd.MultiIndex, strata: Sequence[str]) -> Iterator[list[int]
 
 
 class Told(NamedTuple):
-    """In how many runs the schedule is told from other runs' paths, with interval and, where asked for, p-value."""
+    """The share of runs whose schedule is guessed right, its interval and, if it was computed, its p-value."""
 
     share: float
     low: float
@@ -175,11 +194,12 @@ class Told(NamedTuple):
 def told(
     frame: pd.DataFrame, metrics: Sequence[str], clusters: Clusters, *, own_scale: bool, test: bool
 ) -> Told:
-    """How often the nearest mean path of a schedule, over runs of other data sets *and* networks, is the run's own.
+    """Return how often the nearest mean curve of a schedule is that of the run's own schedule.
 
-    A path is that of the epochs after start-up less its mean, over the deviation of the other runs' paths, or
-    (`own_scale`) over its own. p: how often so many are told where the schedules' names are exchanged within each
-    data set and network, all seeds alike.
+    The mean curves are those of runs of other data sets *and* other networks. A curve holds the epochs after start-up,
+    less its mean, divided by the standard deviation of the other runs' curves or, with `own_scale`, first by its own. p
+    is the share of random exchanges of the schedules' names within each data set and network, all seeds alike, in which
+    as many runs are guessed right. It is computed only with `test`.
     """
     tables = [curves(frame, metric) for metric in metrics]
     runs = tables[0].index
@@ -202,7 +222,7 @@ def told(
         scaled = (paths / paths[strangers].std(axis=(0, 2), keepdims=True)).reshape(len(runs), -1)
         member = labels[:, strangers, None] == np.arange(len(schedules))
         means = np.einsum("prs,rd->psd", member / member.sum(axis=1, keepdims=True), scaled[strangers])
-        # |x - m|^2 without |x|^2, which all means share
+        # This is |x - m|^2 without |x|^2, which is the same for all means.
         distance = (means**2).sum(axis=2)[:, None] - 2 * np.einsum("rd,psd->prs", scaled[kind], means)
         right[:, kind] = distance.argmin(axis=2) == labels[:, kind]
     low, high = share_interval(right[0], clusters)
@@ -214,27 +234,41 @@ def told(
 
 
 def page(frame: pd.DataFrame) -> str:
-    """The page, from the traces alone."""
+    """Return the text of the page, from the traces alone."""
     runs = [run for run, _ in curves_of(frame)]
     clusters = clusters_of(runs)
     head = f"""# What {len(runs)} runs say of the paper's claims
 
-*Written by `python benchmarks/findings.py` from `tests/data/warning_grid.csv`; change that, not this. Every answer is
-one of yes, no and cannot tell. What would tell is in [the protocol](protocol.md), whose runs are not made yet.*
+*Written by `python benchmarks/findings.py` from `tests/data/warning_grid.csv`: change the script, not this page. Every
+question is answered by yes, no or cannot tell. [The protocol](protocol.md) describes the study that could tell; its
+runs are not made yet.*
 
-**The runs.** ResNet-20, a small VGG and a small ViT; CIFAR-10 ("easy") and 100 classes of Tiny ImageNet ("hard");
-constant, step and cosine schedules; three seeds: {len(runs)} runs of 30 epochs of 79 steps on 5,056 images, 2-core
-x86-64 cloud VM, no GPU, 2026-11-26 (`benchmarks/warning_grid.py`). The seeds of one configuration are
-drawn together, and with them a constant and a step schedule, which are one training until epoch 15:
-{clusters.max() + 1} clusters of runs, not {len(runs)} independent ones; intervals are of 95 % and draw whole
-clusters, unless it says otherwise ([how](early-warning.md#does-it-help)).
+**The runs.** Three networks (ResNet-20, a small VGG and a small ViT) were trained on two data sets (CIFAR-10, called
+"easy" here, and 100 classes of Tiny ImageNet, called "hard"), under three schedules of the learning rate (constant,
+step and cosine), with three seeds each. These are {len(runs)} runs of 30 epochs; an epoch has 79 steps and 5,056 images
+(`benchmarks/warning_grid.py`, 2-core x86-64 cloud VM, no GPU, 2026-11-26).
 
-**The definitions are those of the day.** Windows of 512 steps (6.5 epochs; today they would be of 237), so that epochs
-0 to 6 are start-up and are left out here; exponents by DFA with the boxes of then, which on made signals of 512 steps
-differed from today's by at most 0.005. Global integration and unbiased metastability did not exist. The steps
-themselves were not kept, so nothing can be measured anew. The rules of this page (which epochs, which strata, what
-counts as no) were written with these runs at hand: its answers are to be confirmed on others, not read as a test laid
-down before.
+**How to read the numbers.**
+
+- *0.5 [0.3, 0.8]* is a value and its 95 % interval: the range of true values that fit the runs. If the study were made
+  again and again, about 95 of 100 such intervals would hold the true value. If the interval of a difference holds 0,
+  the difference may be chance.
+- *p* is the share of random rearrangements of the runs that give at least as strong a result. A small p (below 0.05)
+  speaks against chance; a large p says that chance alone easily does as much.
+- Runs that are alike must not count as independent, so they are put into one *cluster*: all seeds of one
+  configuration, and the runs under a constant and a step schedule, which are the same training until epoch 15. The
+  {len(runs)} runs make {clusters.max() + 1} clusters. Unless the text says otherwise, intervals are computed over
+  clusters ([how](early-warning.md#does-it-help)).
+- [The measures](measures.md) says what integration, metastability, stability and volatility are.
+
+**The measures were defined as on that day.** Windows had 512 steps (6.5 epochs; today they would have 237). So epochs 0
+to 6 are start-up and are left out here. The exponents came from DFA with the box sizes of that day; on made signals of
+512 steps they differed from today's by at most 0.005. Global integration and unbiased metastability did not exist. The
+steps themselves were not kept, so nothing can be measured anew.
+
+**The rules of this page are younger than the runs.** Which epochs count, which runs are compared with which, and what
+counts as a no was decided with these runs at hand. So the answers must be confirmed on other runs. They are not the
+result of a test that was planned before.
 """
     return "\n".join(
         [head, *_claim_1(frame), *_claim_2(frame, clusters), *_claim_3(frame, clusters), *_stopping(frame)]
@@ -252,33 +286,35 @@ def _claim_1(frame: pd.DataFrame) -> list[str]:
     return [
         "## 1. Integration separates easy from hard tasks",
         "",
-        f"**{answer}.** On the easy set it lies higher for sure in {len(apart)} of {len(integration)} networks "
-        f"({', '.join(apart)}); and with two tasks nothing says whether that is their difficulty.",
+        f"**{answer}.** Integration is surely higher on the easy set in {len(apart)} of {len(integration)} networks "
+        f"({', '.join(apart)}). And with only two data sets, nothing says whether their difficulty is the reason.",
         "",
-        f"Integration on the easy set less that on the hard one, mean of epochs {LATE} to 29, over the three "
-        "schedules of each seed (n = 3 seeds on each set; Welch's intervals, which hold together at 95 %), and "
-        "in seed standard deviations:",
+        f"The table shows integration on the easy set minus integration on the hard set, as the mean over epochs "
+        f"{LATE} to 29 and over the three schedules of each seed. It compares 3 seeds on each set, by Welch's "
+        "intervals for the difference of two means. They are widened, so that all intervals of the table hold at once "
+        "with 95 %. The last column gives the difference in standard deviations between seeds.",
         "",
-        "| network | integration | seed sd |",
+        "| network | difference of integration | in deviations of seeds |",
         "| --- | --- | --- |",
         *map(str, integration),
         "",
-        "and by schedule (nine intervals that hold together):",
+        "The same for each schedule by itself (nine intervals that hold at once):",
         "",
-        "| network, schedule | integration | seed sd |",
+        "| network, schedule | difference of integration | in deviations of seeds |",
         "| --- | --- | --- |",
         *map(str, cells),
         "",
         "![Integration of each run in the second half of training](images/findings.png)",
         "",
-        "Metastability, the same way: "
+        "The same difference of metastability: "
         + "; ".join(f"{m.where} {m.value:+.3f} [{m.low:+.3f}, {m.high:+.3f}]" for m in metastability)
-        + ". It has no common direction.",
+        + ". The networks do not agree on its direction.",
         "",
-        "*Not controlled:* the number of classes (10 and 100), the source of the images, the size of the loss "
-        "and the learning rate relative to it. In a trial of seven other runs ([measures](measures.md)) labels "
-        "that cannot be learned lay near the easy set by this reading. *In seed deviations* effects look large "
-        "because seeds differ little; three seeds a cell are few, and single cells tell little by themselves.",
+        "*Not controlled:* The two sets also differ in the number of classes (10 and 100), the source of the images, "
+        "the size of the loss and the learning rate relative to the loss. In a trial of seven other runs "
+        "([measures](measures.md)), integration with labels that cannot be learned was near that of the easy set. "
+        "Numbers in deviations of seeds look large because seeds differ little. Three seeds for a row are few, and a "
+        "single row tells little by itself.",
         "",
     ]
 
@@ -314,33 +350,40 @@ def _claim_2(frame: pd.DataFrame, clusters: Clusters) -> list[str]:
     return [
         "## 2. Volatility warns before the plateau",
         "",
-        f"**{answer}.** At equal epoch, volatility does not rank runs by what they still gain: rank correlation "
-        f"{first.value:+.2f} [{first.low:+.2f}, {first.high:+.2f}], where a reading that warns would lie well "
-        "above 0.",
+        f"**{answer}.** Among runs at the same epoch, volatility does not show which of them still gain accuracy. The "
+        f"rank correlation of volatility with the gain to come is {first.value:+.2f} [{first.low:+.2f}, "
+        f"{first.high:+.2f}]. (A rank correlation is 1 if both have the same order, 0 if the orders have nothing to "
+        f"do with each other, and -1 if they are opposite. The answer is no if the interval lies below {MODERATE}.) "
+        "The correlation of a reading that warns of the plateau would be well above 0.",
         "",
-        "*The warning itself* cannot tell here, as it is now: it leaves start-up out and then needs 17 epochs, "
-        f"so it can fire in {len(able)} of {len(as_now)} runs (none with a step schedule), and before the plateau "
-        f"in {len(in_time)} of the {len(flat)} of these that have one; it fires in "
-        f"{sum(run.warned is not None for run in as_now)}. Start-up judged as well, as until 2026-11, it fires in "
-        f"{sum(run.warned is not None for run in before)} and comes {-lead.mean():.1f} epochs [{-high:.1f}, "
-        f"{-low:.1f}] *after* the plateau (n = {len(lead)} runs with both, {own.max() + 1} clusters).",
+        "*The warning itself, as it is now, cannot be judged on these runs.* It leaves start-up out and then needs 17 "
+        f"epochs. So it can fire in {len(able)} of {len(as_now)} runs (in none with a step schedule), and before the "
+        f"plateau in {len(in_time)} of the {len(flat)} of these that have a plateau. It fires in "
+        f"{sum(run.warned is not None for run in as_now)} runs. If start-up is judged too, as it was until 2026-11, "
+        f"the warning fires in {sum(run.warned is not None for run in before)} runs and comes {-lead.mean():.1f} "
+        f"epochs [{-high:.1f}, {-low:.1f}] *after* the plateau ({len(lead)} runs that have both, {own.max() + 1} "
+        "clusters).",
         "",
-        "*Volatility, without a threshold.* Rank correlation of a reading with the points of validation accuracy that "
-        f"a run still gains, among runs of one epoch, schedule and (left) data set, epochs {VOLATILE} to {29 - AHEAD} "
-        "together. Intervals draw whole networks on a data set (6 clusters; such intervals held 0 for 82 to 98 % of "
-        "60 readings made at random, so trust p before them). p, exact: the readings of each data set and network "
-        "replaced by those of another, in all 36 (left) or 720 ways; 1/36 = 0.03 is the least it can be on the left.",
+        "*Volatility without the threshold of the warning.* The table shows the rank correlation of a reading with "
+        "the points of validation accuracy that a run still gains. Runs are ranked among the runs of the same epoch "
+        f"and schedule and, in the left half, of the same data set; epochs {VOLATILE} to {29 - AHEAD} are taken "
+        "together. For the intervals, all runs of a network on a data set are one cluster (6 clusters). In a check "
+        "with 60 readings made at random, such intervals held the true value 0 for 82 to 98 % of the readings, so "
+        "trust p more than the intervals. p is exact: the readings of each network on a data set are replaced by "
+        "those of another, in all 36 ways (left) or 720 ways (right). On the left, the least possible p is "
+        "1/36 = 0.03.",
         "",
-        "| reading | within data sets | p | within schedules alone | p |",
+        "| reading | within a data set and schedule | p | within a schedule | p |",
         "| --- | --- | --- | --- | --- |",
         *(f"| {name} | {one} | {other} |" for name, (one, other) in rows.items()),
         "",
-        "Only the first row was asked; the others are beside it for scale, four readings tried, none corrected for.",
+        "Only the first row answers the question. The others are there for comparison. Four readings were tried, and "
+        "p is not corrected for that.",
         "",
-        "*Not controlled:* the plateau (its tolerance lies below what accuracy moves by from epoch to epoch in the "
-        f"constant-rate runs of CIFAR-10, so its epoch is partly chance); 30 epochs, in which {rising} of the "
-        f"{len(constant)} constant-rate runs have none; the window of 6.5 epochs, which smooths whatever volatility "
-        "there is.",
+        "*Not controlled:* The epoch of a plateau is partly chance, because accuracy moves from epoch to epoch by "
+        "more than the plateau's tolerance in the constant-rate runs of CIFAR-10. Runs of 30 epochs are short: "
+        f"{rising} of the {len(constant)} constant-rate runs have no plateau. The window of 6.5 epochs smooths "
+        "volatility.",
         "",
     ]
 
@@ -367,26 +410,29 @@ def _claim_3(frame: pd.DataFrame, clusters: Clusters) -> list[str]:
     return [
         "## 3. Integration and metastability reflect training styles",
         "",
-        f"**{answer}, of the learning rate's schedule; of anything else these runs cannot tell.** From the paths "
-        f"of runs of another data set and another network the schedule is told in {asked[0].share:.0%} or "
-        f"{asked[1].share:.0%} of {len(clusters)} runs (by chance in 33 %), depending on how paths are scaled.",
+        f"**{answer}, the schedule of the learning rate. For other styles, these runs cannot tell.** The schedule of "
+        f"a run can be guessed from its curves of integration and metastability, rightly in {asked[0].share:.0%} or "
+        f"{asked[1].share:.0%} of {len(clusters)} runs, depending on how the curves are scaled. Chance would be right "
+        "in 33 %.",
         "",
-        f"Nearest mean path of epochs {SETTLED} to 29, less its mean; Wilson's intervals; p from {PERMUTATIONS} "
-        "exchanges of the schedules' names within each data set and network:",
+        f"A curve here is that of epochs {SETTLED} to 29, less its mean. It is compared with the mean curve of each "
+        "schedule, over runs of another data set *and* another network; the nearest one is the guess. The table shows "
+        f"the share of right guesses with Wilson's interval for shares. p comes from {PERMUTATIONS} random exchanges "
+        "of the schedules' names within each network on a data set.",
         "",
-        "| path of | in units of the other runs | each in its own units |",
+        "| curve of | scaled by the spread of the other runs | scaled by its own spread |",
         "| --- | --- | --- |",
         *(f"| {name} | {one} | {other} |" for name, (one, other) in rows.items()),
         "",
-        "Integration alone tells it in {:.2f} and {:.2f}, the training loss in {:.2f} and {:.2f}: whether the "
-        "layers tell more than the loss hangs on the scaling.".format(
+        "Integration alone is right in {:.2f} and {:.2f} of the runs, the training loss in {:.2f} and {:.2f}. So it "
+        "depends on the scaling whether the layers tell more than the loss.".format(
             *(one.share for name in ("integration", "training loss") for one in rows[name])
         ),
         "",
-        "*Not controlled:* the schedule *is* the learning rate, which a run logs anyway; that layers' "
-        "fluctuations follow the rate is what is shown. The optimizer goes with the network here (AdamW on the "
-        "ViT alone), so optimizers cannot be told from architectures. No fine-tuning, no augmentation, no batch "
-        "size was varied.",
+        "*Not controlled:* The schedule *is* the learning rate, which a run logs anyway. So what is shown is that the "
+        "fluctuations of the layers follow the rate. The optimizer goes with the network here (only the ViT has "
+        "AdamW), so optimizers cannot be told from architectures. Fine-tuning, augmentation and batch size were not "
+        "varied.",
         "",
     ]
 
@@ -407,32 +453,38 @@ def _stopping(frame: pd.DataFrame) -> list[str]:
         "",
         f"**{answer}.** The warning: {verdict} A forecast fitted on other runs: {forecast}",
         "",
-        "Points of best validation accuracy lost at exactly the same saving, and after the semicolon the "
-        "difference to a blind fraction of the budget ([all rules](early-warning.md#does-it-help)):",
+        "The rules are compared at exactly the same saving of epochs. A cell shows the points of best validation "
+        "accuracy that a rule loses and, after the semicolon, how much more (+) or less (-) it loses than a blind "
+        'fraction, which stops every run after the same part of its epochs. "saves less" means that the rule cannot '
+        "save so much. [All rules](early-warning.md#does-it-help) are in early-warning.md.",
         "",
         *rows,
         "",
-        "*Not controlled:* 30 epochs under a budget that was chosen in advance; a blind fraction is good where "
-        "all runs have the same length and the rate's plan is part of it. The forecast knows time, rate and the "
-        "last moves of accuracy and loss; its form was chosen among some twenty that were tried on these runs. "
-        "With neither data set nor network in the fit none lost less than a blind fraction at 40 %; with only "
-        "the pair of both left out a few did, by up to 0.3 points at 20 %. An earlier trial, whose code was not "
-        "kept, gave 0.42, 1.22 and 2.27 points at 20, 30 and 40 %, and is not reproduced. Rules that need "
-        "gradients or each layer's steps (Mahsereci et al. 2017, arXiv 1703.09580; Ahmad et al., arXiv "
-        "2403.02473) cannot be tried: neither was kept.",
+        "*Not controlled:* The budget of 30 epochs was chosen in advance. A blind fraction is good if all runs have "
+        "the same length and the plan of the rate fits this length. The forecast knows time, rate and the last moves "
+        "of accuracy and loss. Its form was chosen among some twenty forms that were tried on these runs. If neither "
+        "the data set nor the network of a run was in the fit, no form lost less than a blind fraction at 40 %. If "
+        "only the pair of both was left out of the fit, a few forms did, by up to 0.3 points at 20 %. An earlier "
+        "trial, whose code was not kept, gave 0.42, 1.22 and 2.27 points at 20, 30 and 40 %; it is not reproduced. "
+        "Rules that need gradients or the steps of each layer (Mahsereci et al. 2017, arXiv 1703.09580; Ahmad et al., "
+        "arXiv 2403.02473) cannot be tried, because gradients and steps were not kept.",
         "",
         "## What these runs cannot answer",
         "",
-        "Whether difficulty, class count or learnability moves integration (needs tasks in which these come apart); "
-        "whether a warning comes before a plateau (needs trainings that have one, of 60 epochs and more after "
-        "start-up); optimizers on one network; what skip connections, normalisation or depth do; anything about "
-        "full-size networks and data. [The protocol](protocol.md) is laid down for these, before its runs.",
+        "- Is it difficulty, class count or learnability that moves integration? This needs tasks that differ in one "
+        "of them at a time.",
+        "- Does a warning come before a plateau? This needs trainings that have a plateau, of 60 epochs and more "
+        "after start-up.",
+        "- What do optimizers do on one network? What do skip connections, normalisation and depth do?",
+        "- What holds for networks and data of full size?",
+        "",
+        "[The protocol](protocol.md) is laid down for these questions, before its runs are made.",
         "",
     ]
 
 
 def figure(frame: pd.DataFrame) -> alt.FacetChart:
-    """Each run's integration in the second half, by network, schedule and data set."""
+    """Return the figure: each run's integration in the second half, by network, schedule and data set."""
     late = curves(frame, names.INTEGRATION).loc[:, LATE:].mean(axis=1).rename("integration").reset_index()
     late["task"] = late["dataset"].map({EASY: "CIFAR-10", HARD: "100 classes of Tiny ImageNet"})
     return (

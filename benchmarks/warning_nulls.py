@@ -92,7 +92,7 @@ PROCESSES: Final[dict[str, Callable[[np.random.Generator, tuple[int, ...]], Arra
 
 
 def mixed(own_and_common: Array, share: float | Array) -> Array:
-    """Return (draws, LAYERS, steps): layers from (draws, LAYERS + 1, steps), whose last series is their common factor."""
+    """Return (draws, LAYERS, steps): layers that share a factor, the last series of (draws, LAYERS + 1, steps)."""
     own, common = own_and_common[:, :-1], own_and_common[:, -1:]
     return np.sqrt(1 - np.square(share)) * own + share * common
 

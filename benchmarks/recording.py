@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 def resnet20() -> nn.Module:
-    """ResNet-20 for 32x32 images (He et al. 2016, arXiv 1512.03385, section 4.2)."""
+    """Return ResNet-20 for 32x32 images (He et al. 2016, arXiv 1512.03385, section 4.2)."""
     stages = [
         Block(*shape) for n, m, s in ((16, 16, 1), (16, 32, 2), (32, 64, 2)) for shape in _stage(n, m, s)
     ]

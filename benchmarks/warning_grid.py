@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import mlflow
 import pandas as pd
-import timm
 import torch
-from torch import nn
 from tqdm import tqdm
 
 import mlflow_dynamics
@@ -46,59 +44,19 @@ SCHEDULES: Final = ("cosine", "constant", "step")
 SEEDS: Final = (0, 1, 2)
 
 
-def small_vgg(data: ImageData) -> nn.Module:
-    """Return six convolutions in three blocks, like VGG with a quarter of its channels."""
-    layers: list[nn.Module] = []
-    channels = data.channels
-    for width in (16, 32, 64):
-        for _ in range(2):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-    side = data.image_size // 8
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side**2, data.num_classes))
-
-
-def small_vit(data: ImageData) -> nn.Module:
-    """Return a ViT of four blocks on patches of 8 x 8 pixels."""
-    model: nn.Module = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=data.image_size,
-        patch_size=8,
-        embed_dim=64,
-        depth=4,
-        num_heads=2,
-        num_classes=data.num_classes,
-    )
-    return model
-
-
-def resnet20(data: ImageData) -> nn.Module:
-    """Return ResNet-20, as `mlflow run` trains it by default."""
-    return build_model(
-        "resnet20",
-        num_classes=data.num_classes,
-        image_size=data.image_size,
-        channels=data.channels,
-        pretrained=False,
-        checkpoint=None,
-    )
-
-
 @dataclass(frozen=True)
-class Model:
-    """A network with the optimizer that suits it, and the precision in which a CPU trains it faster."""
+class Recipe:
+    """The optimizer that suits a network, and the precision in which a CPU trains it faster."""
 
-    build: Callable[[ImageData], nn.Module]
     optimizer: str
     learning_rate: float
     precision: str
 
 
 MODELS: Final = {
-    "small_vgg": Model(small_vgg, "sgd", 0.03, "bf16"),
-    "small_vit": Model(small_vit, "adamw", 1e-3, "fp32"),
-    "resnet20": Model(resnet20, "sgd", 0.05, "bf16"),
+    "small_vgg": Recipe("sgd", 0.03, "bf16"),
+    "small_vit": Recipe("adamw", 1e-3, "fp32"),
+    "resnet20": Recipe("sgd", 0.05, "bf16"),
 }
 
 
@@ -107,7 +65,9 @@ def train(model: str, schedule: str, seed: int, data: ImageData) -> str:
     chosen = MODELS[model]
     torch.compiler.reset()  # otherwise the ninth network of a kind would run uncompiled
     seed_everything(seed)
-    network = chosen.build(data)
+    network = build_model(
+        model, num_classes=data.num_classes, image_size=data.image_size, channels=data.channels
+    )
     optimizer = build_optimizer(
         chosen.optimizer, network.parameters(), learning_rate=chosen.learning_rate, weight_decay=5e-4
     )

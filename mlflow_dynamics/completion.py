@@ -9,7 +9,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlflow_dynamics.config import ESTIMATORS, PROTOCOLS, SIGNALS, WARNING_MODES
-from mlflow_dynamics.training.parameters import DATASETS, MODELS, OPTIMIZERS, PRECISIONS, SCHEDULES
+from mlflow_dynamics.training.catalogue import DATASETS, MODELS
+from mlflow_dynamics.training.parameters import OPTIMIZERS, PRECISIONS, SCHEDULES
 
 
 def _detectors() -> Iterable[str]:
@@ -18,11 +19,15 @@ def _detectors() -> Iterable[str]:
     return detector_names()
 
 
+def _datasets() -> Iterable[str]:
+    return (name.removesuffix("PATH") for name in DATASETS)
+
+
 VALUES: Final[dict[str, Callable[[], Iterable[str]]]] = {
     "model": lambda: MODELS,
-    "dataset": lambda: DATASETS,
-    "easy_dataset": lambda: DATASETS,
-    "hard_dataset": lambda: DATASETS,
+    "dataset": _datasets,
+    "easy_dataset": _datasets,
+    "hard_dataset": _datasets,
     "optimizer": lambda: OPTIMIZERS,
     "schedule": lambda: SCHEDULES,
     "precision": lambda: PRECISIONS,

@@ -15,8 +15,7 @@ import mlflow_dynamics
 from mlflow_dynamics import completion
 from mlflow_dynamics.cli import commands
 from mlflow_dynamics.text import LOG_DATES, LOG_FORMAT
-from mlflow_dynamics.training.data import DATASETS
-from mlflow_dynamics.training.models import MODELS
+from mlflow_dynamics.training.catalogue import DATASETS, MODELS
 
 
 def started(*arguments: str, **environment: str) -> str:
@@ -104,11 +103,6 @@ def offered(words: str) -> list[str]:
 )
 def test_values_are_completed(words: str, values: list[str]) -> None:
     assert offered(words) == values
-
-
-def test_what_is_completed_is_what_is_accepted() -> None:
-    assert completion.MODELS == MODELS
-    assert tuple(name.removesuffix("PATH") for name in DATASETS) == completion.DATASETS
 
 
 def test_a_completed_name_is_a_parameter_of_some_command() -> None:

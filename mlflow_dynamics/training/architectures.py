@@ -1,11 +1,14 @@
-"""The project's own networks: ResNets for CIFAR, and torchvision's networks with a stem for small images."""
+"""The project's own networks: small ones, and torchvision's with a stem for small images.
+
+`catalogue` names them. Every builder takes `num_classes` and the images' `channels` and `image_size` (side in pixels),
+whether its network depends on them or not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
+import timm
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,9 +21,10 @@ SMALL_IMAGE: Final = 64
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters, subsampled and zero-padded if the shapes differ."""
 
-    def __init__(self, channels_in: int, channels: int, *, stride: int) -> None:
+    def __init__(self, channels_in: int, channels: int, *, stride: int, shortcut: bool) -> None:
         super().__init__()
         self.stride = stride
+        self.shortcut = shortcut
         self.new_channels = channels - channels_in
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -30,6 +34,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
+        if not self.shortcut:
+            return functional.relu(out)
         shortcut = x[:, :, :: self.stride, :: self.stride]
         shortcut = functional.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
         return functional.relu(out + shortcut)
@@ -39,23 +45,26 @@ class CifarResNet(nn.Module):
     """The ResNet of 6 n + 2 layers for small images, with 16, 32 and 64 channels.
 
     He et al. 2016, section 4.2 (arXiv 1512.03385), shortcut option A. ResNet-20 has n = 3 and 0.27 million parameters
-    at 10 classes.
+    at 10 classes. Without `shortcuts` it is the plain network of the same section, with the same parameters.
     """
 
-    def __init__(self, blocks: int, *, num_classes: int, channels: int) -> None:
+    def __init__(
+        self, *, blocks: int, num_classes: int, channels: int, image_size: int, shortcuts: bool = True
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(blocks, 16, 16, stride=1)
-        self.layer2 = self._stage(blocks, 16, 32, stride=2)
-        self.layer3 = self._stage(blocks, 32, 64, stride=2)
+        self.layer1 = self._stage(blocks, 16, 16, stride=1, shortcut=shortcuts)
+        self.layer2 = self._stage(blocks, 16, 32, stride=2, shortcut=shortcuts)
+        self.layer3 = self._stage(blocks, 32, 64, stride=2, shortcut=shortcuts)
         self.fc = nn.Linear(64, num_classes)
         _initialise_convolutions(self)
 
     @staticmethod
-    def _stage(blocks: int, channels_in: int, channels: int, *, stride: int) -> nn.Sequential:
-        first = BasicBlock(channels_in, channels, stride=stride)
-        return nn.Sequential(first, *(BasicBlock(channels, channels, stride=1) for _ in range(blocks - 1)))
+    def _stage(blocks: int, channels_in: int, channels: int, *, stride: int, shortcut: bool) -> nn.Sequential:
+        first = BasicBlock(channels_in, channels, stride=stride, shortcut=shortcut)
+        others = (BasicBlock(channels, channels, stride=1, shortcut=shortcut) for _ in range(blocks - 1))
+        return nn.Sequential(first, *others)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(self.bn1(self.conv1(x)))
@@ -71,7 +80,7 @@ class CifarVGG(nn.Module):
     at the learning rates of the other networks. The five poolings need images of at least 32 pixels.
     """
 
-    def __init__(self, *, num_classes: int, channels: int) -> None:
+    def __init__(self, *, num_classes: int, channels: int, image_size: int) -> None:
         super().__init__()
         vgg = torchvision.models.vgg
         self.features = vgg.make_layers(vgg.cfgs["D"], batch_norm=True)
@@ -83,18 +92,44 @@ class CifarVGG(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+class SmallVGG(nn.Module):
+    """Six 3x3 convolutions in three blocks of 16, 32 and 64 channels, a quarter of VGG's, and one linear layer.
+
+    Weights begin as PyTorch draws them. The three poolings need images of at least 8 pixels.
+    """
+
+    def __init__(self, *, num_classes: int, channels: int, image_size: int, batch_norm: bool) -> None:
+        super().__init__()
+        if image_size < 8:
+            raise ValueError(f"image_size={image_size} is less than the 8 pixels that three poolings need.")
+        layers: list[nn.Module] = []
+        for width in (16, 32, 64):
+            for _ in range(2):
+                layers.append(nn.Conv2d(channels, width, 3, padding=1))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU())
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels * (image_size // 8) ** 2, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
 def _initialise_convolutions(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _convolution(like: nn.Module, *, channels: int, small: bool = False) -> nn.Conv2d:
+def _convolution(like: nn.Module, *, channels: int, image_size: int = SMALL_IMAGE) -> nn.Conv2d:
     """Return a first convolution for `channels` input channels; 3x3 with stride 1 for small images."""
     assert isinstance(like, nn.Conv2d)
     bias = like.bias is not None
     # Every first convolution here is square.
-    kernel, stride = (3, 1) if small else (like.kernel_size[0], like.stride[0])
+    kernel, stride = (3, 1) if image_size < SMALL_IMAGE else (like.kernel_size[0], like.stride[0])
     new = nn.Conv2d(channels, like.out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     if new.bias is not None:
@@ -102,18 +137,18 @@ def _convolution(like: nn.Module, *, channels: int, small: bool = False) -> nn.C
     return new
 
 
-def _resnet(name: str, *, num_classes: int, channels: int, small: bool) -> nn.Module:
+def torchvision_resnet(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
     model = torchvision.models.get_model(name, num_classes=num_classes)
-    model.conv1 = _convolution(model.conv1, channels=channels, small=small)
-    if small:
+    model.conv1 = _convolution(model.conv1, channels=channels, image_size=image_size)
+    if image_size < SMALL_IMAGE:
         model.maxpool = nn.Identity()
     return model
 
 
-def _densenet121(*, num_classes: int, channels: int, small: bool) -> nn.Module:
+def densenet121(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
     model = torchvision.models.densenet121(num_classes=num_classes)
-    model.features.conv0 = _convolution(model.features.conv0, channels=channels, small=small)
-    if small:
+    model.features.conv0 = _convolution(model.features.conv0, channels=channels, image_size=image_size)
+    if image_size < SMALL_IMAGE:
         model.features.pool0 = nn.Identity()
     return model
 
@@ -131,34 +166,23 @@ MOBILENET_V2_SMALL: Final = (
 )
 
 
-def _mobilenet_v2(*, num_classes: int, channels: int, small: bool) -> nn.Module:
-    setting = [list(row) for row in MOBILENET_V2_SMALL] if small else None
+def mobilenet_v2(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    setting = [list(row) for row in MOBILENET_V2_SMALL] if image_size < SMALL_IMAGE else None
     model = torchvision.models.mobilenet_v2(num_classes=num_classes, inverted_residual_setting=setting)
-    model.features[0][0] = _convolution(model.features[0][0], channels=channels, small=small)
+    model.features[0][0] = _convolution(model.features[0][0], channels=channels, image_size=image_size)
     return model
 
 
-class Architecture(NamedTuple):
-    """A network that can be built by name.
-
-    Attributes:
-        build: builds the network; called with `num_classes`, `channels` and `small` (use the small-image stem).
-        classifier: the name of the module that depends on the number of classes.
-        weights: the torchvision model whose ImageNet weights fit the network; None if none do.
-    """
-
-    build: Callable[..., nn.Module]
-    classifier: str
-    weights: str | None
-
-
-ARCHITECTURES: Final = {
-    "resnet20": Architecture(lambda *, small, **kwargs: CifarResNet(3, **kwargs), "fc", None),
-    "resnet56": Architecture(lambda *, small, **kwargs: CifarResNet(9, **kwargs), "fc", None),
-    "resnet18": Architecture(partial(_resnet, "resnet18"), "fc", "resnet18"),
-    "resnet34": Architecture(partial(_resnet, "resnet34"), "fc", "resnet34"),
-    "resnet50": Architecture(partial(_resnet, "resnet50"), "fc", "resnet50"),
-    "densenet121": Architecture(_densenet121, "classifier", "densenet121"),
-    "mobilenet_v2": Architecture(_mobilenet_v2, "classifier", "mobilenet_v2"),
-    "vgg16": Architecture(lambda *, small, **kwargs: CifarVGG(**kwargs), "classifier", "vgg16_bn"),
-}
+def small_vit(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """A ViT of four blocks of width 64 on patches of 8 x 8 pixels."""
+    model: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=image_size,
+        patch_size=8,
+        embed_dim=64,
+        depth=4,
+        num_heads=2,
+        num_classes=num_classes,
+        in_chans=channels,
+    )
+    return model

@@ -11,18 +11,11 @@ import torch
 from torch import nn
 
 from mlflow_dynamics.errors import ConfigError, unknown_choice
-from mlflow_dynamics.training.architectures import ARCHITECTURES, SMALL_IMAGE
+from mlflow_dynamics.training import architectures
+from mlflow_dynamics.training.catalogue import MODELS, NETWORKS
 from mlflow_dynamics.training.weights import load_checkpoint, load_torchvision, no_weights, timm_model
 
 logger = logging.getLogger(__name__)
-
-MODELS: Final = (
-    *ARCHITECTURES,
-    "vit_tiny_patch16_224",
-    "vit_small_patch16_224",
-    "vit_base_patch16_224",
-)
-"""The names that this project lists. Every other name of timm works as well."""
 
 SIZES_TRIED: Final = 64
 """If an image size does not suit a model, this many larger sizes are tried, to name one that does."""
@@ -67,7 +60,7 @@ def input_size(name: str) -> int | None:
         ConfigError: there is no such model.
     """
     _check_name(name)
-    if name in ARCHITECTURES:
+    if name in NETWORKS:
         return None
     made_for = timm.get_pretrained_cfg(name)
     return made_for.input_size[-1] if made_for is not None and made_for.fixed_input_size else None
@@ -84,8 +77,9 @@ def build_model(
 ) -> nn.Module:
     """Build the network `name` for images (batch, channels, image_size, image_size), giving (batch, num_classes).
 
-    For images below `SMALL_IMAGE` pixels, this project's networks get a first convolution of 3x3 with stride 1 and no
-    early pooling. A model of fixed input size (a ViT) is built for `image_size`, including its position embedding.
+    For images below `architectures.SMALL_IMAGE` pixels, torchvision's networks get a first convolution of 3x3 with
+    stride 1 and no early pooling. A model of fixed input size (a ViT) is built for `image_size`, including its position
+    embedding.
 
     Args:
         name: a name of this project or of timm.
@@ -115,10 +109,10 @@ def build_model(
         raise _unsuitable(name, **shape)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, name=name, classifiers=_classifiers(name))
-    elif pretrained and name not in ARCHITECTURES:
+    elif pretrained and name not in NETWORKS:
         model = timm_model(name, **_timm_arguments(name, **shape))
     elif pretrained:
-        weights = ARCHITECTURES[name].weights
+        weights = NETWORKS[name].weights
         if weights is None:
             raise no_weights(name)
         load_torchvision(model, weights, name=name)
@@ -126,16 +120,18 @@ def build_model(
 
 
 def _check_name(name: str) -> None:
-    if name not in ARCHITECTURES and not timm.is_model(name):
+    if name not in NETWORKS and not timm.is_model(name):
         raise unknown_choice("model", name, (*MODELS, "any other timm model"), unlisted=timm.list_models())
 
 
 def _fresh(name: str, *, num_classes: int, image_size: int, channels: int) -> nn.Module | None:
     """Return the untrained network; None if it cannot take images of this size."""
     try:
-        if name in ARCHITECTURES:
-            model = ARCHITECTURES[name].build(
-                num_classes=num_classes, channels=channels, small=image_size < SMALL_IMAGE
+        if name in NETWORKS:
+            network = NETWORKS[name]
+            build = getattr(architectures, network.builder)
+            model = build(
+                **network.arguments, num_classes=num_classes, channels=channels, image_size=image_size
             )
         else:
             model = timm.create_model(
@@ -176,7 +172,7 @@ def _unsuitable(name: str, *, num_classes: int, image_size: int, channels: int) 
 
 
 def _classifiers(name: str) -> tuple[str, ...]:
-    if name in ARCHITECTURES:
-        return (ARCHITECTURES[name].classifier,)
+    if name in NETWORKS:
+        return (NETWORKS[name].classifier,)
     found: str | tuple[str, ...] = timm.models.get_pretrained_cfg_value(name, "classifier") or ()
     return (found,) if isinstance(found, str) else tuple(found)

@@ -10,40 +10,11 @@ from typing import Any, Final
 
 from mlflow_dynamics.config import AUTO, WARNING_MODES, MeasureConfig, RecordingConfig, WarningMode
 from mlflow_dynamics.errors import ConfigError, unknown_choice
+from mlflow_dynamics.training.catalogue import DATASETS, MODELS
 
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine", "onecycle")
 PRECISIONS: Final = ("fp32", "bf16")
-
-MODELS: Final = (
-    "resnet20",
-    "resnet56",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "densenet121",
-    "mobilenet_v2",
-    "vgg16",
-    "vit_tiny_patch16_224",
-    "vit_small_patch16_224",
-    "vit_base_patch16_224",
-)
-"""Those of `training.models`, which loads torch (a test compares them)."""
-
-DATASETS: Final = (
-    "digits",
-    "cifar10",
-    "cifar100",
-    "mnist",
-    "fashionmnist",
-    "kmnist",
-    "emnist",
-    "svhn",
-    "stl10",
-    "parquet:",
-    "imagefolder:",
-)
-"""Those of `training.data`, likewise."""
 
 _LARGEST_INT: Final = 2**31 - 1
 _LARGEST_RATE: Final = 1e6
@@ -69,9 +40,7 @@ class TrainingConfig:
     """
 
     model: str = _parameter("resnet20", f"{', '.join(MODELS)} or any timm model's name")
-    dataset: str = _parameter(
-        "digits", ", ".join(f"{name}PATH" if name.endswith(":") else name for name in DATASETS)
-    )
+    dataset: str = _parameter("digits", ", ".join(DATASETS))
     data_dir: Path = _parameter(Path("data"), "where torchvision sets are downloaded to")
     epochs: int = _parameter(30, "passes over the training images")
     batch_size: int = _parameter(32, "images per training step")

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mlflow_dynamics.errors import ConfigError
-from mlflow_dynamics.training.architectures import ARCHITECTURES
+from mlflow_dynamics.training.architectures import BasicBlock
+from mlflow_dynamics.training.catalogue import MODELS, NETWORKS
 from mlflow_dynamics.training.data import load_dataset
-from mlflow_dynamics.training.models import MODELS, PAPER_GRID, build_model, input_size
+from mlflow_dynamics.training.models import PAPER_GRID, build_model, input_size
 
 REAL = Path(__file__).parents[2] / "../shared/data"
 needs_real_images = pytest.mark.skipif(not REAL.is_dir(), reason=f"no image sets in {REAL}")
@@ -75,7 +76,7 @@ def test_the_papers_models_are_listed() -> None:
 @needs_real_images
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_takes_a_training_step_on_real_images(name: str) -> None:
-    count = 4 if name in ARCHITECTURES else 2  # a ViT at 224 pixels is slow
+    count = 4 if name in NETWORKS else 2  # a ViT at 224 pixels is slow
     images, labels = batch(f"parquet:{REAL / 'cifar10'}", count=count, image_size=input_size(name))
     torch.manual_seed(0)
     model = build_model(name, num_classes=10, image_size=images.shape[-1])
@@ -83,7 +84,7 @@ def test_every_model_takes_a_training_step_on_real_images(name: str) -> None:
     train_one_step(model, images, labels)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", [*NETWORKS, "vit_tiny_patch16_224", "mobilenetv3_small_050"])
 def test_gray_digits_train_too(name: str) -> None:
     images, labels = batch("digits", count=8, image_size=32)
     torch.manual_seed(0)
@@ -91,7 +92,7 @@ def test_gray_digits_train_too(name: str) -> None:
     train_one_step(model, images, labels)
 
 
-@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"vgg16"}))
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"vgg16"}))
 def test_digits_at_their_own_eight_pixels(name: str) -> None:
     images, labels = batch("digits", count=8, image_size=None)
     torch.manual_seed(0)
@@ -120,6 +121,14 @@ def test_a_seed_fixes_the_weights_and_the_losses() -> None:
         # ResNet-18 of CIFAR work (11.17 million): torchvision's 11,181,642 less 7x7 for 3x3 in the first convolution.
         ("resnet18", 11_181_642 - 64 * 3 * (49 - 9)),
         ("vgg16", 14_728_266),
+        # Shortcut option A has no parameters.
+        ("resnet20_plain", 269_722),
+        # 3x3 convolutions with bias 3-16-16-32-32-64-64 (72,080) and 1,024 to 10 classes (10,250); weight and bias of
+        # 2 (16 + 32 + 64) normalised channels.
+        ("small_vgg_plain", 72_080 + 10_250),
+        ("small_vgg", 72_080 + 10_250 + 448),
+        # Width 64: patches of 8x8x3, 17 positions, class token, 4 blocks of 49,984, last norm, classifier.
+        ("small_vit", 12_352 + 1_088 + 64 + 4 * 49_984 + 128 + 650),
     ],
 )
 def test_parameter_counts(name: str, parameters: int) -> None:
@@ -157,6 +166,34 @@ def test_small_images_are_not_shrunk_by_the_stem(name: str, last: str, side: int
     with torch.no_grad():
         model(torch.zeros(2, 3, 32, 32))
     assert shapes[0][-2:] == (side, side)
+
+
+def test_a_plain_resnet_is_the_resnet_without_its_shortcuts() -> None:
+    plain, whole = (
+        build_model(name, num_classes=10, image_size=32) for name in ("resnet20_plain", "resnet20")
+    )
+    plain.load_state_dict(whole.state_dict())
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not torch.equal(plain.eval()(images), whole.eval()(images))
+        for (
+            module
+        ) in whole.modules():  # a second normalisation that gives 0 leaves a block nothing but its shortcut
+            if isinstance(module, BasicBlock):
+                module.bn2.weight.zero_()
+        stem = functional.relu(whole.bn1(whole.conv1(images)))
+        assert torch.equal(whole.layer1(stem), stem)
+        plain.load_state_dict(whole.state_dict())
+        assert torch.equal(plain.layer1(stem), torch.zeros_like(stem))
+
+
+def test_a_plain_small_vgg_is_the_small_vgg_without_its_normalisations() -> None:
+    plain, whole = (
+        [type(module) for module in build_model(name, num_classes=10, image_size=32).features]
+        for name in ("small_vgg_plain", "small_vgg")
+    )
+    assert whole.count(nn.BatchNorm2d) == whole.count(nn.Conv2d) == 6
+    assert plain == [kind for kind in whole if kind is not nn.BatchNorm2d]
 
 
 def test_input_size_is_that_of_fixed_models_alone() -> None:
@@ -208,7 +245,14 @@ def test_an_unknown_model_is_refused(call: Callable[[str], Any], name: str, near
 
 @pytest.mark.parametrize(
     ("name", "size", "least"),
-    [("vgg16", 16, 32), ("vgg16", 31, 32), ("vit_tiny_patch16_224", 8, 16), ("densenet121", 4, 8)],
+    [
+        ("vgg16", 16, 32),
+        ("vgg16", 31, 32),
+        ("small_vgg", 7, 8),
+        ("small_vit", 7, 8),
+        ("vit_tiny_patch16_224", 8, 16),
+        ("densenet121", 4, 8),
+    ],
 )
 def test_too_small_an_image_is_refused_with_the_least_size(name: str, size: int, least: int) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -292,11 +336,11 @@ def test_a_timm_checkpoint_is_fine_tuned(tmp_path: Path) -> None:
 
 
 def other_model(path: Path) -> None:
-    torch.save(ARCHITECTURES["resnet56"].build(num_classes=10, channels=3, small=True).state_dict(), path)
+    torch.save(build_model("resnet56", num_classes=10, image_size=32).state_dict(), path)
 
 
 def gray_model(path: Path) -> None:
-    torch.save(ARCHITECTURES["resnet20"].build(num_classes=10, channels=1, small=True).state_dict(), path)
+    torch.save(build_model("resnet20", num_classes=10, image_size=32, channels=1).state_dict(), path)
 
 
 def whole_model(path: Path) -> None:
@@ -383,8 +427,8 @@ def test_torchvisions_weights_go_into_the_small_network(empty_caches: Path, name
 def test_vgg16_takes_the_batch_normalised_weights() -> None:
     with torch.device("meta"):
         theirs = torchvision.models.vgg16_bn().features.state_dict()
-        ours = ARCHITECTURES["vgg16"].build(num_classes=10, channels=3, small=True).features.state_dict()
-    assert ARCHITECTURES["vgg16"].weights == "vgg16_bn"
+        ours = build_model("vgg16", num_classes=10, image_size=32).features.state_dict()
+    assert NETWORKS["vgg16"].weights == "vgg16_bn"
     assert {key: value.shape for key, value in ours.items()} == {
         key: value.shape for key, value in theirs.items()
     }
@@ -407,7 +451,7 @@ def test_a_timm_model_without_weights_says_so(empty_caches: Path) -> None:
     name = next(
         name
         for name in timm.list_models("resnet*")
-        if name not in ARCHITECTURES and not timm.is_model_pretrained(name)
+        if name not in NETWORKS and not timm.is_model_pretrained(name)
     )
     with pytest.raises(ConfigError, match=f"model='{name}' has no pretrained weights"):
         build_model(name, num_classes=10, image_size=64, pretrained=True)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from torch import Tensor
 
 from mlflow_dynamics.errors import ConfigError, DataError, unknown_choice
+from mlflow_dynamics.training.catalogue import DATASETS, TORCHVISION_SETS
 from mlflow_dynamics.training.data.files import image_folder, parquet_folder
 from mlflow_dynamics.training.data.images import ImageDataset, Images, statistics
 from mlflow_dynamics.training.data.labels import GIVEN, relabelled
-from mlflow_dynamics.training.data.sources import TORCHVISION_SETS, Source, digits, torchvision_set
+from mlflow_dynamics.training.data.sources import Source, digits, torchvision_set
 
-__all__ = ["DATASETS", "ImageData", "ImageDataset", "load_dataset"]
-
-DATASETS: Final = ("digits", *TORCHVISION_SETS, "parquet:PATH", "imagefolder:PATH")
+__all__ = ["ImageData", "ImageDataset", "load_dataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,8 @@ def load_dataset(
     """Load a data set, normalised by the mean and deviation of its training images.
 
     Args:
-        dataset: one of `DATASETS`; the PATH of `parquet:` and `imagefolder:` may be relative to the working folder.
+        dataset: one of `catalogue.DATASETS`; the PATH of `parquet:` and `imagefolder:` may be relative to the working
+            folder.
         data_dir: the folder that holds torchvision's sets, or to which they are downloaded.
         limit_train, limit_test: use only this many images, the first ones; None uses all.
         image_size: resize images to this side in pixels; None keeps their own size.

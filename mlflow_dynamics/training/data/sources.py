@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mlflow_dynamics.errors import DataError
+from mlflow_dynamics.training.catalogue import TORCHVISION_SETS
 from mlflow_dynamics.training.data.images import DecodedImages, Images
 from mlflow_dynamics.training.downloads import download_timeout, last_line
 
@@ -64,48 +64,19 @@ def digits(limit_train: int | None, limit_test: int | None) -> Source:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TorchvisionSet:
-    create: Callable[..., Any]
-    train: dict[str, Any]
-    test: dict[str, Any]
-    flip: bool
-
-
-def _torchvision_set(name: str, *, flip: bool, **arguments: Any) -> _TorchvisionSet:
-    """Describe a set of torchvision, whose part is chosen by `train=True` or by `split="train"`."""
-    by_split = name in ("SVHN", "STL10")
-    return _TorchvisionSet(
-        create=getattr(torchvision.datasets, name),
-        train={"split": "train"} if by_split else {"train": True, **arguments},
-        test={"split": "test"} if by_split else {"train": False, **arguments},
-        flip=flip,
-    )
-
-
-TORCHVISION_SETS: Final = {
-    "cifar10": _torchvision_set("CIFAR10", flip=True),
-    "cifar100": _torchvision_set("CIFAR100", flip=True),
-    "mnist": _torchvision_set("MNIST", flip=False),
-    "fashionmnist": _torchvision_set("FashionMNIST", flip=True),
-    "kmnist": _torchvision_set("KMNIST", flip=False),
-    "emnist": _torchvision_set("EMNIST", flip=False, split="balanced"),
-    "svhn": _torchvision_set("SVHN", flip=False),
-    "stl10": _torchvision_set("STL10", flip=True),
-}
-
-
 def torchvision_set(name: str, *, data_dir: Path, limit_train: int | None, limit_test: int | None) -> Source:
-    """Load a set of `TORCHVISION_SETS` from `data_dir`; if it is missing there, it is downloaded first.
+    """Load a set of `catalogue.TORCHVISION_SETS` from `data_dir`; if it is missing there, it is downloaded first.
 
     Raises:
         DataError: the set is missing and cannot be downloaded, or its files are damaged.
     """
-    kind = TORCHVISION_SETS[name]
+    chosen = TORCHVISION_SETS[name]
+    create = getattr(torchvision.datasets, chosen.kind)
+    by_split = chosen.kind in ("SVHN", "STL10")
+    parts = ({"split": "train"}, {"split": "test"}) if by_split else ({"train": True}, {"train": False})
     try:
         with download_timeout():
-            train = kind.create(data_dir, download=True, **kind.train)
-            test = kind.create(data_dir, download=True, **kind.test)
+            train, test = (create(data_dir, download=True, **part, **chosen.arguments) for part in parts)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"dataset={name!r} is not whole in data_dir={str(data_dir)!r} and could not be downloaded there "
@@ -118,8 +89,8 @@ def torchvision_set(name: str, *, data_dir: Path, limit_train: int | None, limit
         train=_first(_pixels(train), labels, limit_train),
         test=_first(_pixels(test), _labels(test), limit_test),
         class_names=tuple(class_names or (str(label) for label in range(int(labels.max()) + 1))),
-        flip=kind.flip,
-        location=f"torchvision.datasets.{kind.create.__name__} in {data_dir}",
+        flip=chosen.flip,
+        location=f"torchvision.datasets.{chosen.kind} in {data_dir}",
     )
 
 

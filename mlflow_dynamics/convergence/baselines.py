@@ -71,7 +71,7 @@ def generalization_loss_stop(validation_loss: ArrayLike, *, alpha: float) -> int
         validation_loss: (epochs,), positive.
         alpha: the threshold of GL, in percent.
     """
-    return _first(_generalization_loss(validation_loss) > alpha)
+    return first(_generalization_loss(validation_loss) > alpha)
 
 
 def progress_quotient_stop(
@@ -148,5 +148,6 @@ def _generalization_loss(validation_loss: ArrayLike) -> NDArray[np.float64]:
     return 100.0 * (loss / np.minimum.accumulate(loss) - 1.0)
 
 
-def _first(condition: NDArray[np.bool_]) -> int | None:
+def first(condition: NDArray[np.bool_]) -> int | None:
+    """The first epoch at which (epochs,) `condition` holds, or None."""
     return int(condition.argmax()) if condition.any() else None

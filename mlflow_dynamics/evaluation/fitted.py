@@ -7,7 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from mlflow_dynamics.evaluation.rules import Rule, first
+from mlflow_dynamics.convergence.baselines import first
+from mlflow_dynamics.evaluation.rules import Rule
 from mlflow_dynamics.evaluation.traces import Array, Curves
 
 FORECAST: Final = "forecast of the remaining gain"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mlflow_dynamics.convergence.baselines import first
 from mlflow_dynamics.errors import DataError
 from mlflow_dynamics.evaluation.fitted import FORECAST, fitted_rules
 from mlflow_dynamics.evaluation.rules import (
@@ -19,7 +20,6 @@ from mlflow_dynamics.evaluation.rules import (
     RULES,
     WARNING,
     Rule,
-    first,
     lost_at,
     outcome,
     outcomes,

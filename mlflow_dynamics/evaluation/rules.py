@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlflow_dynamics.convergence import baselines as rules
+from mlflow_dynamics.convergence.baselines import first
 from mlflow_dynamics.evaluation.traces import Array, Curves
 
 WARNING: Final = "early warning"
@@ -124,8 +125,3 @@ def lost_at(saved: Sequence[float], found: Array, weights: Array) -> Array:
     return np.array(
         [np.interp(saved, x, y, right=np.nan) for x, y in zip(reached, mean[:, :, 1], strict=True)]
     )
-
-
-def first(condition: NDArray[np.bool_]) -> int | None:
-    """Return the first epoch at which the (epochs,) `condition` holds, or None."""
-    return int(condition.argmax()) if condition.any() else None

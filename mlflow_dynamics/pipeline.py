@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mlflow_dynamics.config import MeasureConfig
 from mlflow_dynamics.convergence import ConvergenceMonitor, Verdict
 from mlflow_dynamics.measures import SignalWindow, order_parameter
+from mlflow_dynamics.measures.repetition import Repetition
 from mlflow_dynamics.measures.windows import volatility_of
 from mlflow_dynamics.records import EpochRecord, Measures
 from mlflow_dynamics.tracking import names
@@ -49,7 +50,7 @@ class EpochResult:
 
 
 class Pipeline:
-    """Takes a training's epochs in order, and holds one window of them in memory.
+    """Takes a training's epochs in order, and holds one window of them, at least one epoch, in memory.
 
     Args:
         measures: how the epochs are measured.
@@ -61,11 +62,13 @@ class Pipeline:
         self._config = measures
         self._window = SignalWindow(measures)
         self._recent: deque[Measures] = deque(maxlen=measures.volatility_window)
+        self._repetition = Repetition()
 
     def update(self, record: EpochRecord) -> EpochResult:
         """Take in the next epoch and return its results."""
         monitor = self._monitor
         self._window.append(record.activations)
+        self._repetition.append(record.activations)
         measures = self._window.measure()
         self._recent.append(measures)
         found = {names.STABILITY: measures.stability, names.START_UP: float(measures.start_up)}
@@ -76,6 +79,11 @@ class Pipeline:
             verdict=None if monitor is None else judge(monitor, record.epoch, {**record.metrics, **found}),
             timestamp_ms=record.timestamp_ms,
         )
+
+    @property
+    def same_order(self) -> bool:
+        """Whether the layers repeat themselves so that the data surely come in the same order each epoch."""
+        return self._repetition.same_order
 
     def order(self) -> NDArray[np.float64]:
         """Return the order parameter (steps,) over the last epoch's window; empty if it is not defined."""

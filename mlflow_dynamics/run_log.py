@@ -109,6 +109,7 @@ class RunLog:
         history = self._report.history
         history.look_at(record.activations)
         history.add(result.epoch, {**record.metrics, **result.as_metrics()}, result.measures)
+        history.same_order = self._pipeline.same_order
         self._last = result
         if self._monitor is None:
             return []

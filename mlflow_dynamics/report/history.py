@@ -37,6 +37,7 @@ class RunHistory:
         unsettled_epoch: the first epoch with risen volatility, or None.
         diverging_epoch: the first epoch of a divergence, or None.
         first_not_finite: the layer whose output ceased to be finite first, and the training step of that, or None.
+        same_order: whether the data come in the same order each epoch (`measures.repetition`).
         running: whether the training goes on.
     """
 
@@ -52,6 +53,7 @@ class RunHistory:
     unsettled_epoch: int | None = None
     diverging_epoch: int | None = None
     first_not_finite: tuple[str, int] | None = None
+    same_order: bool = False
     running: bool = False
 
     def look_at(self, activations: EpochActivations) -> None:

@@ -43,5 +43,6 @@ def history_of(run_id: str, config: MeasureConfig) -> RunHistory:
     history.unsettled_epoch = names.epoch_in(run.data.tags, names.TAG_UNSETTLED_EPOCH)
     history.diverging_epoch = names.epoch_in(run.data.tags, names.TAG_DIVERGING_EPOCH)
     history.order = pipeline.order()
+    history.same_order = pipeline.same_order
     history.running = run.info.status == "RUNNING"
     return history

@@ -37,6 +37,8 @@ def verdict(history: RunHistory) -> str:
     said = _progress(history, accuracy) or _not_learning(accuracy, loss) or _result(history, accuracy)
     if diverged is not None:
         said += f" Training had diverged at epoch {diverged}, and recovered."
+    if history.same_order:
+        said += " The data come in the same order each epoch: step by step the layers repeat what they did."
     return said + _gap(frame, best)
 
 

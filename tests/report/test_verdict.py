@@ -71,6 +71,10 @@ RUNS = {
     "No epoch is recorded.": RunHistory(title="", definitions={}),
     "Best validation accuracy 0.700 at epoch 1 of 2; too few epochs to tell whether it is flat. Training accuracy lies "
     "20.0 points above it there.": run([0.5, 0.7], [1.0, 0.5], [0.6, 0.9]),
+    "Best validation accuracy 0.200 at epoch 1 of 2; too few epochs to tell whether it is flat. The data come in the "
+    "same order each epoch: step by step the layers repeat what they did.": run(
+        [0.1, 0.2], [2.0, 1.0], same_order=True
+    ),
 }  # fmt: skip
 
 

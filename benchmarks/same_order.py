@@ -1,6 +1,6 @@
 """How surely a training's layers tell that its data come in the same order each epoch.
 
-    python benchmarks/same_order.py ../shared/data --runs 200
+    python benchmarks/same_order.py ../shared/data --runs 160
 
 Small real trainings, each with a network, data set, optimizer, rate, schedule, batch size and augmentation of its own.
 Of four, one has its images in the same order each epoch (as they are, or sorted by class), two are shuffled, and one is
@@ -112,7 +112,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", type=Path, help="the folder with the data sets")
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=160)
     arguments = parser.parse_args()
     outcomes = [train(number, arguments.images) for number in tqdm(range(arguments.runs), unit="run")]
     for least in (10, 20):

@@ -16,7 +16,7 @@ EVERY_EPOCH = (
     "validation/accuracy",
     "train/learning_rate",
 )
-DYNAMICS = ("integration", "metastability", "synchrony", "stability", "volatility", "layers_dropped")
+DYNAMICS = ("integration", "metastability", "synchrony", "stability", "volatility", "details/layers_dropped")
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_a_finished_run_is_read_otherwise_and_again_as_it_was(tmp_path: Path) ->
     again = {
         k.removeprefix("dynamics.again/"): v for k, v in metrics.items() if k.startswith("dynamics.again/")
     }
-    assert again.keys() == own.keys() - {"convergence_signal", "convergence_score"}
+    assert again.keys() == own.keys() - {"details/convergence_signal", "details/convergence_score"}
     assert again == pytest.approx({key: own[key] for key in again}, abs=1e-9)
 
 

@@ -128,7 +128,7 @@ def test_the_command_prints_every_epoch_and_logs_on_request() -> None:
     slow = logged(run_id, "dynamics.slow/")
     assert float(rows[-1][1]) == pytest.approx(slow["integration", EPOCHS - 1], abs=1e-6)
     assert rows[1][1] == "nan"
-    marked = [epoch for (key, epoch), value in slow.items() if key == "start_up" and value]
+    marked = [epoch for (key, epoch), value in slow.items() if key == "details/start_up" and value]
     assert marked == [int(row[0]) for row in rows[1:] if row[-1] == "yes"] == list(range(EPOCHS))
 
 
@@ -200,7 +200,7 @@ def test_a_window_of_steps_and_one_that_follows_the_epochs_are_read_back_and_cha
         assert logged(other, "dynamics.other/") == pytest.approx(logged(runs[window], "dynamics/"), abs=1e-9)
     # Of 9 steps an epoch a window holds 32 and the first 13 steps are left out; or 100, and the first epoch.
     for run_id, first in ((following, 4), (fixed, 12)):
-        start_up = [logged(run_id, "dynamics/")["start_up", epoch] for epoch in range(EPOCHS)]
+        start_up = [logged(run_id, "dynamics/")["details/start_up", epoch] for epoch in range(EPOCHS)]
         assert start_up == [1.0] * first + [0.0] * (EPOCHS - first)
         volatile = [epoch for name, epoch in logged(run_id, "dynamics/") if name == "volatility"]
         assert volatile == list(range(first + 4, EPOCHS))

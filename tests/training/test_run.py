@@ -75,7 +75,7 @@ def test_a_run_holds_what_it_promises(folder: Path) -> None:
     assert run.info.status == "FINISHED"
     for key in ("train/loss", "validation/accuracy", "train/learning_rate", "train/images_per_second"):
         assert list(series(run, key)) == list(range(6)), key
-    for key in ("integration", "metastability", "synchrony", "stability", "layers_dropped"):
+    for key in ("integration", "metastability", "synchrony", "stability", "details/layers_dropped"):
         assert list(series(run, f"dynamics/{key}")) == [1, 2, 3, 4, 5], key
     # Of 20 steps an epoch a window holds 60, and the first 40 steps are left out.
     assert list(series(run, "dynamics/details/window").values()) == [20, 40, 60, 60, 60, 60]

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Final
 
 from mlflow_dynamics.extras import project_links
-from mlflow_dynamics.report.figures import PANELS, Figure, draw, glance_of
+from mlflow_dynamics.report.figures import Figure, draw, glance_of
 from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.report.page import Table, page, picture
+from mlflow_dynamics.report.panels import PANELS
 from mlflow_dynamics.report.summary import summary
 from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names

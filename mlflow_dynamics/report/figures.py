@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlflow_dynamics.report.history import RunHistory
+from mlflow_dynamics.report.panels import (
+    SERIES,
+    described,
+    events,
+    labels,
+    last_epoch,
+    panels_of,
+    series_of,
+    when,
+)
 from mlflow_dynamics.report.summary import spans
 from mlflow_dynamics.tracking import names
 
@@ -28,49 +37,7 @@ MANY_EPOCHS: Final = 60
 """With more epochs, the points on a line are small."""
 
 LABEL_HEIGHT: Final = 13
-LABEL_SHARE: Final = 0.4
-"""Of a chart's width: names that are closer would overlap."""
-
 FAINT: Final = 0.35
-
-SERIES: Final = (("var(--one)", [1, 0]), ("var(--two)", [6, 3]), ("var(--three)", [2, 2]))
-"""Colour and dashes of the lines in one chart: told apart without colours too."""
-
-PANELS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
-    (
-        "Accuracy",
-        "Part of the answers that are right.",
-        {names.VALIDATION_ACCURACY: "validation", names.TRAIN_ACCURACY: "train"},
-    ),
-    ("Loss", "Mean over the epoch.", {names.VALIDATION_LOSS: "validation", names.TRAIN_LOSS: "train"}),
-    (
-        "Integration",
-        "How long a layer's signal remembers, mean over the layers: 0.5 no memory, 1 1/f noise, 1.5 a random walk. "
-        "Global: of what the layers share.",
-        {names.INTEGRATION: "integration", names.GLOBAL_INTEGRATION: "global integration"},
-    ),
-    (
-        "Synchrony and metastability",
-        "How much the layers move in phase (1: all of them), and how much that varies within the window. Unbiased: "
-        "comparable across depths.",
-        {
-            names.SYNCHRONY: "synchrony",
-            names.METASTABILITY: "metastability",
-            names.METASTABILITY_UNBIASED: "unbiased",
-        },
-    ),
-    (
-        "Stability",
-        "From 0 to 1: high where integration is high and metastability low.",
-        {names.STABILITY: "stability"},
-    ),
-    (
-        "Volatility",
-        "How much stability varies from epoch to epoch; the early warning fires where it stays low.",
-        {names.VOLATILITY: "volatility"},
-    ),
-)
-"""Title, what is seen, and metric key -> what its line is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +88,7 @@ def _overview(history: RunHistory) -> Figure:
     return Figure(
         name="overview",
         title="Training and its dynamics",
-        caption=_when(history),
+        caption=when(history),
         panels=tuple(_panels(history)),
         columns=2,
         width=360,
@@ -131,52 +98,19 @@ def _overview(history: RunHistory) -> Figure:
 def _panels(history: RunHistory, *, height: int = HEIGHT) -> list[Panel]:
     """Return a panel for each of `PANELS` of which the run has logged a metric."""
     panels = []
-    for title, caption, wanted in PANELS:
-        series = {label: values for key, label in wanted.items() if (values := _series(history, key))}
-        if series:
-            curves = lines(
-                series, _last(history), height=height, headroom=_headroom(history), named=len(wanted) > 1
-            )
-            chart = alt.layer(*_marks(history), curves)
-            described = f"{title} over the epochs. {_described(series)} {_when(history)}"
-            finished = finish(chart, height=height, description=described)
-            panels.append(Panel(title=title, caption=caption, chart=finished))
-    return panels
-
-
-def _series(history: RunHistory, key: str) -> list[tuple[int, float | None]]:
-    """(epoch, value) of a metric, None where it was not told; empty where it never was.
-
-    A measure that an epoch lacks could not be told. Of a value that the training gives, such as accuracy, only one
-    that is not finite says so: it need not come with each epoch.
-    """
-    values = [
-        (int(row["epoch"]), row.get(key))
-        for row in history.metrics
-        if key in row or key.startswith(names.OURS)
-    ]
-    told = [
-        (epoch, float(f"{value:.5g}") if value is not None and math.isfinite(value) else None)
-        for epoch, value in values
-    ]
-    return told if any(value is not None for _, value in told) else []
-
-
-def _described(series: Mapping[str, Sequence[tuple[int, float | None]]]) -> str:
-    """What the lines of a chart show, in words."""
-    said = []
-    for label, values in series.items():
-        told = [(epoch, value) for epoch, value in values if value is not None]
-        (first, start), (last, end) = told[0], told[-1]
-        low, high = min(value for _, value in told), max(value for _, value in told)
-        said.append(
-            f"{label}: {start:.4g} at epoch {first}, {end:.4g} at epoch {last}, from {low:.4g} to {high:.4g}."
+    for title, caption, series in panels_of(history):
+        curves = lines(
+            series,
+            last_epoch(history),
+            height=height,
+            headroom=_headroom(history),
+            named=list(series) != [title.lower()],
         )
-    return " ".join(said)
-
-
-def _last(history: RunHistory) -> float:
-    return max(history.metrics[-1]["epoch"], 1.0)
+        chart = finish(
+            alt.layer(*_marks(history), curves), height=height, description=described(title, series, history)
+        )
+        panels.append(Panel(title=title, caption=caption, chart=chart))
+    return panels
 
 
 def lines(
@@ -251,34 +185,9 @@ def lines(
     )
 
 
-def _events(history: RunHistory) -> list[tuple[str, int, list[int]]]:
-    """(what was raised or found, its epoch, its dashes) in the order of epochs."""
-    found = [
-        ("diverged", history.diverging_epoch, [1, 0]),
-        ("unsettled", history.unsettled_epoch, [1, 3]),
-        ("warning", history.converged_epoch, [6, 3]),
-        ("plateau", history.plateau, [2, 2]),
-    ]
-    return sorted(
-        ((what, epoch, dash) for what, epoch, dash in found if epoch is not None), key=lambda one: one[1]
-    )
-
-
-def _labels(history: RunHistory) -> list[tuple[str, float, int]]:
-    """(text, epoch, row) of what is named above the lines; what is close together is in rows below each other."""
-    found = [(f"{what} {epoch}", float(epoch)) for what, epoch, _ in _events(history)]
-    if history.start_up:
-        found.insert(0, ("start-up", max(history.start_up[0] - 0.5, 0.0)))
-    placed: list[tuple[str, float, int]] = []
-    for text, epoch in sorted(found, key=lambda one: one[1]):
-        near = {row for _, other, row in placed if epoch - other < LABEL_SHARE * _last(history)}
-        placed.append((text, epoch, next(row for row in range(len(found)) if row not in near)))
-    return placed
-
-
 def _headroom(history: RunHistory) -> int:
-    """Return the height that the labels above the lines need, in pixels."""
-    return LABEL_HEIGHT * max((row + 1 for _, _, row in _labels(history)), default=0)
+    """Pixels above the lines."""
+    return LABEL_HEIGHT * max((row + 1 for _, _, row in labels(history)), default=0)
 
 
 def _marks(history: RunHistory) -> list[Any]:
@@ -286,30 +195,21 @@ def _marks(history: RunHistory) -> list[Any]:
     layers = []
     if history.start_up:
         values = [
-            {"from": max(first - 0.5, 0), "to": min(last + 0.5, _last(history))}
+            {"from": max(first - 0.5, 0), "to": min(last + 0.5, last_epoch(history))}
             for first, last in spans(history.start_up)
         ]
         shade = alt.Chart(alt.Data(values=values)).mark_rect(color="var(--muted)", opacity=0.18, clip=True)
         layers.append(shade.encode(x="from:Q", x2="to:Q"))
-    for _, event, dash in _events(history):
+    for _, event, dash in events(history):
         at = alt.Chart(alt.Data(values=[{"epoch": event}])).encode(x="epoch:Q")
         layers.append(at.mark_rule(color="var(--ink)", strokeDash=dash, strokeWidth=1.5))
-    for text, epoch, row in _labels(history):
-        left = epoch <= 0.6 * _last(history)
+    for text, epoch, row in labels(history):
+        left = epoch <= 0.6 * last_epoch(history)
         name = alt.Chart(alt.Data(values=[{"epoch": epoch}])).mark_text(
             text=text, align="left" if left else "right", dx=4 if left else -4, color="var(--ink)"
         )
         layers.append(name.encode(x="epoch:Q", y=alt.value(LABEL_HEIGHT * (row + 0.5))))
     return layers
-
-
-def _when(history: RunHistory) -> str:
-    """When what happened, in words."""
-    said = [f"{what} at epoch {epoch}" for what, epoch, _ in _events(history)]
-    if history.start_up:
-        said.append("shaded: start-up, when the window is not full or holds the training's first steps")
-    text = "; ".join(said)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _faint(history: RunHistory) -> Any:
@@ -319,7 +219,7 @@ def _faint(history: RunHistory) -> Any:
 
 def _path(history: RunHistory) -> Figure | None:
     integration, metastability = (
-        dict(_series(history, key)) for key in (names.INTEGRATION, names.METASTABILITY)
+        dict(series_of(history, key)) for key in (names.INTEGRATION, names.METASTABILITY)
     )
     if not (integration and metastability):
         return None

@@ -14,36 +14,7 @@ import vl_convert
 
 from mlflow_dynamics.report.bundle import packed, vega_bundle
 from mlflow_dynamics.report.figures import Figure
-
-DAY: Final = {
-    "ink": "#1f2328",
-    "muted": "#57606a",
-    "grid": "#d8dee4",
-    "paper": "#ffffff",
-    "link": "#0550ae",
-    "one": "#0072b2",
-    "two": "#c24e00",
-    "three": "#007a5a",
-    "four": "#a64d86",
-    "five": "#8a6100",
-    "six": "#4b4bc8",
-}
-"""Of pages and pictures; the lines' colours are those of Okabe and Ito (jfly.uni-koeln.de/color), darkened until they
-are read on white."""
-
-NIGHT: Final = {
-    "ink": "#e6edf3",
-    "muted": "#9da7b1",
-    "grid": "#30363d",
-    "paper": "#0d1117",
-    "link": "#79b8ff",
-    "one": "#56b4e9",
-    "two": "#ff9b57",
-    "three": "#3ecf9b",
-    "four": "#e39ac5",
-    "five": "#f0c541",
-    "six": "#a5a5ff",
-}
+from mlflow_dynamics.report.panels import DAY, NIGHT
 
 CONFIG: Final[Mapping[str, Any]] = {
     "background": "transparent",

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
-from mlflow_dynamics.report.figures import SERIES, Figure, Panel, finish, lines
+from mlflow_dynamics.report.figures import Figure, Panel, finish, lines
 from mlflow_dynamics.report.page import Table
+from mlflow_dynamics.report.panels import SERIES
 from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
 from mlflow_dynamics.tracking.links import charts_of

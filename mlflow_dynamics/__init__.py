@@ -14,6 +14,7 @@ __version__ = "0.2.0"
 
 _HOME: Final = {
     "ConvergenceMonitor": "mlflow_dynamics.convergence",
+    "Event": "mlflow_dynamics.alerts",
     "MeasureConfig": "mlflow_dynamics.config",
     "RecordingConfig": "mlflow_dynamics.config",
     "Schedule": "mlflow_dynamics.convergence",
@@ -33,6 +34,7 @@ _SUBMODULES: Final = ("errors", "measures")
 
 __all__ = [
     "ConvergenceMonitor",
+    "Event",
     "MeasureConfig",
     "RecordingConfig",
     "Schedule",
@@ -53,6 +55,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mlflow_dynamics import errors, measures
+    from mlflow_dynamics.alerts import Event
     from mlflow_dynamics.autologging import autolog
     from mlflow_dynamics.config import MeasureConfig, RecordingConfig
     from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, Verdict, WarningConfig

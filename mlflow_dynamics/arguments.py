@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 from torch import nn
 from torch.optim import Optimizer
 
+from mlflow_dynamics.alerts import check_on_event
 from mlflow_dynamics.checks import check_flag, check_instance, check_whole, require
 from mlflow_dynamics.config import MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import WarningConfig
+from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.redaction import redact
 from mlflow_dynamics.tracking.names import RUN_ID_WORDS, is_key, is_run_id
 from mlflow_dynamics.tracking.store import HTTP
@@ -27,6 +29,10 @@ def check_arguments(**arguments: object) -> None:
     """
     for name, value in arguments.items():
         _CHECKS[name](name, value)
+    warning = arguments.get("warning")
+    if arguments.get("on_event") is not None and isinstance(warning, WarningConfig) and warning.mode == "off":
+        raise ConfigError("on_event=... is told what the early warning finds, and WarningConfig(mode='off') turns "
+                          "that off; leave one of the two out.")  # fmt: skip
 
 
 def _check_run_id(name: str, value: object) -> None:
@@ -80,6 +86,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], None]]] = {
     "resume": _check_run_id,
     "tracking_uri": _check_tracking_uri,
     "on_sigterm": _check_on_sigterm,
+    "on_event": check_on_event,
     "loop_log": _check_loop_log,
     "disable": check_flag,
     "exclusive": check_flag,

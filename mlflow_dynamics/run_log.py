@@ -6,10 +6,12 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 
+from mlflow_dynamics.alerts import Alerts, OnEvent, begins
 from mlflow_dynamics.config import MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import ConvergenceMonitor, Schedule, State, Verdict, WarningConfig
 from mlflow_dynamics.pipeline import EpochResult, Pipeline
 from mlflow_dynamics.records import EpochRecord, Measures
+from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.report.live import LiveReport
 from mlflow_dynamics.tracking import RunWriter, names
 from mlflow_dynamics.tracking.settings import recorded_parameters, warning_parameters
@@ -26,6 +28,7 @@ class RunLog:
         measures: how activations are measured.
         warning: the early warning.
         log_every_n_epoch: write every n-th epoch's metrics.
+        on_event: is told what the early warning finds; None tells nobody.
         logged_already: keys of the settings that the run holds already, as parameters of other names.
         not_logged_by_script: (run id, metrics) -> the metrics without those that the script logs to the run itself.
     """
@@ -38,6 +41,7 @@ class RunLog:
         measures: MeasureConfig,
         warning: WarningConfig,
         log_every_n_epoch: int = 1,
+        on_event: OnEvent | None = None,
         logged_already: Collection[str] = (),
         not_logged_by_script: Callable[[str | None, Mapping[str, float]], Mapping[str, float]] = (
             lambda _, metrics: metrics
@@ -50,6 +54,7 @@ class RunLog:
         self._pipeline = Pipeline(measures, self._monitor)
         self._report = LiveReport(writer, self._pipeline.order)
         self._log_every_n_epoch = log_every_n_epoch
+        self._alerts = Alerts(on_event)
         self._logged = set(logged_already)
         self._not_logged_by_script = not_logged_by_script
         self._last: EpochResult | None = None
@@ -79,7 +84,7 @@ class RunLog:
         result = self._pipeline.update(record)
         changed = self._follow(record, result)
         if result.verdict is not None:
-            self._raise(result.verdict, changed, before)
+            self._raise(result.verdict, changed, before, {**record.metrics, **result.as_metrics()})
         self._tell_undefined(result.epoch, result.measures)
         logged = result.epoch % self._log_every_n_epoch == 0
         metrics = {**record.metrics, **result.as_metrics()} if logged else {}
@@ -104,6 +109,14 @@ class RunLog:
         """Draw the complete report, and write what happened as the run's description."""
         self._report.conclude()
 
+    def finish_alerts(self) -> None:
+        """Wait until the user is told of all events, but not for long."""
+        self._alerts.finish()
+
+    def so_far(self) -> RunHistory:
+        """The run's epochs so far, to be shown while more come."""
+        return self._report.so_far()
+
     def _follow(self, record: EpochRecord, result: EpochResult) -> list[State]:
         """Take an epoch into the report's history; returns the states whose first epoch has changed."""
         history = self._report.history
@@ -121,7 +134,13 @@ class RunLog:
         self._raised = raised
         return changed
 
-    def _raise(self, verdict: Verdict, changed: list[State], before: Verdict | None) -> None:
+    def _raise(
+        self,
+        verdict: Verdict,
+        changed: list[State],
+        before: Verdict | None,
+        metrics: Mapping[str, float],
+    ) -> None:
         """Tag the run with the states that the early warning has found, and tell the user."""
         if changed:
             # The tag is empty if the training has gone back to an epoch before the state's first one.
@@ -129,8 +148,11 @@ class RunLog:
         if verdict.state in changed:
             # Python shows warnings even if no logging is set up.
             logger.warning("%s", verdict.message)
-        elif verdict.state in self._raised and (before is None or verdict.state != before.state):
+        elif begins(verdict, before):
             logger.info("%s", verdict.message)
+        else:
+            return
+        self._alerts.tell(verdict, run_id=self.writer.run_id, title=self.writer.title, metrics=metrics)
 
     def _tell_undefined(self, epoch: int, measures: Measures) -> None:
         """Say once why nothing is measured, and once which layers are left out."""

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mlflow_dynamics.alerts import OnEvent
 from mlflow_dynamics.arguments import check_arguments
 from mlflow_dynamics.config import MeasureConfig, OnSigterm, RecordingConfig
 from mlflow_dynamics.convergence import WarningConfig
@@ -15,6 +16,7 @@ from mlflow_dynamics.errors import ConfigError, DynamicsError
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.recording.distributed import writes_run
 from mlflow_dynamics.recording.layers import other_layer
+from mlflow_dynamics.report.notebook import LiveFigure
 from mlflow_dynamics.run_log import RunLog
 from mlflow_dynamics.termination import TERMINATIONS
 from mlflow_dynamics.tracker import Tracker
@@ -50,6 +52,7 @@ def track(
     resume: str | None = None,
     tracking_uri: str | None = None,
     on_sigterm: OnSigterm = None,
+    on_event: OnEvent | None = None,
 ) -> Tracker:
     """Record the dynamics of a training of `model` in an MLflow run: the active run, or a new one if none is active.
 
@@ -83,6 +86,8 @@ def track(
         tracking_uri: the store that holds the run; None is MLflow's own.
         on_sigterm: "end" ends the run as KILLED before SIGTERM or SIGHUP ends the process (docs/reliability.md); None
             leaves signals alone.
+        on_event: a function of one `mlflow_dynamics.Event`, or the address of a webhook, that is told in the background
+            when the run converges, is unsettled or diverges (docs/early-warning.md); None tells nobody.
 
     Raises:
         ConfigError: an argument is not usable, or differs from a setting of the run to resume.
@@ -101,6 +106,7 @@ def track(
         resume=resume,
         tracking_uri=tracking_uri,
         on_sigterm=on_sigterm,
+        on_event=on_event,
     )
     if resume is not None and run_id not in (None, resume):
         raise ConfigError(f"run_id={run_id!r} and resume={resume!r} are two runs; give one of them.")
@@ -132,9 +138,16 @@ def track(
             measures=measures or MeasureConfig(),
             warning=warning,
             log_every_n_epoch=log_every_n_epoch,
+            on_event=on_event,
         )
         close = closing(writer, owned=run.owned)
-        tracker = Tracker(recorder, run_log, close=close, reads_schedule=warning.reads_schedule).start()
+        tracker = Tracker(
+            recorder,
+            run_log,
+            close=close,
+            reads_schedule=warning.reads_schedule,
+            figure=LiveFigure(run_log.so_far),
+        ).start()
         if earlier is not None and holds_training(earlier):
             try:
                 tracker.carry_on(earlier.info.run_id, tracking_uri=tracking_uri)

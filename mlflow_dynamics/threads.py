@@ -1,13 +1,17 @@
-"""Starts threads, which an exiting Python 3.12 or later refuses, and waits for work for a limited time."""
+"""Starts threads, which an exiting Python 3.12 or later refuses; waits for work for a limited time, or has it done
+aside.
+"""
 
 from __future__ import annotations
 
 import contextvars
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final, TypeVar
 
 Result = TypeVar("Result")
@@ -68,3 +72,37 @@ def within(
         except TimeoutError:
             if left <= 0 or future.done():
                 raise
+
+
+class Aside:
+    """Does one piece of work after the other in a thread of its own, which ends with the process at the latest.
+
+    Args:
+        name: of the thread.
+        waiting: how much work may wait; more is refused.
+    """
+
+    def __init__(self, name: str, *, waiting: int) -> None:
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(waiting)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._started = started(self._thread)
+
+    def put(self, work: Callable[[], None]) -> bool:
+        """Have work done, which raises nothing, without waiting for it; False if too much waits already."""
+        with suppress(queue.Full):
+            self._queue.put_nowait(work)
+            return self._started
+        return False
+
+    def finish(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` seconds until all work is done; False if some is left."""
+        deadline = time.monotonic() + timeout_s
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=timeout_s)
+        if self._started:
+            self._thread.join(max(deadline - time.monotonic(), 0.0))
+        return self._queue.empty() and not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (work := self._queue.get()) is not None:
+            work()

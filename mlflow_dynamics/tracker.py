@@ -26,6 +26,8 @@ from mlflow_dynamics.recording.boundary import Boundary
 from mlflow_dynamics.recording.pending_epoch import PendingEpoch
 from mlflow_dynamics.recording.schedule_reader import ScheduleReader
 from mlflow_dynamics.records import EpochActivations, EpochRecord
+from mlflow_dynamics.report.at_a_glance import html_of
+from mlflow_dynamics.report.notebook import LiveFigure
 from mlflow_dynamics.run_log import RunLog
 from mlflow_dynamics.termination import TERMINATIONS
 from mlflow_dynamics.threads import started
@@ -81,6 +83,7 @@ class Tracker:
         close: called with the status and a timeout in seconds when all is written; None leaves the writer open for
             whoever made it.
         reads_schedule: read the schedule from the training's scheduler.
+        figure: of the run, in a notebook.
 
     No method raises because of a failure of ours: the failure is logged once, recording stops, training goes on.
     """
@@ -92,10 +95,12 @@ class Tracker:
         *,
         close: Callable[[str, float], object] | None,
         reads_schedule: bool = False,
+        figure: LiveFigure | None = None,
     ) -> None:
         self._recorder = recorder
         self._run_log = run_log
         self._end = close
+        self._figure = figure
         self._next_epoch = 0
         self._held = 0
         # `carry_on` sets both to False. `_begun`: an epoch has ended since then. `_placed`: the script has said at
@@ -162,6 +167,12 @@ class Tracker:
         """The MLflow run's id; None until a tracking server has created the run, and on ranks that have no run."""
         return None if self._run_log is None else self._run_log.writer.run_id
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the tracker: the run's name with a link, what it came to so far, small charts."""
+        if self._run_log is None:
+            return "Another process of this training writes its run."
+        return html_of(self._run_log.so_far())
+
     def end_epoch(
         self,
         metrics: Mapping[str, object] | int | None = None,
@@ -185,6 +196,8 @@ class Tracker:
             self._process.not_yet()
         if isinstance(metrics, Integral):
             metrics, epoch = None, int(metrics) if epoch is None else epoch
+        if self._figure is not None:
+            self._figure.show()
         self._boundary.run(self._end_epoch, epoch, metrics, values)
 
     @contextmanager
@@ -375,6 +388,8 @@ class Tracker:
     def _redraw(self, *, idle: bool = False) -> None:
         if self._run_log is not None:
             self._run_log.redraw(idle=idle)
+        if self._figure is not None:
+            self._figure.redraw()
 
     def _finish_measuring(self) -> None:
         timeout_s = MEASURED_TIMEOUT_S if TERMINATIONS.begun else None
@@ -393,6 +408,10 @@ class Tracker:
             if self._schedule is not None and (schedule := self._schedule.ended()) is not None:
                 self._run_log.expect(schedule)
             self._run_log.conclude()
+        if self._run_log is not None and not TERMINATIONS.begun:
+            self._run_log.finish_alerts()
+            if self._figure is not None:
+                self._figure.finish()
 
     def _end_run(self, status: str, timeout_s: float) -> None:
         if self._end is not None:

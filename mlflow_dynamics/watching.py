@@ -6,11 +6,13 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import mlflow
 from mlflow.entities import Run, RunStatus, RunTag
 
+from mlflow_dynamics.alerts import Alerts, OnEvent, begins, check_on_event
 from mlflow_dynamics.checks import require
 from mlflow_dynamics.config import WarningMode
 from mlflow_dynamics.convergence import ConvergenceMonitor, Verdict, WarningConfig
@@ -18,7 +20,10 @@ from mlflow_dynamics.convergence.installed import OURS
 from mlflow_dynamics.convergence.schedule import schedule_of
 from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.pipeline import judge
+from mlflow_dynamics.report.history import RunHistory
+from mlflow_dynamics.report.notebook import LiveFigure
 from mlflow_dynamics.tracking import names
+from mlflow_dynamics.tracking.links import links_of
 from mlflow_dynamics.tracking.query import find_runs, load_metrics
 from mlflow_dynamics.tracking.settings import warning_in
 from mlflow_dynamics.tracking.store import connect_to_read, reason_of
@@ -44,7 +49,12 @@ class WatchedEpoch:
 
 
 def watch(
-    run_id: str, *, stop: bool = False, stop_before_last_phase: bool = False, poll_s: float = 10.0
+    run_id: str,
+    *,
+    stop: bool = False,
+    stop_before_last_phase: bool = False,
+    poll_s: float = 10.0,
+    on_event: OnEvent | None = None,
 ) -> Iterator[WatchedEpoch]:
     """Give each epoch of a run with its verdict, as soon as it is logged, until the run ends.
 
@@ -54,13 +64,16 @@ def watch(
     A live run is tagged with the first epoch of a state: `dynamics.converged_epoch` on the convergence signal,
     `dynamics.unsettled_epoch` if volatility rises, `dynamics.diverging_epoch` if training diverges. With `stop`, the
     run is also tagged `dynamics.stop_requested`, which a tracked run obeys after its next epoch. If a server that has
-    given the run before does not answer, this function waits until it answers again.
+    given the run before does not answer, this function waits until it answers again. In a notebook, a figure of the run
+    is drawn anew after each epoch.
 
     Args:
         run_id: an MLflow run that logs stability.
         stop: ask the run to stop when the monitor's verdict is to stop.
         stop_before_last_phase: do not wait for the last phase of a smooth schedule, even if the run itself waits.
         poll_s: seconds between two requests for a live run, above 0 and below 1,000,000.
+        on_event: as in `mlflow_dynamics.track`, of a run that is live when it is first seen: also of what was raised
+            before. Whether the run itself tells somebody makes no difference.
 
     Raises:
         TrackingError: the run is unknown, is deleted, has ended without dynamics, or could not be read even once.
@@ -71,11 +84,54 @@ def watch(
     except (TypeError, ValueError, OverflowError):
         holds = False
     require(holds, "poll", poll_s, f"a number of seconds above 0 and below {LONGEST_POLL_S:,}")
-    mode: WarningMode = "stop" if stop else "warn"
+    check_on_event("on_event", on_event)
+    history = RunHistory(title=run_id, definitions={}, running=True)
+    figure = LiveFigure(lambda: replace(history, metrics=list(history.metrics)))
+    alerts = Alerts(on_event)
+    before: Verdict | None = None
+    try:
+        for seen in _followed(run_id, "stop" if stop else "warn", stop_before_last_phase, poll_s):
+            verdict, metrics = seen.epoch.verdict, seen.epoch.metrics
+            _take_in(history, seen)
+            if seen.live and begins(verdict, before):
+                alerts.tell(verdict, run_id=run_id, title=history.title, metrics=metrics)
+            before = verdict
+            figure.show()
+            figure.redraw()
+            yield seen.epoch
+        history.running = False
+    finally:
+        alerts.finish()
+        figure.finish()
+
+
+class _Seen(NamedTuple):
+    run: Run
+    live: bool
+    """Whether the run had not ended when it was first seen."""
+    monitor: ConvergenceMonitor
+    epoch: WatchedEpoch
+
+
+def _take_in(history: RunHistory, seen: _Seen) -> None:
+    """Take an epoch into what a notebook's figure is drawn from."""
+    run, verdict, first = seen.run, seen.epoch.verdict, seen.monitor.first_epochs
+    history.title = str(run.info.run_name or run.info.run_id)
+    history.links = links_of(run, mlflow.get_tracking_uri())
+    history.definitions = {f"warning/{key}": value for key, value in warning_in(run.data.params).items()}
+    judged = {names.CONVERGENCE_SIGNAL: float(verdict.signal), names.CONVERGENCE_SCORE: verdict.score}
+    told = {key: value for key, value in judged.items() if math.isfinite(value)}
+    history.metrics.append({"epoch": verdict.epoch, **seen.epoch.metrics, **told})
+    history.converged_epoch = first.get("converging")
+    history.unsettled_epoch = first.get("unsettled")
+    history.diverging_epoch = first.get("diverging")
+
+
+def _followed(run_id: str, mode: WarningMode, stop_before_last_phase: bool, poll_s: float) -> Iterator[_Seen]:
     known = _warning_parameters(run_id)
     monitor = _monitor_of(known, mode, stop_before_last_phase)
     seen = -1
-    away = met = False
+    away = met = live = False
     while True:
         try:
             (run,) = find_runs([run_id])
@@ -91,6 +147,8 @@ def watch(
             time.sleep(poll_s)
             continue
         away, met = False, True
+        ended = RunStatus.is_terminated(RunStatus.from_string(run.info.status))
+        live = live or not ended
         if parameters != known:
             known, monitor = parameters, _monitor_of(parameters, mode, stop_before_last_phase)
             for epoch in [epoch for epoch in epochs if epoch <= seen]:
@@ -98,10 +156,10 @@ def watch(
         for epoch in [epoch for epoch in epochs if epoch > seen]:
             verdict = judge(monitor, epoch, epochs[epoch])
             seen = epoch
-            if not RunStatus.is_terminated(RunStatus.from_string(run.info.status)):
+            if not ended:
                 _tag(run, monitor, verdict)
-            yield WatchedEpoch(metrics=epochs[epoch], verdict=verdict)
-        if RunStatus.is_terminated(RunStatus.from_string(run.info.status)):
+            yield _Seen(run, live, monitor, WatchedEpoch(metrics=epochs[epoch], verdict=verdict))
+        if ended:
             break
         time.sleep(poll_s)
     if not any(names.STABILITY in metrics for metrics in epochs.values()):

@@ -109,17 +109,22 @@ def test_weights_that_are_no_longer_numbers_are_told_as_divergence() -> None:
 
 
 def test_rising_volatility_is_told_and_is_no_convergence() -> None:
+    alerts: list[mlflow_dynamics.Event] = []
     model, rng = network(), np.random.default_rng(0)
     with mlflow_dynamics.track(
-        model, measures=WINDOW, warning=WarningConfig(mode="stop", schedule=Schedule(planned_epochs=60))
+        model,
+        measures=WINDOW,
+        warning=WarningConfig(mode="stop", schedule=Schedule(planned_epochs=60)),
+        on_event=alerts.append,
     ) as tracker:
         for epoch in range(60):
             settling(model, 59 - epoch, rng)
             tracker.end_epoch()
             assert not tracker.should_stop()
     run = only_run()
-    assert raised(run).keys() == {"unsettled"}
+    assert raised(run).keys() == {"unsettled"} == {alert.kind for alert in alerts}
     at = int(raised(run)["unsettled"])
+    assert alerts[0].epoch == at
     assert at > 16
     assert f"The volatility of stability had risen at epoch {at}." in told_in_words(run)
     (found,) = mlflow_dynamics.search_runs().to_dict("records")

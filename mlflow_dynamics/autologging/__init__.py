@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from mlflow_dynamics.alerts import OnEvent
 from mlflow_dynamics.arguments import check_arguments
 from mlflow_dynamics.autologging.as_main import run_as_main
 from mlflow_dynamics.autologging.listening import Autologging
@@ -29,6 +30,7 @@ def autolog(
     measures: MeasureConfig | None = None,
     warning: WarningConfig | None = None,
     on_sigterm: OnSigterm = None,
+    on_event: OnEvent | None = None,
     loop_log: str | Path | None = None,
 ) -> None:
     """Record the dynamics of every PyTorch training from here on, without a change to its code.
@@ -56,6 +58,8 @@ def autolog(
             told (by a callback) can stop.
         on_sigterm: "end" ends the run as KILLED before SIGTERM or SIGHUP ends the process (docs/reliability.md); None
             leaves signals alone.
+        on_event: a function of one `mlflow_dynamics.Event`, or the address of a webhook, that is told in the background
+            when a run converges, is unsettled or diverges (docs/early-warning.md); None tells nobody.
         loop_log: a file to write for a bug report. Each line is one event that epochs are read from, as JSON: a batch
             drawn (its number and its loader's), a backward pass, a step. The file holds no data.
 
@@ -72,6 +76,7 @@ def autolog(
         measures=measures,
         warning=warning,
         on_sigterm=on_sigterm,
+        on_event=on_event,
         loop_log=loop_log,
     )
     global _autologging
@@ -89,6 +94,7 @@ def autolog(
                 measures=measures or MeasureConfig(),
                 warning=warning or WarningConfig(),
                 on_sigterm=on_sigterm,
+                on_event=on_event,
                 loop_log=None if loop_log is None else Path(loop_log),
             )
         )

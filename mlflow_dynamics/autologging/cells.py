@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from mlflow_dynamics.process_end import last_error
+from mlflow_dynamics.report.notebook import ipython_shell
 
 
 class Cells:
@@ -20,8 +20,7 @@ class Cells:
         self._on_end = on_end
         self._cell: Any = None
         self._before = last_error()
-        ipython = sys.modules.get("IPython")
-        shell: Any = None if ipython is None else ipython.get_ipython()
+        shell = ipython_shell()
         self._events = None if shell is None else shell.events
         if self._events is not None:
             self._events.register("pre_run_cell", self._begun)

@@ -11,6 +11,7 @@ from typing import Final
 import mlflow
 from mlflow.entities import Run
 
+from mlflow_dynamics.alerts import OnEvent
 from mlflow_dynamics.autologging.script_metrics import ScriptMetrics
 from mlflow_dynamics.config import MeasureConfig, OnSigterm, RecordingConfig
 from mlflow_dynamics.convergence import WarningConfig
@@ -47,6 +48,7 @@ class AutologConfig:
     measures: MeasureConfig
     warning: WarningConfig
     on_sigterm: OnSigterm
+    on_event: OnEvent | None
     loop_log: Path | None
 
 
@@ -81,6 +83,7 @@ class RecordedRun:
             measures=config.measures,
             warning=config.warning,
             log_every_n_epoch=config.log_every_n_epoch,
+            on_event=config.on_event,
             not_logged_by_script=script_metrics.not_logged_by_script,
         )
         self._tracker = Tracker(

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 
+from mlflow_dynamics.alerts import OnEvent
 from mlflow_dynamics.arguments import check_arguments
 from mlflow_dynamics.config import MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import Schedule, WarningConfig
@@ -36,6 +37,7 @@ class DynamicsCallback(Callback):
         resume: the run to carry on. None carries on the run above, if it holds a training and the fit begins at a later
             epoch than 0 (`ckpt_path`). A fit that begins at epoch 0 in a run that holds a training gets a run nested
             under it.
+        on_event: as in `mlflow_dynamics.track`.
 
     Raises:
         ConfigError: an argument is not usable.
@@ -48,17 +50,20 @@ class DynamicsCallback(Callback):
         measures: MeasureConfig | None = None,
         warning: WarningConfig | None = None,
         resume: str | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         check_arguments(
             recording=recording,
             measures=measures,
             warning=warning,
             resume=resume,
+            on_event=on_event,
         )
         self._recording = recording
         self._measures = measures
         self._warning = warning or WarningConfig()
         self._resume = resume
+        self._on_event = on_event
         self._tracker: Tracker | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,6 +84,7 @@ class DynamicsCallback(Callback):
             run_id=run_id if resume in (None, run_id) else None,
             resume=resume,
             tracking_uri=tracking_uri,
+            on_event=self._on_event,
         )
         # Both numbers are above 0 with `ckpt_path`.
         self._tracker.start_at(trainer.current_epoch, step=trainer.global_step)

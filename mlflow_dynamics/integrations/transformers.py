@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mlflow_dynamics.alerts import OnEvent
 from mlflow_dynamics.arguments import check_arguments
 from mlflow_dynamics.config import MeasureConfig, RecordingConfig
 from mlflow_dynamics.convergence import Schedule, WarningConfig
@@ -36,6 +37,7 @@ class DynamicsCallback(TrainerCallback):
         resume: the run to carry on. None carries on the run above, if it holds a training and this training begins at a
             later epoch than 0 (`resume_from_checkpoint`). A training that begins at epoch 0 in a run that holds a
             training gets a run nested under it.
+        on_event: as in `mlflow_dynamics.track`.
 
     Raises:
         ConfigError: an argument is not usable.
@@ -48,17 +50,20 @@ class DynamicsCallback(TrainerCallback):
         measures: MeasureConfig | None = None,
         warning: WarningConfig | None = None,
         resume: str | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         check_arguments(
             recording=recording,
             measures=measures,
             warning=warning,
             resume=resume,
+            on_event=on_event,
         )
         self._recording = recording
         self._measures = measures
         self._warning = warning or WarningConfig()
         self._resume = resume
+        self._on_event = on_event
         self._tracker: Tracker | None = None
 
     def on_train_begin(
@@ -74,6 +79,7 @@ class DynamicsCallback(TrainerCallback):
             measures=self._measures,
             warning=self._warning.unless_given(_schedule_of(state, kwargs.get("lr_scheduler"))),
             resume=resume,
+            on_event=self._on_event,
         )
         # Both numbers are above 0 with `resume_from_checkpoint`. After a checkpoint within an epoch, only the rest of
         # that epoch is recorded.

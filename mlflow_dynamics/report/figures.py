@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.report.panels import (
+    GLANCE,
     SERIES,
     described,
     events,
@@ -80,7 +81,7 @@ def draw(history: RunHistory) -> list[Figure]:
 def glance_of(history: RunHistory) -> Figure:
     """Return the small picture of a run's description."""
     panels = _panels(history, height=90)
-    shown = tuple(panel for panel in panels if panel.title in ("Accuracy", "Loss", "Stability"))
+    shown = tuple(panel for panel in panels if panel.title in GLANCE)
     return Figure(name="glance", title="", caption="", panels=shown, columns=3, width=210)
 
 

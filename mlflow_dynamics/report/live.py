@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -89,6 +90,11 @@ class LiveReport:
                 error,
                 self._writer.run_id or self._writer.title,
             )
+
+    def so_far(self) -> RunHistory:
+        """The history as it is now, which does not grow."""
+        writer, metrics = self._writer, list(self.history.metrics)
+        return replace(self.history, title=writer.title, links=writer.links, metrics=metrics)
 
     def _packed(self) -> bytes:
         self.history.title = self._writer.title

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,7 +13,7 @@ import vl_convert
 
 from mlflow_dynamics.report.bundle import packed, vega_bundle
 from mlflow_dynamics.report.figures import Figure
-from mlflow_dynamics.report.panels import DAY, NIGHT
+from mlflow_dynamics.report.panels import DAY, NIGHT, by_day
 
 CONFIG: Final[Mapping[str, Any]] = {
     "background": "transparent",
@@ -213,5 +212,4 @@ def specification(figure: Figure) -> str:
     if len(charts) > 1:
         whole = alt.concat(*charts, columns=figure.columns)
         whole = whole.resolve_scale(color="independent", strokeDash="independent")
-    spec = json.dumps(whole.to_dict() | {"config": {**CONFIG, "background": DAY["paper"]}})
-    return re.sub(r"var\(--(\w+)\)", lambda found: DAY.get(found[1], found[0]), spec)
+    return by_day(json.dumps(whole.to_dict() | {"config": {**CONFIG, "background": DAY["paper"]}}))

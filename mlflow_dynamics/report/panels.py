@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -80,6 +81,14 @@ PANELS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
     ),
 )
 """Title, what is seen, and metric key -> what its line is called."""
+
+GLANCE: Final = ("Accuracy", "Loss", "Stability")
+"""The panels of the small pictures: in a run's description and in a notebook."""
+
+
+def by_day(text: str) -> str:
+    """A specification or style with the page's colours by day in place of its variables."""
+    return re.sub(r"var\(--(\w+)\)", lambda found: DAY.get(found[1], found[0]), text)
 
 
 def series_of(history: RunHistory, key: str) -> list[tuple[int, float | None]]:

@@ -63,7 +63,7 @@ written into a folder of that name."""
 _BOUNDED: Final[Mapping[str, Any]] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), **ONE_TRY}
 
 
-class _NoCredentials(requests.auth.AuthBase):
+class NoCredentials(requests.auth.AuthBase):
     """Keeps `requests` from sending the user and password that `~/.netrc` has for the host."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -268,7 +268,7 @@ def _ask(
         allow_redirects=False,
         stream=True,
         verify=verify,
-        auth=_NoCredentials(),
+        auth=NoCredentials(),
         **request,
     )
     return read_answer(send, limit_s=limit_of(request))

@@ -192,7 +192,9 @@ def test_a_stop_waits_for_what_the_trainers_scheduler_says_and_leaves_the_best_c
     seed_everything(3, verbose=False)
     checkpoints = ModelCheckpoint(dirpath=own_mlflow / "best", monitor="accuracy", mode="max")
     module = Scheduled(kind)
+    alerts: list[mlflow_dynamics.Event] = []
     ours = DynamicsCallback(
+        on_event=alerts.append,
         measures=MeasureConfig(window=32),
         warning=WarningConfig(
             mode="stop", stop_before_last_phase=kind.endswith("not waited for"), detector="third"
@@ -218,6 +220,8 @@ def test_a_stop_waits_for_what_the_trainers_scheduler_says_and_leaves_the_best_c
     assert told["dynamics/warning/drop_epochs"] == drops
     epochs = set(mlflow_dynamics.load_activations(run.info.run_id)["epoch"].to_pylist())
     assert epochs == set(range(trained))
+    converged = run.data.tags.get(names.TAG_CONVERGED_EPOCH)  # under a step schedule it is too early
+    assert [str(alert.epoch) for alert in alerts[:1]] == ([] if converged is None else [converged])
     assert run.info.status == "FINISHED"
     assert (run.data.tags.get(names.TAG_STOPPED_EARLY) == "true") == (kind != "step")
     best = torch.load(checkpoints.best_model_path, weights_only=False)

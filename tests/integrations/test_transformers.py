@@ -172,6 +172,7 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
     own_mlflow: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: bool, trained: int
 ) -> None:
     monkeypatch.syspath_prepend(install(own_mlflow / "installed"))
+    alerts: list[mlflow_dynamics.Event] = []
     arguments = arguments_in(
         own_mlflow,
         num_train_epochs=8,
@@ -191,6 +192,7 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
         callbacks=[
             DynamicsCallback(
                 measures=WINDOW,
+                on_event=alerts.append,
                 warning=WarningConfig(mode="stop", stop_before_last_phase=told, detector="third"),
             )
         ],
@@ -201,6 +203,9 @@ def test_a_stop_waits_for_the_last_phase_and_the_trainer_goes_back_to_its_best(
     assert (known["dynamics/warning/schedule"], known["dynamics/warning/planned_epochs"]) == (kind, "8")
     assert run.info.status == "FINISHED"
     assert run.data.tags[names.TAG_STOPPED_EARLY] == "true"
+    assert [(alert.kind, str(alert.epoch)) for alert in alerts[:1]] == [
+        ("converging", run.data.tags[names.TAG_CONVERGED_EPOCH])
+    ]
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(losses) == trained
     assert losses[0] == max(losses)

@@ -50,6 +50,7 @@ WRONG = {
     "run_id": (5, "", "..", ".", "a/b", "a\nb", " ", "x" * 65, b"0", Path("x"), "local-/../x"),
     "resume": (5, "", "..", "a/b", "x" * 65, Path("x"), True),
     "on_sigterm": ("stop", True, 15, ["end"]),
+    "on_event": (3, True, "", "slack", "ftp://host/x", "http://h:port/", b"http://h/", lambda: None),
     "loop_log": (3, True, ["loop.jsonl"], b"loop"),
     "tracking_uri": (3, "", " ", Path("x"), b"http://x", ["http://x"], "http://[::1", "http://h:port/"),
     "disable": ("yes", 1, None),

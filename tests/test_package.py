@@ -21,6 +21,7 @@ def modules_after(statement: str) -> set[str]:
 def test_public_names_are_pinned() -> None:
     assert mlflow_dynamics.__all__ == [
         "ConvergenceMonitor",
+        "Event",
         "MeasureConfig",
         "RecordingConfig",
         "Schedule",

@@ -20,14 +20,17 @@ from mlflow_dynamics.report.panels import (
 from mlflow_dynamics.report.summary import spans, summary
 from mlflow_dynamics.text import printable
 
-WIDTH: Final = 278
-LEFT: Final = 54
+WIDTH: Final = 228
+LEFT: Final = 52
 RIGHT: Final = WIDTH - 8
 TOP: Final = 22
 HEIGHT: Final = 84
 ROW: Final = 12
 LETTER: Final = 6
 """Pixels: of a chart, of the area of its lines, of a row of names above it, and of a letter, at most."""
+
+LETTERS: Final = 7
+"""A number of so many is rounded further: it would not fit beside the lines."""
 
 Points = Sequence[tuple[int, float | None]]
 
@@ -54,7 +57,7 @@ def html_of(history: RunHistory) -> str:
     charts = "".join(_chart(history, *panel) for panel in panels_of(history) if panel[0] in GLANCE)
     return (
         f'<div style="font-size:13px;line-height:1.45">{text}'
-        f'<div style="display:flex;flex-wrap:wrap;gap:6px 18px;margin-top:6px">{charts}</div></div>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:6px 16px;margin-top:6px">{charts}</div></div>'
     )
 
 
@@ -77,7 +80,8 @@ def _chart(history: RunHistory, title: str, _: str, series: Mapping[str, Points]
         left, right = x(max(first - 0.5, 0)), x(min(last + 0.5, last_epoch(history)))
         parts.append(f'<path d="M{left} {top}H{right}V{bottom}H{left}" style="opacity:.12"/>')
     for value in {2 * low, 2 * high}:
-        parts.append(_text("end", LEFT - 4, y(value) + 4, f"{value:.3g}"))
+        exact = f"{value:.3g}"
+        parts.append(_text("end", LEFT - 4, y(value) + 4, exact if len(exact) < LETTERS else f"{value:.2g}"))
         parts.append(_stroke(f"M{LEFT} {y(value)}H{RIGHT}", "opacity:.2"))
     for _, epoch, dashes in events(history):
         parts.append(_stroke(f"M{x(epoch)} {top}V{bottom}", _dashed(dashes)))

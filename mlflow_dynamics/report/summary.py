@@ -35,9 +35,12 @@ def _warning(history: RunHistory) -> str:
     if history.converged_epoch is not None:
         return f"The early warning fired at epoch {history.converged_epoch}."
     if any(names.CONVERGENCE_SCORE in row for row in history.metrics):
-        return "The early warning did not fire."
+        return f"The early warning {'has not fired so far' if history.running else 'did not fire'}."
     if any(names.CONVERGENCE_SIGNAL in row for row in history.metrics):
-        return "The early warning could not fire: no epoch could be judged."
+        could = (
+            "has judged no epoch so far" if history.running else "could not fire: no epoch could be judged"
+        )
+        return f"The early warning {could}."
     return "The early warning was off."
 
 

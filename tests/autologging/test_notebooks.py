@@ -112,6 +112,21 @@ class Notebook:
         )
         return ast.literal_eval(reply["content"]["user_expressions"]["own"]["data"]["text/plain"])
 
+    def shown(self, cell: str) -> list[tuple[str, str, dict[str, str]]]:
+        """What the cell displays: the kind of each message, what it is the display of, and its forms."""
+        seen: list[dict[str, Any]] = []
+        reply = self.client.execute_interactive(cell, timeout=120, output_hook=seen.append)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        return [
+            (
+                one["msg_type"],
+                one["content"].get("transient", {}).get("display_id", ""),
+                one["content"]["data"],
+            )
+            for one in seen
+            if "data" in one["content"]
+        ]
+
     def close(self, *, now: bool) -> None:
         """Shut the kernel down, as Jupyter does, or kill it now."""
         self.manager.shutdown_wait_time = 20  # other tests may run; alone it takes about a second
@@ -254,6 +269,99 @@ def test_what_another_thread_is_training_is_left_to_it(notebook: Notebook) -> No
         notebook.run("import time; time.sleep(0.1)")
     own = notebook.value("thread.join()\nown = seen")
     assert notebook.has(2, "validation/loss") == pytest.approx(own, rel=1e-6)
+
+
+TRACKED = f"""
+mlflow_dynamics.autolog(disable=True)
+{ANEW}
+with mlflow_dynamics.track(model) as tracker:
+    for epoch in range(4):
+        train()
+        tracker.end_epoch({{"train/loss": evaluate()}})
+"""
+
+
+def test_a_tracked_training_shows_one_figure_that_follows_it_and_a_tracker_shows_itself(
+    notebook: Notebook,
+) -> None:
+    notebook.begin("figure")
+    shown = notebook.shown(TRACKED)
+    (run,) = notebook.runs()
+    assert [kind for kind, _, _ in shown[:1]] == ["display_data"]
+    assert {kind for kind, _, _ in shown[1:]} == {"update_display_data"}
+    assert len({display for _, display, _ in shown}) == 1
+    first, last = shown[0][2], shown[-1][2]
+    assert first["text/plain"] == f"{run.info.run_name}: 0 epochs so far"
+    assert last["text/plain"].startswith(
+        f"{run.info.run_name}: 4 epochs\nNot learning: the training loss is "
+    )
+    assert last["text/html"].count("<svg") == 2  # of loss and stability
+    ((kind, _, result),) = notebook.shown("tracker")
+    assert kind == "execute_result"
+    assert result["text/html"] == last["text/html"]
+
+
+def test_a_figure_stays_under_the_cell_of_the_first_epoch(notebook: Notebook) -> None:
+    notebook.begin("cell by cell")
+    assert (
+        notebook.shown(f"mlflow_dynamics.autolog(disable=True)\n{ANEW}tracker = mlflow_dynamics.track(model)")
+        == []
+    )
+    ((_, display, _), *_) = notebook.shown("train(); tracker.end_epoch(); tracker.wait(0)\nNone")
+    shown = notebook.shown("train(); tracker.end_epoch(); tracker.close()")
+    assert {(kind, of) for kind, of, _ in shown} == {("update_display_data", display)}
+    assert ": 2 epochs\n" in shown[-1][2]["text/plain"]
+
+
+def test_who_watches_a_run_sees_its_figure(notebook: Notebook) -> None:
+    notebook.begin("watched")
+    notebook.run(TRACKED)
+    (run,) = notebook.runs()
+    shown = notebook.shown("for epoch in mlflow_dynamics.watch(tracker.run_id): pass")
+    assert [kind for kind, _, _ in shown][:1] == ["display_data"]
+    assert len({display for _, display, _ in shown}) == 1
+    assert shown[-1][2]["text/plain"].startswith(f"{run.info.run_name}: 4 epochs\n")
+    assert shown[-1][2]["text/html"].count("<svg") == 2
+
+
+def test_a_notebook_that_cannot_show_a_figure_trains_as_ever(notebook: Notebook) -> None:
+    notebook.begin("refused")
+    spoilt = """
+publish = get_ipython().display_pub.publish
+def spoilt(*_, update=False, **__):
+    time.sleep(60 if update else 0)
+    raise RuntimeError("no screen")
+get_ipython().display_pub.publish = spoilt
+import time
+began = time.monotonic()
+"""
+    own = notebook.value(
+        f"{spoilt}{TRACKED}\nget_ipython().display_pub.publish = publish\nown = time.monotonic() - began"
+    )
+    assert own < 20  # it waits for the last drawing for no longer than 2 s
+    assert [run.info.status for run in notebook.runs()] == ["FINISHED"]
+    assert notebook.has(4, "dynamics/stability")
+
+
+def test_a_process_that_the_notebook_forks_shows_nothing(notebook: Notebook) -> None:
+    notebook.begin("forked")
+    forked = f"""
+import multiprocessing
+def work():
+    torch.set_num_threads(1)
+    with mlflow_dynamics.track(model) as tracker:
+        train()
+        tracker.end_epoch()
+mlflow_dynamics.autolog(disable=True)
+{ANEW}
+process = multiprocessing.get_context("fork").Process(target=work)
+process.start()
+process.join(60)
+assert process.exitcode == 0
+"""
+    assert notebook.shown(forked) == []
+    assert len(notebook.runs()) == 1
+    notebook.run("mlflow_dynamics.autolog()")
 
 
 @pytest.mark.drawn

@@ -21,6 +21,7 @@ import mlflow_dynamics
 from mlflow_dynamics.cli import commands
 from mlflow_dynamics.measures import measure
 from mlflow_dynamics.report.artifacts import render
+from mlflow_dynamics.report.at_a_glance import html_of
 from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.tracking import names
 
@@ -236,6 +237,47 @@ def seen_by_everyone(page: sync_api.Page, pictures: Path) -> None:
     wide = "element => element.scrollWidth > element.clientWidth"
     assert not page.locator("html").evaluate(wide)
     assert not any(chart.evaluate(wide) for chart in page.locator(".chart").all())
+
+
+CONTRASTS = """lines => lines.map(line => {
+  const luminance = colour => {
+    const context = document.createElement("canvas").getContext("2d");
+    context.fillStyle = colour;
+    context.fillRect(0, 0, 1, 1);
+    const linear = [...context.getImageData(0, 0, 1, 1).data].slice(0, 3).map(one => one / 255)
+      .map(one => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05;
+  };
+  const seen = [getComputedStyle(line).stroke, getComputedStyle(document.body).backgroundColor].map(luminance);
+  return Math.max(...seen) / Math.min(...seen);
+})"""
+
+
+@pytest.mark.parametrize(
+    ("paper", "ink"), [("#fff", "#1f2328"), ("#111", "#e0e0e0"), ("#1e1e1e", "#ccc"), ("#383838", "#ddd")]
+)
+def test_a_notebooks_figure_is_read_by_everyone_by_day_and_night(
+    browser: sync_api.Browser, tmp_path: Path, paper: str, ink: str
+) -> None:
+    run = history(30, start_up=3)
+    run.links = {"This run in MLflow": "http://localhost:5000/#/runs"}
+    shown = f"<main><h1>of a notebook</h1>{html_of(run)}</main>"
+    page = browser.new_page(viewport={"width": 920, "height": 300})
+    page.set_content(
+        f'<html lang="en"><title>cell</title><body style="background:{paper};color:{ink}">{shown}'
+    )
+    page.screenshot(path=tmp_path / "figure.png")
+    lines = page.locator("svg path[style*=color-mix]")
+    assert lines.count() >= 6
+    assert min(lines.evaluate_all(CONTRASTS)) >= 3  # WCAG 2.2, 1.4.11
+    assert findings(page) == []
+    for chart in page.locator("svg").all():  # nothing is cut off
+        box = chart.bounding_box()
+        for text in chart.locator("text").all():
+            inner = text.bounding_box()
+            assert inner["x"] >= box["x"] - 1
+            assert inner["x"] + inner["width"] <= box["x"] + box["width"] + 1
+            assert inner["y"] + inner["height"] <= box["y"] + box["height"] + 1
 
 
 HOSTILE = "<img src=x onerror=alert(1)>"

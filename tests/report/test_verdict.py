@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,5 +127,7 @@ def test_of_a_warning_that_could_not_fire_it_is_not_said_that_it_did_not() -> No
     assert summary(history)[1] == "The early warning was off."
     history.metrics[0][names.CONVERGENCE_SIGNAL] = 0.0
     assert summary(history)[1] == "The early warning could not fire: no epoch could be judged."
+    assert summary(replace(history, running=True))[1] == "The early warning has judged no epoch so far."
     history.metrics[0][names.CONVERGENCE_SCORE] = 0.4
     assert summary(history)[1] == "The early warning did not fire."
+    assert summary(replace(history, running=True))[1] == "The early warning has not fired so far."

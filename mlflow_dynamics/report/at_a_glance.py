@@ -10,11 +10,11 @@ from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.report.panels import (
     GLANCE,
     SERIES,
+    Marks,
     by_day,
     described,
-    events,
-    labels,
     last_epoch,
+    marks_of,
     panels_of,
 )
 from mlflow_dynamics.report.summary import spans, summary
@@ -54,17 +54,19 @@ def html_of(history: RunHistory) -> str:
     text = "".join(
         f'<div style="{style}">{line}</div>' for line, style in zip([name, *lines], styles, strict=False)
     )
-    charts = "".join(_chart(history, *panel) for panel in panels_of(history) if panel[0] in GLANCE)
+    marks = marks_of(history)
+    charts = "".join(
+        _chart(history, marks, title, series) for title, _, series in panels_of(history) if title in GLANCE
+    )
     return (
         f'<div style="font-size:13px;line-height:1.45">{text}'
         f'<div style="display:flex;flex-wrap:wrap;gap:6px 16px;margin-top:6px">{charts}</div></div>'
     )
 
 
-def _chart(history: RunHistory, title: str, _: str, series: Mapping[str, Points]) -> str:
+def _chart(history: RunHistory, marks: Marks, title: str, series: Mapping[str, Points]) -> str:
     """A line for each series over the epochs; start-up is shaded, and what happened is marked and named."""
-    named = labels(history)
-    top = TOP + ROW * max((row + 1 for *_, row in named), default=0)
+    top = TOP + ROW * marks.rows
     bottom = top + HEIGHT
     told = [value / 2 for values in series.values() for _, value in values if value is not None]
     low, high = min(told), max(told)  # halves: the difference of floats may be none
@@ -83,9 +85,9 @@ def _chart(history: RunHistory, title: str, _: str, series: Mapping[str, Points]
         exact = f"{value:.3g}"
         parts.append(_text("end", LEFT - 4, y(value) + 4, exact if len(exact) < LETTERS else f"{value:.2g}"))
         parts.append(_stroke(f"M{LEFT} {y(value)}H{RIGHT}", "opacity:.2"))
-    for _, epoch, dashes in events(history):
+    for _, epoch, dashes in marks.events:
         parts.append(_stroke(f"M{x(epoch)} {top}V{bottom}", _dashed(dashes)))
-    for what, at, row in named:
+    for what, at, row in marks.labels:
         side, gap = ("start", 3) if at <= 0.6 * last_epoch(history) else ("end", -3)
         parts.append(_text(side, x(at) + gap, TOP + ROW * row + 9, what))
     legend = RIGHT
@@ -105,7 +107,7 @@ def _chart(history: RunHistory, title: str, _: str, series: Mapping[str, Points]
         _text("middle", (LEFT + RIGHT) / 2, bottom + 13, "epoch"),
         _text("end", RIGHT, bottom + 13, f"{last_epoch(history):.0f}"),
     ]
-    words = escape(described(title, series, history))
+    words = escape(described(title, series, marks))
     return (
         f'<svg width="{WIDTH}" height="{bottom + 17}" role="img" aria-label="{words}" '
         f'style="fill:currentColor;font-size:11px">{"".join(parts)}</svg>'

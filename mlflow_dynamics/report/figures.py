@@ -14,13 +14,12 @@ from mlflow_dynamics.report.history import RunHistory
 from mlflow_dynamics.report.panels import (
     GLANCE,
     SERIES,
+    Marks,
     described,
-    events,
-    labels,
     last_epoch,
+    marks_of,
     panels_of,
     series_of,
-    when,
 )
 from mlflow_dynamics.report.summary import spans
 from mlflow_dynamics.tracking import names
@@ -89,7 +88,7 @@ def _overview(history: RunHistory) -> Figure:
     return Figure(
         name="overview",
         title="Training and its dynamics",
-        caption=when(history),
+        caption=marks_of(history).words,
         panels=tuple(_panels(history)),
         columns=2,
         width=360,
@@ -99,16 +98,19 @@ def _overview(history: RunHistory) -> Figure:
 def _panels(history: RunHistory, *, height: int = HEIGHT) -> list[Panel]:
     """Return a panel for each of `PANELS` of which the run has logged a metric."""
     panels = []
+    marks = marks_of(history)
     for title, caption, series in panels_of(history):
         curves = lines(
             series,
             last_epoch(history),
             height=height,
-            headroom=_headroom(history),
+            headroom=LABEL_HEIGHT * marks.rows,
             named=list(series) != [title.lower()],
         )
         chart = finish(
-            alt.layer(*_marks(history), curves), height=height, description=described(title, series, history)
+            alt.layer(*_drawn(history, marks), curves),
+            height=height,
+            description=described(title, series, marks),
         )
         panels.append(Panel(title=title, caption=caption, chart=chart))
     return panels
@@ -186,13 +188,8 @@ def lines(
     )
 
 
-def _headroom(history: RunHistory) -> int:
-    """Pixels above the lines."""
-    return LABEL_HEIGHT * max((row + 1 for _, _, row in labels(history)), default=0)
-
-
-def _marks(history: RunHistory) -> list[Any]:
-    """Return a shade over start-up, a vertical rule at each event, and the label of each."""
+def _drawn(history: RunHistory, marks: Marks) -> list[Any]:
+    """A shade over start-up, a vertical rule at each event, and the name of each."""
     layers = []
     if history.start_up:
         values = [
@@ -201,10 +198,10 @@ def _marks(history: RunHistory) -> list[Any]:
         ]
         shade = alt.Chart(alt.Data(values=values)).mark_rect(color="var(--muted)", opacity=0.18, clip=True)
         layers.append(shade.encode(x="from:Q", x2="to:Q"))
-    for _, event, dash in events(history):
+    for _, event, dash in marks.events:
         at = alt.Chart(alt.Data(values=[{"epoch": event}])).encode(x="epoch:Q")
         layers.append(at.mark_rule(color="var(--ink)", strokeDash=dash, strokeWidth=1.5))
-    for text, epoch, row in labels(history):
+    for text, epoch, row in marks.labels:
         left = epoch <= 0.6 * last_epoch(history)
         name = alt.Chart(alt.Data(values=[{"epoch": epoch}])).mark_text(
             text=text, align="left" if left else "right", dx=4 if left else -4, color="var(--ink)"

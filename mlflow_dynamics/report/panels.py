@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from mlflow_dynamics.report.history import RunHistory
@@ -117,9 +118,7 @@ def panels_of(history: RunHistory) -> Iterator[tuple[str, str, dict[str, list[tu
             yield title, caption, series
 
 
-def described(
-    title: str, series: Mapping[str, Sequence[tuple[int, float | None]]], history: RunHistory
-) -> str:
+def described(title: str, series: Mapping[str, Sequence[tuple[int, float | None]]], marks: Marks) -> str:
     """What a panel shows, in words."""
     said = [f"{title} over the epochs."]
     for label, values in series.items():
@@ -129,7 +128,7 @@ def described(
         said.append(
             f"{label}: {start:.4g} at epoch {first}, {end:.4g} at epoch {last}, from {low:.4g} to {high:.4g}."
         )
-    return " ".join([*said, when(history)])
+    return " ".join([*said, marks.words])
 
 
 def last_epoch(history: RunHistory) -> float:
@@ -137,35 +136,47 @@ def last_epoch(history: RunHistory) -> float:
     return max(history.metrics[-1]["epoch"], 1.0)
 
 
-def events(history: RunHistory) -> list[tuple[str, int, list[int]]]:
-    """(what was raised or found, its epoch, its dashes) in the order of epochs."""
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What is marked in every chart over epochs.
+
+    Attributes:
+        events: (what was raised or found, its epoch, its dashes) in the order of epochs.
+        labels: (text, epoch, row) of what is named above the lines; what is close together is in rows below each other.
+        rows: how many rows there are.
+        words: when what happened.
+    """
+
+    events: Sequence[tuple[str, int, list[int]]]
+    labels: Sequence[tuple[str, float, int]]
+    rows: int
+    words: str
+
+
+def marks_of(history: RunHistory) -> Marks:
+    """What is marked in the charts of a run."""
     found = [
         ("diverged", history.diverging_epoch, [1, 0]),
         ("unsettled", history.unsettled_epoch, [1, 3]),
         ("warning", history.converged_epoch, [6, 3]),
         ("plateau", history.plateau, [2, 2]),
     ]
-    return sorted(
+    events = sorted(
         ((what, epoch, dash) for what, epoch, dash in found if epoch is not None), key=lambda one: one[1]
     )
-
-
-def labels(history: RunHistory) -> list[tuple[str, float, int]]:
-    """(text, epoch, row) of what is named above the lines; what is close together is in rows below each other."""
-    found = [(f"{what} {epoch}", float(epoch)) for what, epoch, _ in events(history)]
+    named = [(f"{what} {epoch}", float(epoch)) for what, epoch, _ in events]
+    said = [f"{what} at epoch {epoch}" for what, epoch, _ in events]
     if history.start_up:
-        found.insert(0, ("start-up", max(history.start_up[0] - 0.5, 0.0)))
-    placed: list[tuple[str, float, int]] = []
-    for text, epoch in sorted(found, key=lambda one: one[1]):
-        near = {row for _, other, row in placed if epoch - other < LABEL_SHARE * last_epoch(history)}
-        placed.append((text, epoch, next(row for row in range(len(found)) if row not in near)))
-    return placed
-
-
-def when(history: RunHistory) -> str:
-    """When what happened, in words."""
-    said = [f"{what} at epoch {epoch}" for what, epoch, _ in events(history)]
-    if history.start_up:
+        named.insert(0, ("start-up", max(history.start_up[0] - 0.5, 0.0)))
         said.append("shaded: start-up, when the window is not full or holds the training's first steps")
-    text = "; ".join(said)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    labels: list[tuple[str, float, int]] = []
+    for text, at in sorted(named, key=lambda one: one[1]):
+        near = {row for _, other, row in labels if at - other < LABEL_SHARE * last_epoch(history)}
+        labels.append((text, at, next(row for row in range(len(named)) if row not in near)))
+    words = "; ".join(said)
+    return Marks(
+        events=events,
+        labels=labels,
+        rows=max((row + 1 for *_, row in labels), default=0),
+        words=f"{words[:1].upper()}{words[1:]}." if words else "",
+    )

@@ -17,6 +17,7 @@ from requests.utils import get_auth_from_url
 
 from mlflow_dynamics.checks import require
 from mlflow_dynamics.convergence import State, Verdict
+from mlflow_dynamics.errors import TrackingError
 from mlflow_dynamics.text import printable
 from mlflow_dynamics.threads import Aside, within
 from mlflow_dynamics.tracking import names
@@ -142,14 +143,14 @@ class Alerts:
             logger.warning("on_event has failed (%s): %s", _reason(error), event.text)
 
 
-class _Unanswered(Exception):
-    """A webhook has not taken an event; the reason in words."""
-
-
 def post(address: str, event: Event) -> None:
     """Send an event as JSON: its fields by name, and null for a metric that is not finite.
 
     User and password are sent if they are in the address; those in `~/.netrc` are not. No redirect is followed.
+
+    Raises:
+        TrackingError: the webhook has not taken it.
+        requests.RequestException: it cannot be asked at all.
     """
     metrics = {key: value if math.isfinite(value) else None for key, value in event.metrics.items()}
     parts = urlsplit(address)
@@ -179,12 +180,12 @@ def post(address: str, event: Event) -> None:
             reason = f"it answers {status}"
             if status < SERVER_ERRORS and status != TOO_MANY_REQUESTS:
                 break
-    raise _Unanswered(f"{parts.hostname}: {reason}")
+    raise TrackingError(f"{parts.hostname}: {reason}")
 
 
 def _reason(error: BaseException) -> str:
     """Without the address of a webhook, which may hold a secret."""
-    if isinstance(error, _Unanswered):
+    if isinstance(error, TrackingError):
         return str(error)
     said = "" if isinstance(error, requests.RequestException) else f": {reason_of(error)}"
     return f"{type(error).__name__}{said}"

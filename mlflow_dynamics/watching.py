@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import mlflow
 from mlflow.entities import Run, RunStatus, RunTag
@@ -90,44 +89,39 @@ def watch(
     alerts = Alerts(on_event)
     before: Verdict | None = None
     try:
-        for seen in _followed(run_id, "stop" if stop else "warn", stop_before_last_phase, poll_s):
-            verdict, metrics = seen.epoch.verdict, seen.epoch.metrics
-            _take_in(history, seen)
-            if seen.live and begins(verdict, before):
-                alerts.tell(verdict, run_id=run_id, title=history.title, metrics=metrics)
-            before = verdict
+        followed = _followed(run_id, "stop" if stop else "warn", stop_before_last_phase, poll_s)
+        for run, live, monitor, epoch in followed:
+            _take_in(history, run, monitor, epoch)
+            if live and begins(epoch.verdict, before):
+                alerts.tell(epoch.verdict, run_id=run_id, title=history.title, metrics=epoch.metrics)
+            before = epoch.verdict
             figure.show()
             figure.redraw()
-            yield seen.epoch
+            yield epoch
         history.running = False
     finally:
         alerts.finish()
         figure.finish()
 
 
-class _Seen(NamedTuple):
-    run: Run
-    live: bool
-    """Whether the run had not ended when it was first seen."""
-    monitor: ConvergenceMonitor
-    epoch: WatchedEpoch
-
-
-def _take_in(history: RunHistory, seen: _Seen) -> None:
+def _take_in(history: RunHistory, run: Run, monitor: ConvergenceMonitor, epoch: WatchedEpoch) -> None:
     """Take an epoch into what a notebook's figure is drawn from."""
-    run, verdict, first = seen.run, seen.epoch.verdict, seen.monitor.first_epochs
+    verdict, first = epoch.verdict, monitor.first_epochs
     history.title = str(run.info.run_name or run.info.run_id)
     history.links = links_of(run, mlflow.get_tracking_uri())
     history.definitions = {f"warning/{key}": value for key, value in warning_in(run.data.params).items()}
     judged = {names.CONVERGENCE_SIGNAL: float(verdict.signal), names.CONVERGENCE_SCORE: verdict.score}
     told = {key: value for key, value in judged.items() if math.isfinite(value)}
-    history.metrics.append({"epoch": verdict.epoch, **seen.epoch.metrics, **told})
+    history.metrics.append({"epoch": verdict.epoch, **epoch.metrics, **told})
     history.converged_epoch = first.get("converging")
     history.unsettled_epoch = first.get("unsettled")
     history.diverging_epoch = first.get("diverging")
 
 
-def _followed(run_id: str, mode: WarningMode, stop_before_last_phase: bool, poll_s: float) -> Iterator[_Seen]:
+def _followed(
+    run_id: str, mode: WarningMode, stop_before_last_phase: bool, poll_s: float
+) -> Iterator[tuple[Run, bool, ConvergenceMonitor, WatchedEpoch]]:
+    """The run, whether it had not ended when it was first seen, its monitor and the next epoch."""
     known = _warning_parameters(run_id)
     monitor = _monitor_of(known, mode, stop_before_last_phase)
     seen = -1
@@ -158,7 +152,7 @@ def _followed(run_id: str, mode: WarningMode, stop_before_last_phase: bool, poll
             seen = epoch
             if not ended:
                 _tag(run, monitor, verdict)
-            yield _Seen(run, live, monitor, WatchedEpoch(metrics=epochs[epoch], verdict=verdict))
+            yield run, live, monitor, WatchedEpoch(metrics=epochs[epoch], verdict=verdict)
         if ended:
             break
         time.sleep(poll_s)

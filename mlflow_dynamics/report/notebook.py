@@ -62,9 +62,9 @@ class LiveFigure:
 
     def finish(self) -> None:
         """Draw it for the last time, and wait for that, but not for long."""
-        if self._aside is not None and self._shown:
-            self._ending.set()
-            self._aside.put(self._redraw)
+        self._ending.set()
+        self.redraw()
+        if self._aside is not None:
             self._aside.finish(END_S)
             self._aside = None
 

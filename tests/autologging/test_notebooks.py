@@ -285,7 +285,9 @@ def test_a_tracked_training_shows_one_figure_that_follows_it_and_a_tracker_shows
     notebook: Notebook,
 ) -> None:
     notebook.begin("figure")
+    began = time.monotonic()
     shown = notebook.shown(TRACKED)
+    assert len(shown) <= 3 + time.monotonic() - began  # the first, the last two, and one a second
     (run,) = notebook.runs()
     assert [kind for kind, _, _ in shown[:1]] == ["display_data"]
     assert {kind for kind, _, _ in shown[1:]} == {"update_display_data"}

@@ -284,6 +284,17 @@ def test_who_hangs_or_prints_holds_up_neither_training_nor_its_end(
     assert capsys.readouterr().out == "diverging\n"
 
 
+def test_the_end_of_a_training_waits_until_its_last_event_is_told() -> None:
+    told: list[int] = []
+
+    def slowly(event: Event) -> None:
+        time.sleep(2)
+        told.append(event.epoch)
+
+    train(slowly, [2.0, math.nan])
+    assert told == [1]
+
+
 def test_a_training_that_is_carried_on_tells_nothing_of_what_was_before() -> None:
     told: list[Event] = []
     run_id = train(told.append, [2.0, math.nan])

@@ -349,8 +349,10 @@ def test_a_process_that_the_notebook_forks_shows_nothing(notebook: Notebook) -> 
     notebook.begin("forked")
     forked = f"""
 import multiprocessing
+told = multiprocessing.get_context("fork").SimpleQueue()
 def work():
     torch.set_num_threads(1)
+    get_ipython().display_pub.publish = lambda **message: told.put(message)
     with mlflow_dynamics.track(model) as tracker:
         train()
         tracker.end_epoch()
@@ -362,6 +364,7 @@ process.join(60)
 assert process.exitcode == 0
 """
     assert notebook.shown(forked) == []
+    assert notebook.value("own = told.empty()")
     assert len(notebook.runs()) == 1
     notebook.run("mlflow_dynamics.autolog()")
 

@@ -114,7 +114,7 @@ class RunLog:
         self._alerts.finish()
 
     def so_far(self) -> RunHistory:
-        """The run's epochs so far, to be shown while more come."""
+        """Return the run's epochs so far. The copy does not grow."""
         return self._report.so_far()
 
     def _follow(self, record: EpochRecord, result: EpochResult) -> list[State]:

@@ -83,7 +83,7 @@ class Tracker:
         close: called with the status and a timeout in seconds when all is written; None leaves the writer open for
             whoever made it.
         reads_schedule: read the schedule from the training's scheduler.
-        figure: of the run, in a notebook.
+        figure: the run's figure in a notebook.
 
     No method raises because of a failure of ours: the failure is logged once, recording stops, training goes on.
     """
@@ -168,7 +168,7 @@ class Tracker:
         return None if self._run_log is None else self._run_log.writer.run_id
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of the tracker: the run's name with a link, what it came to so far, small charts."""
+        """Return what a notebook shows of the tracker: the run's name with a link, what it came to so far, its charts."""
         if self._run_log is None:
             return "Another process of this training writes its run."
         return html_of(self._run_log.so_far())

@@ -121,7 +121,7 @@ def _take_in(history: RunHistory, run: Run, monitor: ConvergenceMonitor, epoch: 
 def _followed(
     run_id: str, mode: WarningMode, stop_before_last_phase: bool, poll_s: float
 ) -> Iterator[tuple[Run, bool, ConvergenceMonitor, WatchedEpoch]]:
-    """The run, whether it had not ended when it was first seen, its monitor and the next epoch."""
+    """Give the run, whether it was live when it was first seen, its monitor and the next epoch."""
     known = _warning_parameters(run_id)
     monitor = _monitor_of(known, mode, stop_before_last_phase)
     seen = -1

@@ -1,4 +1,4 @@
-"""A run at a glance, as HTML for a notebook: what it came to and three small charts, without any library."""
+"""Makes the HTML that a notebook shows of a run: what the run came to and three small charts, without any library."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ TOP: Final = 22
 HEIGHT: Final = 84
 ROW: Final = 12
 LETTER: Final = 6
-"""Pixels: of a chart, of the area of its lines, of a row of names above it, and of a letter, at most."""
+"""Sizes in pixels: of a chart, of the area of its lines, of a row of labels above it, and of the widest letter."""
 
 LETTERS: Final = 7
-"""A number of so many is rounded further: it would not fit beside the lines."""
+"""A number of so many letters is rounded further, because it would not fit beside the lines."""
 
 Points = Sequence[tuple[int, float | None]]
 
 
 def said_of(history: RunHistory) -> list[str]:
-    """What a run came to so far, in lines of text, the first of which names the run."""
+    """Return lines of text that say what a run came to so far. The first line names the run."""
     epochs = len(history.metrics)
     count = f"{epochs} epoch{'' if epochs == 1 else 's'}{' so far' if history.running else ''}"
     return [f"{printable(history.title)}: {count}", *(summary(history) if epochs else [])]
 
 
 def html_of(history: RunHistory) -> str:
-    """The run's name, which leads to it in MLflow where a server has it, what it came to so far, and its charts.
+    """Return the run's name (a link to the run, if a server holds it), what the run came to so far, and its charts.
 
-    Colour and font of the text are those of the notebook, by day and night.
+    The text takes its colour and font from the notebook, by day and by night.
     """
     name, *lines = map(escape, said_of(history))
     for address in list(history.links.values())[:1]:
@@ -65,7 +65,7 @@ def html_of(history: RunHistory) -> str:
 
 
 def _chart(history: RunHistory, marks: Marks, title: str, series: Mapping[str, Points]) -> str:
-    """A line for each series over the epochs; start-up is shaded, and what happened is marked and named."""
+    """Return a chart with a line for each series. Start-up is shaded, and what happened is marked and named."""
     top = TOP + ROW * marks.rows
     bottom = top + HEIGHT
     told = [value / 2 for values in series.values() for _, value in values if value is not None]
@@ -92,7 +92,7 @@ def _chart(history: RunHistory, marks: Marks, title: str, series: Mapping[str, P
         parts.append(_text(side, x(at) + gap, TOP + ROW * row + 9, what))
     legend = RIGHT
     for (label, values), (colour, dashes) in zip(series.items(), SERIES, strict=False):
-        # Moved towards the colour of the text, which is light by night; who does not know how has it as by day.
+        # The colour is moved towards that of the text, which is light by night. Old browsers keep the colour of day.
         own = by_day(f"stroke:{colour};stroke:color-mix(in srgb,{colour} 75%,currentColor);stroke-width:1.5;")
         points = [(x(epoch), None if value is None else y(value)) for epoch, value in _thinned(values)]
         parts.append(_stroke(_path(points), own + _dashed(dashes)))
@@ -127,12 +127,12 @@ def _dashed(dashes: Sequence[int]) -> str:
 
 
 def _thinned(values: Points) -> Points:
-    """At most about as many values as a chart has pixels across, with the last one."""
+    """Return about as many of the values as a chart has pixels across, or fewer, with the last one."""
     return [*values[: -1 : -(-len(values) // WIDTH)], values[-1]]
 
 
 def _path(points: Sequence[tuple[float, float | None]]) -> str:
-    """A line through the points, broken where there is none; a point between two gaps is a dot."""
+    """Return the path through the points. It is broken where a value is None; a point between two gaps is a dot."""
     path, drawing = "", False
     for across, down in points:
         if down is not None:

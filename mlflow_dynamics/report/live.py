@@ -92,7 +92,7 @@ class LiveReport:
             )
 
     def so_far(self) -> RunHistory:
-        """The history as it is now, which does not grow."""
+        """Return a copy of the history, which does not grow."""
         writer, metrics = self._writer, list(self.history.metrics)
         return replace(self.history, title=writer.title, links=writer.links, metrics=metrics)
 

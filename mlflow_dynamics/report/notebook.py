@@ -1,4 +1,4 @@
-"""A run's figure under the cell of a notebook that trains or watches it, drawn anew as epochs come."""
+"""Shows a run's figure under the cell of a notebook that trains or watches it, and draws it anew as epochs come."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 def ipython_shell() -> Any:
-    """The shell of IPython whose cell this process runs, in a notebook or a terminal; None if there is none."""
+    """Return the shell of IPython that runs this process, in a notebook or a terminal; None if there is none."""
     ipython = sys.modules.get("IPython")
     return None if ipython is None else ipython.get_ipython()
 
 
 class LiveFigure:
-    """A figure that shows itself in a notebook. Outside of one nothing happens; a failure of it is no one else's.
+    """Shows a figure in a notebook. Outside of a notebook it does nothing. No method raises.
 
     Args:
         history: returns the run's epochs so far.

@@ -1,4 +1,4 @@
-"""What the charts of a run show, and in which colours, however they are drawn: a history in, texts and numbers out."""
+"""Says what the charts of a run show, and in which colours, whichever library draws them."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ PANELS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
 """Title, what is seen, and metric key -> what its line is called."""
 
 GLANCE: Final = ("Accuracy", "Loss", "Stability")
-"""The panels of the small pictures: in a run's description and in a notebook."""
+"""The panels that are shown in a run's description and in a notebook."""
 
 
 def by_day(text: str) -> str:
-    """A specification or style with the page's colours by day in place of its variables."""
+    """Return a specification or style with the colours of day in place of the page's variables."""
     return re.sub(r"var\(--(\w+)\)", lambda found: DAY.get(found[1], found[0]), text)
 
 
@@ -111,7 +111,7 @@ def series_of(history: RunHistory, key: str) -> list[tuple[int, float | None]]:
 
 
 def panels_of(history: RunHistory) -> Iterator[tuple[str, str, dict[str, list[tuple[int, float | None]]]]]:
-    """Title, caption and label -> series of each of `PANELS` of which something is logged."""
+    """Give title, caption and label -> series of each of `PANELS` of which the run has logged a metric."""
     for title, caption, wanted in PANELS:
         series = {label: values for key, label in wanted.items() if (values := series_of(history, key))}
         if series:
@@ -119,7 +119,7 @@ def panels_of(history: RunHistory) -> Iterator[tuple[str, str, dict[str, list[tu
 
 
 def described(title: str, series: Mapping[str, Sequence[tuple[int, float | None]]], marks: Marks) -> str:
-    """What a panel shows, in words."""
+    """Return what a panel shows, in words."""
     said = [f"{title} over the epochs."]
     for label, values in series.items():
         told = [(epoch, value) for epoch, value in values if value is not None]
@@ -132,7 +132,7 @@ def described(title: str, series: Mapping[str, Sequence[tuple[int, float | None]
 
 
 def last_epoch(history: RunHistory) -> float:
-    """The last epoch on the axis, which has a length."""
+    """Return the last epoch of the axis, which is at least 1."""
     return max(history.metrics[-1]["epoch"], 1.0)
 
 
@@ -154,7 +154,7 @@ class Marks:
 
 
 def marks_of(history: RunHistory) -> Marks:
-    """What is marked in the charts of a run."""
+    """Return what is marked in the charts of a run."""
     found = [
         ("diverged", history.diverging_epoch, [1, 0]),
         ("unsettled", history.unsettled_epoch, [1, 3]),

@@ -168,7 +168,7 @@ class Tracker:
         return None if self._run_log is None else self._run_log.writer.run_id
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows of the tracker: the run's name with a link, what it came to so far, its charts."""
+        """Return what a notebook shows of the tracker: the run's name with a link, the verdict so far, its charts."""
         if self._run_log is None:
             return "Another process of this training writes its run."
         return html_of(self._run_log.so_far())

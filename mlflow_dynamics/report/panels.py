@@ -24,8 +24,8 @@ DAY: Final = {
     "five": "#8a6100",
     "six": "#4b4bc8",
 }
-"""Of pages and pictures; the lines' colours are those of Okabe and Ito (jfly.uni-koeln.de/color), darkened until they
-are read on white."""
+"""The colours of pages by day, and of pictures. The lines have the colours of Okabe and Ito (jfly.uni-koeln.de/color),
+darkened until they can be read on white."""
 
 NIGHT: Final = {
     "ink": "#e6edf3",
@@ -42,10 +42,10 @@ NIGHT: Final = {
 }
 
 SERIES: Final = (("var(--one)", [1, 0]), ("var(--two)", [6, 3]), ("var(--three)", [2, 2]))
-"""Colour and dashes of the lines in one chart: told apart without colours too."""
+"""Colour and dashes of the lines in a chart. The dashes tell the lines apart without colours."""
 
 LABEL_SHARE: Final = 0.4
-"""Of a chart's width: names that are closer would overlap."""
+"""The share of a chart's width. Names that are closer than this would overlap."""
 
 PANELS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
     (
@@ -81,7 +81,7 @@ PANELS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
         {names.VOLATILITY: "volatility"},
     ),
 )
-"""Title, what is seen, and metric key -> what its line is called."""
+"""(title, caption, metric key -> name of its line) of each panel."""
 
 GLANCE: Final = ("Accuracy", "Loss", "Stability")
 """The panels that are shown in a run's description and in a notebook."""
@@ -93,10 +93,10 @@ def by_day(text: str) -> str:
 
 
 def series_of(history: RunHistory, key: str) -> list[tuple[int, float | None]]:
-    """(epoch, value) of a metric, None where it was not told; empty where it never was.
+    """Return (epoch, value) of a metric. An unknown value is None; if no value is known, return [].
 
-    A measure that an epoch lacks could not be told. Of a value that the training gives, such as accuracy, only one
-    that is not finite says so: it need not come with each epoch.
+    A measure that an epoch lacks could not be computed, so it is None. A value that the training gives, such as
+    accuracy, need not come with each epoch, so it is None only if it is not finite.
     """
     values = [
         (int(row["epoch"]), row.get(key))

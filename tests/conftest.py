@@ -16,6 +16,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import warm_python
+from hypothesis import settings
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as ModelStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as TrackingStore
 from mlflow.tracking import MlflowClient, fluent
@@ -27,6 +28,10 @@ OLD_ALTAIR = str(Path(__file__).parent / "old_altair")
 
 # Each process, also those that tests start, uses one thread, because as many tests run at once as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("without a deadline", deadline=None)
+settings.load_profile("without a deadline")
 
 # A test run under nohup ignores SIGHUP, and so would every process that a test starts.
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

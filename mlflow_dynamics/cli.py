@@ -22,7 +22,7 @@ from mlflow_dynamics.completion import choices_of, file_of, values_of
 from mlflow_dynamics.config import AUTO, OnSigterm
 from mlflow_dynamics.errors import ConfigError, DynamicsError
 from mlflow_dynamics.text import LOG_DATES, LOG_FORMAT, printable
-from mlflow_dynamics.training.parameters import GridConfig, TrainingConfig
+from mlflow_dynamics.training.parameters import EngineConfig, GridConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from mlflow_dynamics.watching import WatchedEpoch
@@ -108,17 +108,38 @@ def train(**parameters: Any) -> None:
         train_in_run(config)
 
 
+@commands.command(short_help="Train the cells of a grid file, only what is missing.")
+@click.argument("file", type=click.Path(path_type=Path))
+@_options_of(EngineConfig)
+def grid(file: Path, **engine: Any) -> None:
+    """Train those of a grid's cells that are missing, as child runs of one run.
+
+    FILE is YAML: parameters of `train`, each with a value or a list of values. All combinations are trained.
+    """
+    _train_grid("grid", file, engine)
+
+
 @commands.command(short_help="Train the paper's nine combinations, only what is missing.")
 @_options_of(GridConfig)
+@_options_of(EngineConfig)
 def paper(**parameters: Any) -> None:
     """Train the paper's nine combinations as child runs of one run, without those that are trained already."""
+    engine = {f.name: parameters.pop(f.name) for f in dataclasses.fields(EngineConfig)}
+    _train_grid("paper", parameters, engine)
+
+
+def _train_grid(command: str, cells: Path | dict[str, Any], engine: dict[str, Any]) -> None:
     from mlflow_dynamics.training.launched import nothing_left_if_refused
 
-    with nothing_left_if_refused("paper"):
-        extras.require("train", "mlflow-dynamics paper")
-        from mlflow_dynamics.training.grid import paper_cells, train_grid
+    with nothing_left_if_refused(command):
+        extras.require("train", f"mlflow-dynamics {command}")
+        engine_config = EngineConfig(**engine)
+        from mlflow_dynamics.training.engines import engine_of
+        from mlflow_dynamics.training.grid import train_grid
+        from mlflow_dynamics.training.grid_file import paper_cells, read_grid
 
-        train_grid(paper_cells(GridConfig(**parameters)))
+        found = read_grid(cells) if isinstance(cells, Path) else paper_cells(GridConfig(**cells))
+        train_grid(found, engine_of(engine_config))
 
 
 @commands.command(short_help="Measure a recorded run anew, under other settings.")

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from mlflow_dynamics.config import ESTIMATORS, PROTOCOLS, SIGNALS, WARNING_MODES
 from mlflow_dynamics.training.catalogue import DATASETS, MODELS
-from mlflow_dynamics.training.parameters import OPTIMIZERS, PRECISIONS, SCHEDULES
+from mlflow_dynamics.training.parameters import ENGINES, OPTIMIZERS, PRECISIONS, SCHEDULES
 
 
 def _detectors() -> Iterable[str]:
@@ -36,6 +36,7 @@ VALUES: Final[dict[str, Callable[[], Iterable[str]]]] = {
     "protocol": lambda: PROTOCOLS,
     "estimator": lambda: ESTIMATORS,
     "detector": _detectors,
+    "engine": lambda: ENGINES,
     "device": lambda: ("auto", "cpu", "cuda", "mps"),
 }
 """Name of an option's parameter -> the values that the option takes, or the best known ones if it is in `OPEN`."""

@@ -1,4 +1,4 @@
-"""Checks the extras `report` and `train`: requirements of only a part of this package, read from its metadata."""
+"""Checks the extras `report`, `train` and `ray`: requirements of only a part of this package, from its metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from mlflow_dynamics.errors import MissingDependencyError
 
-Extra = Literal["report", "train"]
+Extra = Literal["report", "train", "ray"]
 
 _DISTRIBUTION: Final = "mlflow-dynamics"
 

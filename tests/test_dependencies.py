@@ -28,12 +28,14 @@ def test_the_documented_dependencies_are_those_of_the_project() -> None:
         *DECLARED[""],
         *DECLARED["report"],
         *DECLARED["train"],
+        *DECLARED["ray"],
     ]
 
 
 MODULES = {
     "huggingface-hub": "huggingface_hub",
     "pillow": "PIL",
+    "pyyaml": "yaml",
     "protobuf": "google",
     "scikit-learn": "sklearn",
     "vl-convert-python": "vl_convert",
@@ -44,6 +46,7 @@ PLACES = {
     "report": {"evaluation/figure.py", "report/artifacts.py", "report/bundle.py", "report/comparison.py",
                "report/figures.py", "report/page.py"},
     "train": {f"training/{path.relative_to(TRAINING)}" for path in TRAINING.rglob("*.py")},
+    "ray": {"training/on_ray.py"},
     "lightning": {"integrations/lightning.py"},
     "transformers": {"integrations/transformers.py"},
 }  # fmt: skip
@@ -82,7 +85,7 @@ def test_what_a_module_imports_is_declared_where_it_is_used(module: Path) -> Non
     assert imported_by(module) <= allowed
 
 
-@pytest.mark.parametrize("extra", ["", "report", "train"])
+@pytest.mark.parametrize("extra", ["", "report", "train", "ray"])
 def test_what_is_declared_is_imported(extra: str) -> None:
     used = set().union(*(imported_by(module) for module in SOURCES))
     assert modules_of(extra) <= used

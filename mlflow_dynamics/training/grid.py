@@ -1,92 +1,69 @@
-"""Trains the paper's grid: one child run for each combination and seed. Finished trainings are not repeated."""
+"""Trains the cells of a grid as child runs of one run. Finished trainings are not repeated."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, Final
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
 import mlflow
 from mlflow.entities import Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from tqdm import tqdm
 
-from mlflow_dynamics.errors import ConfigError, DynamicsError, TrackingError
+from mlflow_dynamics.errors import DynamicsError, TrackingError
 from mlflow_dynamics.redaction import redact
+from mlflow_dynamics.threads import started
+from mlflow_dynamics.tracking.claims import Claim, Watch, claims, open_to_claims
 from mlflow_dynamics.tracking.query import tagged_runs
 from mlflow_dynamics.tracking.runs import named
-from mlflow_dynamics.tracking.store import connect, failing_as
-from mlflow_dynamics.training.checkpoints import has_checkpoint
-from mlflow_dynamics.training.models import PAPER_GRID, Combination
-from mlflow_dynamics.training.parameters import GridConfig, TrainingConfig
-from mlflow_dynamics.training.run import interruptible, managed_run, train_in_run
+from mlflow_dynamics.tracking.store import connect_to_read, failing_as
+from mlflow_dynamics.tracking.sync import sync
+from mlflow_dynamics.training.engines import LOOK_S, TAG_CELL, Cell, Engine, Outcome, in_this_process
+from mlflow_dynamics.training.interruption import said_when_interrupted
+from mlflow_dynamics.training.parameters import TrainingConfig
+from mlflow_dynamics.training.progress import progress_bar
+from mlflow_dynamics.training.run import interruptible, managed_run
 
 logger = logging.getLogger(__name__)
 
-TAG_CELL: Final = "dynamics.grid_cell"
-"""Tag of each child run: the digest of its parameters, by which a later start finds finished trainings."""
+POLL_S: Final = 5.0
+"""How often the claims of other grids are looked at, while their cells are waited for."""
+
+MOST_TRIES: Final = 3
+"""So often is a cell begun whose process or machine dies."""
+
+GO_ON: Final = (
+    "Give the same command again: what is trained is kept, and a training goes on after its last whole epoch."
+)
 
 
-def paper_cells(config: GridConfig) -> list[TrainingConfig]:
-    """Return the trainings of the grid: the nine of `models.PAPER_GRID` for each seed.
-
-    Convolutional networks are trained from scratch with the usual recipe for CIFAR: SGD with Nesterov momentum,
-    one-cycle schedule, weight decay 5e-4, and half the learning rate for VGG-16 and MobileNetV2. The ViT is fine-tuned
-    from its pretrained weights with AdamW, cosine schedule and learning rate 1e-4.
-
-    Raises:
-        ConfigError: a parameter is not usable.
-    """
-    try:
-        seeds = [int(seed) for seed in config.seeds.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"seeds={config.seeds!r} must be whole numbers with commas between, such as 0,1,2."
-        ) from None
-    shared = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _SHARED}
-    datasets = {"cifar10": config.easy_dataset, "cifar100": config.hard_dataset}
-    return [
-        TrainingConfig(
-            model=cell.model, dataset=datasets[cell.dataset], seed=seed, **shared, **_recipe(cell, config)
-        )
-        for seed in seeds
-        for cell in PAPER_GRID
-    ]
-
-
-def _recipe(cell: Combination, config: GridConfig) -> dict[str, Any]:
-    if cell.pretrained:
-        return {
-            "optimizer": "adamw",
-            "schedule": "cosine",
-            "learning_rate": 1e-4,
-            "weight_decay": 0.05,
-            "pretrained": config.vit_checkpoint is None,
-            "checkpoint": config.vit_checkpoint,
-        }
-    return {"learning_rate": 0.05 if cell.model in ("vgg16", "mobilenet_v2") else 0.1}
-
-
-_SHARED: Final = {f.name for f in fields(GridConfig)} & {f.name for f in fields(TrainingConfig)}
-
-
-def train_grid(cells: Sequence[TrainingConfig]) -> str:
+def train_grid(cells: Sequence[TrainingConfig], engine: Engine = in_this_process) -> str:
     """Train every cell as a child run of one parent; return the parent's id.
 
     If an earlier start in this experiment has finished a cell, its run is moved under this parent, and the cell is not
-    trained again. An interrupted cell goes on in its own run, from its checkpoint.
+    trained again. An interrupted cell goes on in its own run, from its checkpoint. A cell that another grid trains at
+    this moment is waited for, and trained here if that grid dies.
 
     Raises:
         TrackingError: the tracking server does not answer, or refuses access, when the grid begins.
         DynamicsError: one or more cells could not be trained; all others were.
+        KeyboardInterrupt: the grid was interrupted (Ctrl-C or SIGTERM). The cells that were training are KILLED.
     """
-    failures: dict[str, DynamicsError] = {}
     with (
         interruptible() as prepared,
         managed_run(f"grid of {len(cells)} trainings", prepared=prepared, system_metrics=False) as (
             parent_id,
             writer,
         ),
+        said_when_interrupted(lambda: GO_ON),
     ):
         parent = mlflow.active_run()
         if parent is None:
@@ -95,33 +72,166 @@ def train_grid(cells: Sequence[TrainingConfig]) -> str:
                 "no answer, for the reason that is logged above; see to that, then give the same command again."
             )
         writer.log_params({"cells": len(cells)})
-        earlier = [tagged_runs(parent.info.experiment_id, TAG_CELL, cell.digest()) for cell in cells]
-        for cell, runs in zip(cells, earlier, strict=True):
-            finished = [run for run in runs if run.info.status == "FINISHED"]
-            if finished:
-                logger.info("%s: not trained again, finished in run %s", cell.title, named(finished[0]))
-                _move(finished[0], parent_id)
-                continue
-            interrupted = next((run.info.run_id for run in runs if has_checkpoint(run.info.run_id)), None)
-            try:
-                tags = {TAG_CELL: cell.digest(), MLFLOW_PARENT_RUN_ID: parent_id}
-                train_in_run(replace(cell, resume=interrupted), tags=tags)
-            except DynamicsError as error:
-                logger.error("%s: %s", cell.title, error)
-                failures[cell.title] = error
-        if failures:
-            raise _failed(failures)
+        open_to_claims(parent_id)
+        sync()  # what earlier starts could not send, by which a finished cell is known
+        place = Cell(
+            config=TrainingConfig(),
+            parent=parent_id,
+            experiment_id=parent.info.experiment_id,
+            tracking_uri=mlflow.get_tracking_uri(),
+            folder=Path.cwd(),
+        )
+        missing = [replace(place, config=config) for config in cells if not _finished(config, place)]
+        tally = _Tally(missing, place)
+        logger.info("%d of %d cells are to be trained, of %d epochs", len(missing), len(cells), tally.planned)
+        with tally.shown():
+            while tally.waiting:
+                with closing(engine(tally.more)) as outcomes:
+                    for outcome in outcomes:
+                        tally.add(outcome)
+                if tally.waiting:
+                    time.sleep(POLL_S)
+        if tally.failures:
+            raise DynamicsError(
+                f"{len(tally.failures)} of the grid's trainings failed: "
+                + "; ".join(f"{name}: {reason}" for name, reason in tally.failures.items())
+            )
     return parent_id
+
+
+def _finished(config: TrainingConfig, place: Cell) -> bool:
+    """Whether the cell is trained already. Its run is moved under this grid's."""
+    runs = tagged_runs(place.experiment_id, TAG_CELL, config.digest())
+    run = next((run for run in runs if run.info.status == "FINISHED"), None)
+    if run is None:
+        return False
+    logger.info("%s: not trained again, finished in run %s", config.title, named(run))
+    _move(run, place.parent)
+    return True
 
 
 def _move(run: Run, parent_id: str) -> None:
     run_id = run.info.run_id
-    with failing_as(f"Run {run_id} cannot be moved under this grid's"):
-        connect(mlflow.get_tracking_uri()).set_tag(run_id, RunTag(MLFLOW_PARENT_RUN_ID, parent_id))
+    if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != parent_id:
+        with failing_as(f"Run {run_id} cannot be moved under this grid's"):
+            connect_to_read(mlflow.get_tracking_uri()).set_tag(
+                run_id, RunTag(MLFLOW_PARENT_RUN_ID, parent_id)
+            )
 
 
-def _failed(failures: Mapping[str, DynamicsError]) -> DynamicsError:
-    return DynamicsError(
-        f"{len(failures)} of the grid's trainings failed: "
-        + "; ".join(f"{name}: {error}" for name, error in failures.items())
-    )
+class _Tally:
+    """Which cells wait, which are handed out, and how the others ended."""
+
+    def __init__(self, cells: Sequence[Cell], place: Cell) -> None:
+        self.waiting = deque(cells)
+        self.failures: dict[str, str] = {}
+        self.planned = sum(cell.config.epochs for cell in cells)
+        self._cells = len(cells)
+        self._place = place
+        self._done = 0
+        self._trained = 0
+        self._running: list[Claim] = []
+        self._tries: Counter[str] = Counter()
+        self._watch = Watch()
+        self._looked = -math.inf
+        self._held: set[str] = set()
+        self._dead: frozenset[Claim] = frozenset()
+        self._began = time.monotonic()
+
+    def more(self) -> Cell | None:
+        """Take a cell that nobody trains; None if there is none at this moment.
+
+        Raises:
+            TrackingError: MLflow does not answer, and nothing trains here that would go on without it.
+        """
+        if self.waiting and time.monotonic() - self._looked > POLL_S:
+            try:
+                seen = claims(self._place.experiment_id)
+            except TrackingError as error:
+                if len(self.waiting) + self._ended == self._cells:
+                    raise
+                logger.warning("No further cell is begun: %s", error)
+                return None
+            self._dead = self._watch.dead(seen)
+            self._held = {claim.what for claim in seen if claim not in self._dead}
+            self._looked = time.monotonic()
+        free = next((cell for cell in self.waiting if cell.config.digest() not in self._held), None)
+        if free is None:
+            return None
+        self.waiting.remove(free)
+        return replace(free, dead=self._dead)
+
+    def add(self, outcome: Outcome) -> None:
+        """Note how a cell's turn ended; one that is to be tried again waits once more."""
+        config = outcome.cell.config
+        digest = config.digest()
+        lost = outcome.state == "lost"
+        self._tries[digest] += lost
+        if outcome.state == "claimed" or (lost and self._tries[digest] < MOST_TRIES):
+            if lost:
+                logger.warning("%s: %s; it is tried again", config.title, outcome.reason)
+            self._held.add(digest)  # until the claims are looked at again
+            self.waiting.append(outcome.cell)
+            return
+        self.planned += outcome.epochs - config.epochs
+        self._trained += outcome.epochs
+        if outcome.state == "done":
+            self._done += 1
+            if outcome.epochs == 0:
+                _finished(config, self._place)
+        else:
+            self.failures[config.title] = outcome.reason
+        self._look()
+        logger.info("%s%s", self._said(), self._time_left())
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the cells and the epochs in a terminal during the block."""
+        ended = threading.Event()
+        with progress_bar(self.planned, unit="epoch") as bar:
+
+            def draw() -> None:
+                while not ended.wait(LOOK_S):
+                    self._look()
+                    bar.n, bar.total = self._epochs, self.planned
+                    bar.set_postfix_str(self._said())
+
+            drawing = threading.Thread(target=draw, name="mlflow-dynamics-grid", daemon=True)
+            if not bar.disable:
+                started(drawing)
+            try:
+                yield
+            finally:
+                ended.set()
+                if drawing.is_alive():
+                    drawing.join(2 * LOOK_S)
+
+    @property
+    def _ended(self) -> int:
+        return self._done + len(self.failures)
+
+    @property
+    def _epochs(self) -> int:
+        return self._trained + sum(claim.done for claim in self._running)
+
+    def _look(self) -> None:
+        """See in the store what trains: not here, where it may have been handed on to a queue."""
+        with suppress(TrackingError):
+            parent = self._place.parent
+            self._running = [one for one in claims(self._place.experiment_id) if one.run_id == parent]
+
+    def _said(self) -> str:
+        running = len(self._running)
+        waiting = max(0, self._cells - self._ended - running)
+        return f"cells: {waiting} waiting, {running} running, {self._done} done, {len(self.failures)} failed"
+
+    def _time_left(self) -> str:
+        """The time that is left if all epochs take what those before took, which they need not."""
+        seconds = time.monotonic() - self._began
+        left = self.planned - self._epochs
+        if not self._epochs or not left:
+            return ""
+        return (
+            f"; {self._epochs / seconds:.2g} epochs a second, so about "
+            f"{tqdm.format_interval(left * seconds / self._epochs)} for the {left} that are left"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import timm
 import torch
@@ -19,38 +19,6 @@ logger = logging.getLogger(__name__)
 
 SIZES_TRIED: Final = 64
 """If an image size does not suit a model, this many larger sizes are tried, to name one that does."""
-
-
-class Combination(NamedTuple):
-    """One training of the paper's grid."""
-
-    model: str
-    dataset: str
-    pretrained: bool
-
-
-PAPER_GRID: Final = (
-    Combination("resnet18", "cifar10", pretrained=False),
-    Combination("resnet18", "cifar100", pretrained=False),
-    Combination("densenet121", "cifar10", pretrained=False),
-    Combination("densenet121", "cifar100", pretrained=False),
-    Combination("mobilenet_v2", "cifar10", pretrained=False),
-    Combination("mobilenet_v2", "cifar100", pretrained=False),
-    Combination("vit_base_patch16_224", "cifar10", pretrained=True),
-    Combination("vit_base_patch16_224", "cifar100", pretrained=True),
-    Combination("vgg16", "cifar10", pretrained=False),
-)
-"""Nine model and data set combinations, as many as the paper trains (arXiv 2604.09716).
-
-The paper trains ResNets, DenseNet-121, MobileNetV2, VGG-16 and a pretrained ViT on CIFAR-10 and CIFAR-100. This project
-has chosen the nine combinations for the three questions that the measures are to answer:
-
-- Easy or hard data: four models are trained on both sets, because the sets can only be compared within one model.
-- From scratch or fine-tuned: only the ViT starts from pretrained weights.
-- Architecture: shortcuts that add (ResNet-18) or concatenate (DenseNet-121), separable convolutions (MobileNetV2),
-  attention (ViT), and none of these (VGG-16). ResNet-34 and ResNet-50 would add only depth to ResNet-18; they can be
-  trained by name.
-"""
 
 
 def input_size(name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The parameters of a training and of the grid, with their defaults and the checks of their values."""
+"""The parameters of a training and of grids, with their defaults and the checks of their values."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mlflow_dynamics.training.catalogue import DATASETS, MODELS
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine", "onecycle")
 PRECISIONS: Final = ("fp32", "bf16")
+ENGINES: Final = ("local", "ray")
 
 _LARGEST_INT: Final = 2**31 - 1
 _LARGEST_RATE: Final = 1e6
@@ -181,7 +182,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig:
-    """The parameters of the paper's grid. The recipe of each architecture is in `grid.paper_cells`."""
+    """What may be changed in the paper's grid, which is the file `paper.yaml`."""
 
     easy_dataset: str = _parameter("cifar10", "the data set that plays CIFAR-10, as for train --dataset")
     hard_dataset: str = _parameter("cifar100", "the data set that plays CIFAR-100, as for train --dataset")
@@ -202,6 +203,41 @@ class GridConfig:
         False, "under a smooth schedule let the stop not wait for the last phase"
     )
     detector: str = _parameter("volatility", "of convergence: an installed detector's name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What trains the cells of a grid.
+
+    Raises:
+        ConfigError: a value is not usable, or is of the other engine.
+    """
+
+    engine: str = _parameter("local", "what trains the cells: processes of this machine, or a Ray cluster's")
+    jobs: int = _parameter(1, "of local: how many cells are trained at a time, each in a process of its own")
+    address: str | None = _optional(
+        str, "auto", "of the Ray cluster; auto is RAY_ADDRESS, the Ray that runs here, or a new one"
+    )
+    gpus_per_cell: float | None = _optional(
+        float, "auto", "of ray; auto is 1 if the cluster has GPUs and 0 otherwise"
+    )
+    cpus_per_cell: float = _parameter(1.0, "of ray; also the threads of a cell, unless OMP_NUM_THREADS says")
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown_choice("engine", self.engine, ENGINES)
+        if self.jobs < 1:
+            raise ConfigError(f"jobs={self.jobs} must be at least 1.")
+        if not (self.cpus_per_cell >= 0 and (self.gpus_per_cell or 0) >= 0):
+            raise ConfigError(
+                f"cpus_per_cell={self.cpus_per_cell} and gpus_per_cell={self.gpus_per_cell} must be at least 0."
+            )
+        others = ("jobs",) if self.engine == "ray" else ("address", "gpus_per_cell", "cpus_per_cell")
+        for f in fields(self):
+            if f.name in others and getattr(self, f.name) != f.default:
+                raise ConfigError(
+                    f"{f.name} is not for engine={self.engine}; leave it out, or choose the other."
+                )
 
 
 def short_name(dataset: str) -> str:

@@ -71,7 +71,12 @@ VERSIONS_LOGGED: Final = (
 )
 
 
-def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = None) -> str:
+def train_in_run(
+    config: TrainingConfig,
+    *,
+    tags: Mapping[str, str] | None = None,
+    after_epoch: Callable[[], None] | None = None,
+) -> str:
     """Train as `config` says in an MLflow run, and return the run's id.
 
     The run is the one that `mlflow run` has made, or a new one. If the tracking server does not answer, training goes
@@ -80,6 +85,7 @@ def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = Non
     Args:
         config: the parameters of the training.
         tags: the run's tags; None outside a grid.
+        after_epoch: called when an epoch is kept; None outside a grid, which has a progress bar of its own.
 
     Raises:
         ConfigError: a parameter does not fit the data, the model or this machine. No run is made.
@@ -103,7 +109,15 @@ def train_in_run(config: TrainingConfig, *, tags: Mapping[str, str] | None = Non
             go_on = partial(how_to_go_on, run_id, config, same_command=same_command)
             _log_new_parameters(writer, config.as_parameters() | _versions())
             inputs = log_inputs(writer, data)
-            epoch = _train(config, trainer, writer, run_id=run_id, goes_on=earlier is not None, go_on=go_on)
+            epoch = _train(
+                config,
+                trainer,
+                writer,
+                run_id=run_id,
+                goes_on=earlier is not None,
+                go_on=go_on,
+                after_epoch=after_epoch,
+            )
             with said_when_interrupted(go_on):
                 log_model(
                     writer,
@@ -238,6 +252,7 @@ def _train(
     run_id: str,
     goes_on: bool,
     go_on: Callable[[], str],
+    after_epoch: Callable[[], None] | None,
 ) -> int:
     """Train, restore the best weights into the model, and return their epoch.
 
@@ -248,6 +263,7 @@ def _train(
         run_id: the run's id.
         goes_on: the run holds the training up to the trainer's next epoch.
         go_on: returns the sentence that says how to carry on after an interruption.
+        after_epoch: as in `train_in_run`.
     """
     first = trainer.next_epoch
     run_log = RunLog(
@@ -267,7 +283,7 @@ def _train(
         Tracker(
             Recorder(trainer.model, config.recording, optimizer=trainer.optimizer), run_log, close=None
         ).start() as tracker,
-        progress_bar(steps) as bar,
+        progress_bar(steps if after_epoch is None else None) as bar,
         said_when_interrupted(go_on),  # the innermost block, because ending the run may take long
     ):
         if goes_on:
@@ -282,6 +298,8 @@ def _train(
             # result, and neither recorded nor kept twice.
             best.keep(epoch, trainer.model)
             trainer.save(checkpoint_path(run_id), trained=config.trained())
+            if after_epoch is not None:
+                after_epoch()
             bar.write(f"{_epoch_line(epoch, result)}\n", end="")  # in a single write
             bar.set_description(f"epoch {epoch.number + 1}")
             # After the last epoch there is nothing left to stop.

@@ -1,4 +1,4 @@
-"""The paper's grid: its cells, and a second start that trains only the missing ones."""
+"""A grid in this process: a second start trains only the missing cells."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from mlflow_dynamics.errors import ConfigError, DynamicsError
-from mlflow_dynamics.training.grid import paper_cells, train_grid
-from mlflow_dynamics.training.parameters import GridConfig, TrainingConfig
+from mlflow_dynamics.errors import DynamicsError
+from mlflow_dynamics.training.grid import train_grid
+from mlflow_dynamics.training.parameters import TrainingConfig
 
 
 @pytest.fixture
@@ -29,27 +29,6 @@ def children(parent: str) -> list[Run]:
         filter_string=f"tags.`mlflow.parentRunId` = '{parent}'",
         output_format="list",
     )
-
-
-def test_the_grid_is_nine_combinations_for_each_seed() -> None:
-    cells = paper_cells(GridConfig(seeds="0,1", easy_dataset="parquet:easy"))
-    assert len(cells) == 18
-    assert len({c.digest() for c in cells}) == 18
-    assert {c.dataset for c in cells} == {"parquet:easy", "cifar100"}
-    assert all(c.pretrained == c.model.startswith("vit") for c in cells)
-
-
-def test_a_local_file_replaces_the_vits_download(tmp_path: Path) -> None:
-    weights = tmp_path / "vit.safetensors"
-    weights.touch()
-    vits = [c for c in paper_cells(GridConfig(vit_checkpoint=weights)) if c.model.startswith("vit")]
-    assert len(vits) == 2
-    assert all(c.checkpoint == weights and not c.pretrained for c in vits)
-
-
-def test_seeds_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"seeds='0;1' must be whole numbers"):
-        paper_cells(GridConfig(seeds="0;1"))
 
 
 def test_a_second_start_trains_only_what_is_missing(folder: Path) -> None:

@@ -21,7 +21,7 @@ from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.training.architectures import BasicBlock
 from mlflow_dynamics.training.catalogue import MODELS, NETWORKS
 from mlflow_dynamics.training.data import load_dataset
-from mlflow_dynamics.training.models import PAPER_GRID, build_model, input_size
+from mlflow_dynamics.training.models import build_model, input_size
 
 REAL = Path(__file__).parents[2] / "../shared/data"
 needs_real_images = pytest.mark.skipif(not REAL.is_dir(), reason=f"no image sets in {REAL}")
@@ -213,16 +213,6 @@ def test_the_dry_pass_leaves_no_trace() -> None:
     assert model.training
     assert torch.equal(model.bn1.running_mean, torch.zeros(16))
     assert all(weight.grad is None for weight in model.parameters())
-
-
-def test_the_papers_grid_is_nine_different_combinations_of_known_models() -> None:
-    assert len(PAPER_GRID) == len(set(PAPER_GRID)) == 9
-    assert {cell.model for cell in PAPER_GRID} <= set(THE_SEVEN)
-    assert {cell.dataset for cell in PAPER_GRID} == {"cifar10", "cifar100"}
-    for cell in PAPER_GRID:
-        assert cell.pretrained == cell.model.startswith("vit")
-    pairs = [cell.model for cell in PAPER_GRID if cell.dataset == "cifar100"]
-    assert all(any(cell.model == name and cell.dataset == "cifar10" for cell in PAPER_GRID) for name in pairs)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlflow_dynamics.tracking.folder import Folder
+from mlflow_dynamics.training.checkpoints import write_checkpoint
 from mlflow_dynamics.training.loop import Epoch
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,7 @@ class BestWeights:
             return
         self._accuracy = epoch.validation_accuracy
         state = {"epoch": epoch.number, "accuracy": epoch.validation_accuracy, "model": model.state_dict()}
-        with Folder.open(self._path.parent, create=True).replacing(self._path.name) as file:
-            torch.save(state, file)
+        write_checkpoint(self._path, state)
 
     def restore(self, model: nn.Module) -> int | None:
         """Load the best weights into the model and return their epoch.

@@ -112,6 +112,22 @@ def read_checkpoint(
     return state
 
 
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted, and the file is as it was.
+    """
+    try:
+        with Folder.open(path.parent, create=True).replacing(path.name) as file:
+            torch.save(dict(state), file)
+    except RuntimeError as error:
+        # torch ends its archive after an interrupt too, and raises an error of its own because half of it is missing.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+
+
 def keep_for(run_id: str, earlier: str) -> None:
     """Give the checkpoint files of run `earlier` the name of `run_id`.
 

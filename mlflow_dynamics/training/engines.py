@@ -141,7 +141,9 @@ def in_processes(more: Callable[[], Cell | None], *, jobs: int) -> Generator[Out
                     outcome = Outcome(cell=cell, state="lost", reason=_how_ended(process.exitcode))
                 yield outcome
     finally:
-        _end([process for process, _ in busy.values()], [process for _, process in idle])
+        if busy:
+            ignore_interrupts()
+        _end([*idle, *((connection, process) for connection, (process, _) in busy.items())])
 
 
 def _worker() -> tuple[Any, Any]:
@@ -173,13 +175,13 @@ def _work(connection: Connection) -> None:
             return
 
 
-def _end(training: list[Any], waiting: list[Any]) -> None:
-    if training:
-        ignore_interrupts()
-    for process in (*training, *waiting):
+def _end(workers: list[tuple[Any, Any]]) -> None:
+    """Interrupt the training of each process, and wait until its run has ended."""
+    for connection, process in workers:
         process.terminate()
+        connection.close()
     deadline = time.monotonic() + ENDING_S
-    for process in (*training, *waiting):
+    for _, process in workers:
         process.join(max(0.0, deadline - time.monotonic()))
         process.kill()
 

@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.tracking import names
-from mlflow_dynamics.tracking.folder import Folder
-from mlflow_dynamics.training.checkpoints import TRAINED, read_checkpoint
+from mlflow_dynamics.training.checkpoints import TRAINED, read_checkpoint, write_checkpoint
 from mlflow_dynamics.training.data import ImageData
 
 
@@ -229,8 +228,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
-        with Folder.open(path.parent, create=True).replacing(path.name) as file:
-            torch.save(state, file)
+        write_checkpoint(path, state)
 
     def restore(self, path: Path) -> None:
         """Restore the state that `save` has written.

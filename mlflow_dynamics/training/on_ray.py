@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
+from typing import Final
 
 import ray
 from mlflow.environment_variables import MLFLOW_RUN_ID
@@ -18,6 +20,8 @@ from mlflow_dynamics.training.parameters import EngineConfig
 
 logger = logging.getLogger(__name__)
 
+ANSWER_S: Final = 10.0
+
 
 def connected(config: EngineConfig) -> Engine:
     """Connect to the cluster, or start one; return the engine.
@@ -26,11 +30,12 @@ def connected(config: EngineConfig) -> Engine:
         ConfigError: the cluster does not answer.
     """
     try:
-        ray.init(config.address, logging_level=logging.WARNING, ignore_reinit_error=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _require_answer(config.address or os.environ.get("RAY_ADDRESS", ""))
+        ray.init(config.address, logging_level=logging.WARNING, log_to_driver=False)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise ConfigError(
             f"address={config.address!r}: no Ray cluster can be used there ({' '.join(str(error).split())}); start one "
-            "(ray start --head), or leave the address out."
+            "(ray start --head), or give another address."
         ) from error
     gpus = config.gpus_per_cell
     if gpus is None:
@@ -45,6 +50,13 @@ def connected(config: EngineConfig) -> Engine:
             "No node of the cluster has %s CPUs and %s GPUs: cells wait until one has", *asked.values()
         )
     return partial(on_ray, cpus=config.cpus_per_cell, gpus=gpus)
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError if nothing answers at HOST:PORT, for which Ray itself waits minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
 
 
 def on_ray(more: Callable[[], Cell | None], *, cpus: float, gpus: float) -> Generator[Outcome, None, None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +13,16 @@ import pytest
 import torch
 
 from mlflow_dynamics.errors import ConfigError
+from mlflow_dynamics.tracking.folder import Folder
 from mlflow_dynamics.training.checkpoints import (
     TRAINED,
     best_path,
     checkpoint_path,
     keep_for,
     open_checkpoints,
+    read_checkpoint,
     run_to_go_on_in,
+    write_checkpoint,
 )
 from mlflow_dynamics.training.parameters import TrainingConfig
 
@@ -64,6 +70,28 @@ def test_a_run_without_a_checkpoint_is_refused_with_those_that_have_one() -> Non
     interrupted("run", CONFIG)
     with pytest.raises(ConfigError, match=r"resume='nowhere' has no checkpoint .* resumed here: run\."):
         run_to_go_on_in(replace(CONFIG, resume="nowhere"))
+
+
+def test_an_interrupt_in_the_middle_of_a_checkpoint_is_one_and_leaves_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_checkpoint(checkpoint_path("run"), {"epoch": 1})
+
+    replacing = Folder.replacing
+
+    @contextmanager
+    def interrupted_writing(self: Folder, name: str) -> Iterator[io.BytesIO]:
+        with replacing(self, name):
+            yield Interrupted()
+
+    class Interrupted(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Folder, "replacing", interrupted_writing)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(checkpoint_path("run"), {"epoch": 2, "model": {"weight": torch.zeros(9)}})
+    assert read_checkpoint(checkpoint_path("run")) == {"epoch": 1}
 
 
 def test_what_was_kept_under_a_local_name_is_kept_for_the_run() -> None:

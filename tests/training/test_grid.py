@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import mlflow
@@ -9,6 +11,8 @@ import pytest
 from mlflow.entities import Run
 
 from mlflow_dynamics.errors import DynamicsError
+from mlflow_dynamics.training import grid
+from mlflow_dynamics.training.engines import Cell, Outcome
 from mlflow_dynamics.training.grid import train_grid
 from mlflow_dynamics.training.parameters import TrainingConfig
 
@@ -54,3 +58,19 @@ def test_one_bad_cell_does_not_keep_the_others_from_being_trained(folder: Path) 
         "resnet20 on digits, sgd onecycle, seed 1, epochs 1, limit_train 64, limit_test 32": "FINISHED",
         "grid of 2 trainings": "FAILED",
     }
+
+
+def test_a_cell_whose_process_dies_each_time_is_given_up_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "POLL_S", 0.0)
+    begun: list[int] = []
+
+    def dying(more: Callable[[], Cell | None]) -> Generator[Outcome, None, None]:
+        while (taken := more()) is not None:
+            begun.append(taken.config.seed)
+            yield Outcome(cell=taken, state="lost", reason="its machine is gone")
+
+    with pytest.raises(
+        DynamicsError, match=r"2 of the grid's trainings failed: .*seed 0, .*: its machine is gone; .*"
+    ):
+        train_grid([cell(0), cell(1)], dying)
+    assert Counter(begun) == {0: 3, 1: 3}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import mlflow
-from mlflow.entities import Run, RunTag
+from mlflow.entities import RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from tqdm import tqdm
 
@@ -50,7 +50,7 @@ def train_grid(cells: Sequence[TrainingConfig], engine: Engine = in_this_process
 
     If an earlier start in this experiment has finished a cell, its run is moved under this parent, and the cell is not
     trained again. An interrupted cell goes on in its own run, from its checkpoint. A cell that another grid trains at
-    this moment is waited for, and trained here if that grid dies.
+    this moment stays with it, is waited for, and is trained here if that grid dies.
 
     Raises:
         TrackingError: the tracking server does not answer, or refuses access, when the grid begins.
@@ -105,18 +105,12 @@ def _finished(config: TrainingConfig, place: Cell) -> bool:
     run = next((run for run in runs if run.info.status == "FINISHED"), None)
     if run is None:
         return False
-    logger.info("%s: not trained again, finished in run %s", config.title, named(run))
-    _move(run, place.parent)
-    return True
-
-
-def _move(run: Run, parent_id: str) -> None:
     run_id = run.info.run_id
-    if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != parent_id:
-        with failing_as(f"Run {run_id} cannot be moved under this grid's"):
-            connect_to_read(mlflow.get_tracking_uri()).set_tag(
-                run_id, RunTag(MLFLOW_PARENT_RUN_ID, parent_id)
-            )
+    logger.info("%s: not trained again, finished in run %s", config.title, named(run))
+    with failing_as(f"Run {run_id} cannot be moved under this grid's"):
+        store = connect_to_read(mlflow.get_tracking_uri())
+        store.set_tag(run_id, RunTag(MLFLOW_PARENT_RUN_ID, place.parent))
+    return True
 
 
 class _Tally:
@@ -177,8 +171,6 @@ class _Tally:
         self._trained += outcome.epochs
         if outcome.state == "done":
             self._done += 1
-            if outcome.epochs == 0:
-                _finished(config, self._place)
         else:
             self.failures[config.title] = outcome.reason
         self._look()

@@ -80,7 +80,7 @@ mlflow_dynamics.autolog(disable=True)
 (run,) = mlflow.search_runs(output_format="list")
 table = mlflow_dynamics.load_activations(run.info.run_id)
 print("recorded:", table.num_rows, sorted(run.data.metrics), "**Dynamics.**" in run.data.tags["mlflow.note.content"])
-for command in (["train"], ["paper"], ["report", run.info.run_id], ["recompute", run.info.run_id],
+for command in (["train"], ["paper"], ["grid", "file"], ["report", run.info.run_id], ["recompute", run.info.run_id],
                 ["evaluate", "--experiment", "Default", "--figure", "figure.png"]):
     try:
         main(command)
@@ -99,15 +99,16 @@ for command in (["train"], ["paper"], ["report", run.info.run_id], ["recompute",
     assert len(pages) == 1, done.stderr
     assert "is not drawn" not in done.stderr
     left = [line for line in done.stdout.splitlines() if line.startswith("left:")]
-    assert left == ["left: train 2", "left: paper 2", "left: report 2", "left: evaluate 2"]
+    assert left == ["left: train 2", "left: paper 2", "left: grid 2", "left: report 2", "left: evaluate 2"]
     errors = [line for line in said if line.startswith("Error: ")]
     assert [line.split(" needs ")[0] for line in errors] == [
         "Error: mlflow-dynamics train",
         "Error: mlflow-dynamics paper",
+        "Error: mlflow-dynamics grid",
         "Error: mlflow-dynamics report",
         "Error: mlflow-dynamics evaluate --figure",
     ]
-    assert errors[2].endswith(
+    assert errors[3].endswith(
         'needs altair, vl-convert-python, platformdirs; install it with: pip install "mlflow-dynamics[report]"'
     )
     assert all("timm" in line and '"mlflow-dynamics[train]"' in line for line in errors[:2])

@@ -24,7 +24,7 @@ from mlflow_dynamics.records import Layer
 from mlflow_dynamics.text import encodable
 from mlflow_dynamics.tracking import RunWriter, load_activations, names, parquet
 from mlflow_dynamics.tracking.activations import load_layers
-from mlflow_dynamics.training.parameters import GridConfig, TrainingConfig
+from mlflow_dynamics.training.parameters import EngineConfig, GridConfig, TrainingConfig
 from mlflow_dynamics.training.weights import _read as read_weights
 
 EXAMPLES = 25
@@ -79,6 +79,7 @@ COMMANDS = {
         options(*fields(GridConfig, without=("easy_dataset", "hard_dataset"))),
         ["--easy-dataset", "absent", "--hard-dataset", "absent"],
     ),
+    "grid": (options(*fields(EngineConfig)), ["absent.yaml"]),
     "recompute": (options("signal", "protocol", "window", "estimator", "log"), []),
     "watch": (options("stop", "poll"), []),
     "report": (options("experiment", "output"), []),

@@ -1,4 +1,4 @@
-"""Claims on trainings that several processes may begin at the same time: each is begun by one of them.
+"""Lets one of several processes claim a training that all of them may begin.
 
 A claim is a tag of the claimant's own run. Others see that its owner lives, because it changes all the time. MLflow has
 no compare-and-swap, so claimants are served as in Lamport's bakery (doi 10.1145/361082.361093), which only needs reads

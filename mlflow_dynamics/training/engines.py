@@ -1,4 +1,4 @@
-"""What trains the cells of a grid: this process, several of them, or a Ray cluster."""
+"""Trains the cells of a grid one after the other in this process, or several at a time in processes of their own."""
 
 from __future__ import annotations
 

@@ -161,11 +161,14 @@ class _Tally:
         digest = config.digest()
         lost = outcome.state == "lost"
         self._tries[digest] += lost
-        if outcome.state == "claimed" or (lost and self._tries[digest] < MOST_TRIES):
-            if lost:
-                logger.warning("%s: %s; it is tried again", config.title, outcome.reason)
-            self._held.add(digest)  # until the claims are looked at again
+        again = lost and self._tries[digest] < MOST_TRIES
+        if again:
+            logger.warning("%s: %s; it is tried again", config.title, outcome.reason)
+            self.waiting.appendleft(outcome.cell)
+        elif outcome.state == "claimed":
             self.waiting.append(outcome.cell)
+        if again or outcome.state == "claimed":
+            self._held.add(digest)  # until the claims are looked at again
             return
         self.planned += outcome.epochs - config.epochs
         self._trained += outcome.epochs
@@ -210,7 +213,8 @@ class _Tally:
         """See in the store what trains: not here, where it may have been handed on to a queue."""
         with suppress(TrackingError):
             parent = self._place.parent
-            self._running = [one for one in claims(self._place.experiment_id) if one.run_id == parent]
+            found = claims(self._place.experiment_id)
+            self._running = [one for one in found if one.run_id == parent and not one.is_gone()]
 
     def _said(self) -> str:
         running = len(self._running)

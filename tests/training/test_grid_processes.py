@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -90,6 +91,16 @@ def trains(count: int) -> Callable[[], bool]:
     return lambda: sum(claim.done > 0 for claim in claims("0")) >= count
 
 
+@pytest.fixture
+def warm() -> Iterator[None]:
+    """What this process spawns is warm too; multiprocessing has kept the interpreter from before."""
+    before = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(sys.executable)
+    yield
+    multiprocessing.set_executable(before)
+
+
+@pytest.mark.usefixtures("warm")
 def test_two_at_a_time_train_what_each_trains_alone_bit_for_bit() -> None:
     cells = [
         TrainingConfig(epochs=3, seed=seed, window=32, limit_train=512, limit_test=32) for seed in (0, 1)

@@ -18,8 +18,9 @@ from typing import Any, Final
 import yaml
 
 from mlflow_dynamics.errors import ConfigError, shown, unknown_choice
+from mlflow_dynamics.training.catalogue import DATASETS
 from mlflow_dynamics.training.models import input_size
-from mlflow_dynamics.training.parameters import DATASETS, GridConfig, TrainingConfig
+from mlflow_dynamics.training.parameters import GridConfig, TrainingConfig
 
 PAPER: Final = Path(__file__).with_name("paper.yaml")
 
@@ -172,7 +173,7 @@ def _trainings(cells: Iterable[Values], where: str) -> list[TrainingConfig]:
 
 def _require_dataset(dataset: str) -> None:
     kind, colon, path = dataset.partition(":")
-    if kind + colon not in DATASETS:
+    if kind + (":PATH" if colon else "") not in DATASETS:
         raise unknown_choice("dataset", dataset, DATASETS)
     if colon and not Path(path).expanduser().is_dir():
         raise ConfigError(f"dataset={dataset!r} is not there: {path!r} is not a folder.")

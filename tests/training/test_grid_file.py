@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from mlflow_dynamics.errors import ConfigError
 from mlflow_dynamics.training.grid_file import paper_cells, read_grid
 from mlflow_dynamics.training.parameters import EngineConfig, GridConfig, TrainingConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 def cells(tmp_path: Path, text: str) -> list[TrainingConfig]:
@@ -191,6 +194,20 @@ def test_there_are_as_many_cells_as_combinations(
     for alternatives in axes.values():
         count *= len(alternatives)
     assert len(set(found)) == len(found) == count
+
+
+def test_the_protocols_grid_is_that_of_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cifar10", "tinyimagenet100"):
+        (tmp_path / "shared/data" / name).mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/protocol.md").read_text(), re.S)
+    page: dict[str, Any] = {}
+    exec(code, page)
+    grid = read_grid(ROOT / "examples/protocol_grid.yaml")
+    assert {cell.digest() for cell in grid} == {cell.digest() for cell in page["cells"]}
+    assert len(grid) == 175
+    assert [cell.seed for cell in grid] == sorted(cell.seed for cell in grid)
 
 
 def test_the_papers_grid_is_nine_different_combinations() -> None:

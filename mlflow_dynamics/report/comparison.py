@@ -317,7 +317,7 @@ def _lead(frame: pd.DataFrame) -> Figure:
             tooltip=["run_name:N", "warning_epoch:Q", "plateau_epoch:Q", "lead_time:Q"],
         )
     )
-    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color="#888888").encode(x=alt.datum(0))
+    zero = alt.Chart({"values": [{}]}).mark_rule(color="#888888").encode(x=alt.datum(0))
     return _figure(
         "lead",
         title,

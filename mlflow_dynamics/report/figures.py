@@ -158,7 +158,7 @@ def lines(
     shown = legend if named else None
     size = 18 if len(rows) <= MANY_EPOCHS * len(domain) else 4
     return (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart({"values": rows})
         .mark_line(
             point=alt.OverlayMarkDef(size=size, filled=True),
             strokeWidth=1.5,
@@ -196,14 +196,14 @@ def _drawn(history: RunHistory, marks: Marks) -> list[Any]:
             {"from": max(first - 0.5, 0), "to": min(last + 0.5, last_epoch(history))}
             for first, last in spans(history.start_up)
         ]
-        shade = alt.Chart(alt.Data(values=values)).mark_rect(color="var(--muted)", opacity=0.18, clip=True)
+        shade = alt.Chart({"values": values}).mark_rect(color="var(--muted)", opacity=0.18, clip=True)
         layers.append(shade.encode(x="from:Q", x2="to:Q"))
     for _, event, dash in marks.events:
-        at = alt.Chart(alt.Data(values=[{"epoch": event}])).encode(x="epoch:Q")
+        at = alt.Chart({"values": [{"epoch": event}]}).encode(x="epoch:Q")
         layers.append(at.mark_rule(color="var(--ink)", strokeDash=dash, strokeWidth=1.5))
     for text, epoch, row in marks.labels:
         left = epoch <= 0.6 * last_epoch(history)
-        name = alt.Chart(alt.Data(values=[{"epoch": epoch}])).mark_text(
+        name = alt.Chart({"values": [{"epoch": epoch}]}).mark_text(
             text=text, align="left" if left else "right", dx=4 if left else -4, color="var(--ink)"
         )
         layers.append(name.encode(x="epoch:Q", y=alt.value(LABEL_HEIGHT * (row + 0.5))))
@@ -225,7 +225,7 @@ def _path(history: RunHistory) -> Figure | None:
         {"epoch": epoch, "integration": value, "metastability": metastability[epoch]}
         for epoch, value in integration.items()
     ]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = alt.Chart({"values": rows}).encode(
         x=alt.X("integration:Q", scale=alt.Scale(zero=False, padding=8)),
         y=alt.Y("metastability:Q", scale=alt.Scale(zero=False, padding=8)),
         order="epoch:Q",
@@ -293,7 +293,7 @@ def _heat_map(
         for index, (layer, series) in enumerate(zip(history.layers, matrix, strict=False))
     ]
     chart = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart({"values": rows})
         .transform_flatten(["value"])
         .transform_window(column="row_number()", groupby=["layer"])
         .transform_calculate(epoch=f"{epochs}[datum.column - 1]")
@@ -322,7 +322,7 @@ def _order(history: RunHistory) -> Figure | None:
     rows = [{"point": point, "R": round(float(value), 4)} for point, value in enumerate(history.order)]
     start_up = bool(history.metrics) and history.metrics[-1].get(names.START_UP) == 1.0
     chart = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart({"values": rows})
         .mark_line(size=1, color="var(--one)")
         .encode(
             x=alt.X("point:Q", title="point of the last window, its edges left out"),

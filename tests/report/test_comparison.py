@@ -308,7 +308,8 @@ def test_a_run_has_one_colour_in_every_chart_and_its_start_up_is_not_drawn() -> 
     colours = [spec["encoding"]["color"]["scale"] for spec in specs.values()]
     assert colours[0] == colours[1] == colours[2]
     assert len(set(colours[0]["domain"])) == 3  # of runs of one name too
-    told = [row["value"] is not None for row in specs["Integration"]["data"]["values"]]
+    (rows,) = specs["Integration"]["datasets"].values()
+    told = [row["value"] is not None for row in rows]
     assert told == 2 * [False, False, *8 * [True]]
     assert "not measured alike" in curves(ranked(loaded.runs, loaded.metrics), alike=False).caption
 

@@ -93,25 +93,29 @@ def test_hostile_names_come_out_as_text() -> None:
     assert "<img" not in written(html)
     assert '<th scope="row">&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt; {{ 7 * 7 }}' in written(html)
     specs = json.loads(unpacked(html, "specs"))
-    rows = specs["exponents-0"]["data"]["values"]
+    (rows,) = specs["exponents-0"]["datasets"].values()
     assert rows[0]["layer"] == f"0 {HOSTILE}0"
 
 
 def layers_of(panel: Panel) -> list[dict[str, Any]]:
     spec = panel.chart.to_dict()
-    return [{"data": spec.get("data"), **layer} for layer in spec["layer"]]
+    data = [layer.get("data", spec.get("data")) for layer in spec["layer"]]
+    return [
+        {**layer, "rows": spec["datasets"][one["name"]]}
+        for layer, one in zip(spec["layer"], data, strict=True)
+    ]
 
 
 def curve_of(panel: Panel) -> list[dict[str, Any]]:
     """What the line of a chart over epochs is drawn from."""
-    return next(one["data"]["values"] for one in layers_of(panel) if one["mark"]["type"] == "line")
+    return next(one["rows"] for one in layers_of(panel) if one["mark"]["type"] == "line")
 
 
 def test_start_up_is_shaded_and_named_in_every_chart_over_epochs_and_faint_in_the_others() -> None:
     overview, *others = draw(history(start_up=3))
     for panel in overview.panels:
         (shade,) = (one for one in layers_of(panel) if one["mark"]["type"] == "rect")
-        assert shade["data"]["values"] == [{"from": 0, "to": 2.5}]
+        assert shade["rows"] == [{"from": 0, "to": 2.5}]
         assert "start-up" in [one["mark"].get("text") for one in layers_of(panel)]
     assert "haded: start-up" in overview.caption
     for figure in others:
@@ -134,7 +138,7 @@ def test_what_was_raised_is_drawn_and_named_at_its_epoch_in_every_chart_over_epo
         "Plateau at epoch 8; warning at epoch 9; unsettled at epoch 12; diverged at epoch 20."
     )
     for panel in overview.panels:
-        rules = [one["data"]["values"] for one in layers_of(panel) if one["mark"]["type"] == "rule"]
+        rules = [one["rows"] for one in layers_of(panel) if one["mark"]["type"] == "rule"]
         assert rules == [[{"epoch": epoch}] for epoch in (8, 9, 12, 20)]
         named = {
             one["mark"]["text"]: one["encoding"]["y"]["value"]

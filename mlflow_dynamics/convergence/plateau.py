@@ -6,11 +6,20 @@ from statistics import median
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 PLATEAU_WINDOW: Final = 5
 PLATEAU_TOLERANCE: Final = 0.005
 """0.5 points of an accuracy in [0, 1]; the evaluation takes 0.01 for 100 classes."""
+
+
+PERCENT: Final = 1.5
+"""An accuracy above this is in percent. Rounding may lift one in [0, 1] a little above 1."""
+
+
+def fraction_of(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return accuracies in [0, 1]. If the largest one is above `PERCENT`, all of them are in percent."""
+    return accuracy / 100 if accuracy.max(initial=0.0) > PERCENT else accuracy
 
 
 def plateau_epoch(
@@ -23,7 +32,7 @@ def plateau_epoch(
     comes near only in the last epoch, which does not tell a flat curve from a rising one.
 
     Args:
-        validation_accuracy: (epochs,), in [0, 1].
+        validation_accuracy: (epochs,), in [0, 1] or in percent.
         tolerance: a difference of accuracies in [0, 1]: 0.005 is half a point.
         window: the number of epochs in the median, odd.
 
@@ -33,7 +42,7 @@ def plateau_epoch(
     """
     values = np.asarray(validation_accuracy, dtype=np.float64)
     defined = np.flatnonzero(np.isfinite(values))
-    accuracy = values[defined]
+    accuracy = fraction_of(values[defined])
     half = window // 2
     told = accuracy.tolist()  # of so few numbers Python's median is told in a fortieth of the time of NumPy's
     centred = np.array([median(told[max(0, e - half) : e + half + 1]) for e in range(len(told))])

@@ -28,11 +28,15 @@ reaches this."""
 LEAST_AGREEMENT: Final = 0.1
 """In long trainings the least common drift would be sure; data in the same order agreed by 0.17 and more."""
 
+APART: Final = 1.5
+"""The agreement of equal steps is at least so many times that of steps any number apart. Where a rate is too high,
+layers swing from step to step whatever the data are; they then agree as well two steps apart."""
+
 Array = NDArray[np.float64]
 
 
 class Repetition:
-    """Compares each epoch with the one before it, and holds what that has come to.
+    """Compares each epoch with the one before it, and holds what that has come to since epochs have their length.
 
     The signals are root mean square and mean of each layer. Their changes from step to step are ranked within the
     epoch; neighbouring epochs agree by the rank correlation of their steps, the first with the first and so on,
@@ -46,7 +50,7 @@ class Repetition:
         self._before: Array | None = None
         self._start: int | None = None
         self._pairs = 0
-        self._sum = 0.0
+        self._sums: Array = np.zeros(1)
         self._variance = 0.0
 
     def append(self, activations: EpochActivations) -> None:
@@ -55,7 +59,8 @@ class Repetition:
         now = None
         if len(step) >= LEAST_STEPS:
             mean = activations.mean.astype(np.float64)
-            now = _ranked_changes(np.concatenate([np.hypot(mean, activations.std), mean]))
+            size = np.hypot(mean, activations.std)
+            now = None if _is_broken(size) else _ranked_changes(np.concatenate([size, mean]))
         # If steps are left out in recording, the same steps of both epochs must be there.
         follows = len(step) > 1 and start is not None and step[0] - start == len(step) * (step[1] - step[0])
         self._start = int(step[0]) if len(step) else None
@@ -67,25 +72,39 @@ class Repetition:
             return
         a, b = before[known], now[known]
         steps = a.shape[1]
+        if len(self._sums) != steps:
+            self._pairs, self._sums, self._variance = 0, np.zeros(steps), 0.0
         self._pairs += 1
-        self._sum += float((a * b).mean())
+        # The agreement of steps that lie 0, 1, 2, ... apart, with the end of an epoch joined to its beginning.
+        spectrum = (np.fft.rfft(a).conj() * np.fft.rfft(b)).mean(axis=0)
+        self._sums += np.fft.irfft(spectrum, steps) / steps
         # The trace of the product of the two correlation matrices.
         self._variance += float(((a @ a.T) * (b @ b.T)).sum()) / (steps * len(a)) ** 2 / (steps - 1)
 
     @property
     def agreement(self) -> float:
         """Mean agreement of neighbouring epochs, -1 to 1, about 0 for shuffled data; NaN before two were compared."""
-        return self._sum / self._pairs if self._pairs else math.nan
+        return float(self._sums[0]) / self._pairs if self._pairs else math.nan
 
     @property
     def score(self) -> float:
         """The agreement in deviations of what shuffled data give; NaN before two epochs were compared."""
-        return self._sum / math.sqrt(self._variance) if self._pairs else math.nan
+        return float(self._sums[0]) / math.sqrt(self._variance) if self._pairs else math.nan
 
     @property
     def same_order(self) -> bool:
         """Whether the data surely come in the same order each epoch."""
-        return self.score >= SURE and self.agreement >= LEAST_AGREEMENT
+        together, apart = float(self._sums[0]), float(self._sums[1:].max(initial=0.0))
+        return self.score >= SURE and self.agreement >= LEAST_AGREEMENT and together >= APART * apart
+
+
+def _is_broken(size: Array) -> bool:
+    """Whether a layer overflows, or puts out as much at each step, by root mean squares (layers, steps).
+
+    What the other layers do then follows the optimizer, which swings without regard to the data.
+    """
+    called = size[~np.isnan(size).any(axis=1)]
+    return bool(np.isinf(size).any() or (np.ptp(called, axis=1) == 0).any())
 
 
 def _ranked_changes(signals: Array) -> Array:

@@ -233,7 +233,7 @@ def _integration_table(frame: pd.DataFrame) -> Table:
         dataset, *settings = row[shown]
         # The numbers come before the long texts, because a narrow window shows only the left part of a table.
         rows.append([dataset, f"{row['integration']:.3f}", spread, str(row["runs"]), *settings])
-    header = ["data set", "integration", "95 % over seeds", "runs", *shown[1:]]
+    header = ["data set", "integration", "95 % of the mean", "runs", *shown[1:]]
     return Table(title="Integration by task and architecture", header=header, rows=rows)
 
 
@@ -257,7 +257,7 @@ def _numbers(metrics: pd.DataFrame) -> dict[str, Any]:
 
 
 def _by_task(frame: pd.DataFrame) -> Figure:
-    axis = alt.X("integration:Q", scale=alt.Scale(zero=False, padding=PADDING), axis=alt.Axis(tickCount=8))
+    axis = alt.X("integration:Q", scale=_around(frame["integration"]), axis=alt.Axis(tickCount=8))
     # The data sets of one training are drawn side by side, because the question is whether they lie apart.
     y, color = _rows("training"), alt.Color("dataset:N", title="data set")
     shift = alt.YOffset("dataset:N")
@@ -351,10 +351,10 @@ def _style_chart(style: pd.DataFrame, measured: str) -> alt.Chart:
         .encode(
             x=alt.X(
                 "integration:Q",
-                scale=alt.Scale(zero=False, padding=PADDING),
+                scale=_around(style["integration"]),
                 axis=alt.Axis(tickCount=8),
             ),
-            y=alt.Y("metastability:Q", scale=alt.Scale(zero=False, padding=PADDING)),
+            y=alt.Y("metastability:Q", scale=_around(style["metastability"])),
             color=alt.Color("style:N", title="optimizer, schedule"),
             shape=alt.Shape("model:N"),
             tooltip=[
@@ -367,6 +367,14 @@ def _style_chart(style: pd.DataFrame, measured: str) -> alt.Chart:
         )
     )
     return chart.properties(title=measured) if measured else chart
+
+
+def _around(values: pd.Series) -> alt.Scale:
+    """Return a scale for the values. Around a single value Vega would make an axis whose only tick is 0."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return alt.Scale(domain=[low - 0.05, high + 0.05])
+    return alt.Scale(zero=False, padding=PADDING)
 
 
 def _figure(name: str, title: str, caption: str, *charts: Any, rows: int) -> Figure:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from mlflow_dynamics.errors import DrawingError
+from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
 
 FIGURES: Final = ("glance", "overview", "path", "exponents", "phase_coherence", "order_parameter")
@@ -80,7 +81,7 @@ def _drawn(
                 [sys.executable, "-c", command, task, folder, str(nice), str(math.ceil(timeout_s) + 1)],
                 input=given,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 timeout=timeout_s,
                 check=True,
             )
@@ -89,7 +90,9 @@ def _drawn(
     except subprocess.TimeoutExpired:
         raise DrawingError(f"the process that draws it took longer than {timeout_s:g} s") from None
     except subprocess.CalledProcessError as error:
-        raise DrawingError(f"the process that draws it ended with {_status(error.returncode)}") from None
+        said = printable(error.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+        how = f"{_status(error.returncode)}{said and f' ({said})'}"
+        raise DrawingError(f"the process that draws it ended with {how}") from None
     except (
         OSError,
         RuntimeError,

@@ -175,7 +175,7 @@ def lines(
                 "value:Q",
                 title=None,
                 scale=alt.Scale(range=[height, headroom], **({"type": "log"} if log else {"zero": False})),
-                axis=alt.Axis(tickCount=5),
+                axis=alt.Axis(tickCount=5, format="~g"),
             ),
             color=alt.Color(
                 "series:N", title=None, legend=shown, scale=alt.Scale(domain=domain, range=list(colours))

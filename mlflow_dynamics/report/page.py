@@ -203,8 +203,12 @@ def picture(figure: Figure) -> bytes:
 def specification(figure: Figure) -> str:
     """Return the Vega-Lite specification of a figure's picture, in the colours of day."""
     charts = []
+    config: dict[str, Any] = {**CONFIG, "background": DAY["paper"]}
     for panel in figure.panels:
         chart = panel.chart.copy().properties(width=figure.width)
+        if chart.config is not alt.Undefined:  # which a chart beside others cannot have
+            config["legend"] = {**config.get("legend", {}), **chart.config.to_dict().get("legend", {})}
+            chart.config = alt.Undefined
         if panel.title:
             chart.title = panel.title
         charts.append(chart)
@@ -212,4 +216,4 @@ def specification(figure: Figure) -> str:
     if len(charts) > 1:
         whole = alt.concat(*charts, columns=figure.columns)
         whole = whole.resolve_scale(color="independent", strokeDash="independent")
-    return by_day(json.dumps(whole.to_dict() | {"config": {**CONFIG, "background": DAY["paper"]}}))
+    return by_day(json.dumps(whole.to_dict() | {"config": config}))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 import pandas as pd
 
-from mlflow_dynamics.convergence.plateau import PLATEAU_TOLERANCE, PLATEAU_WINDOW
+from mlflow_dynamics.convergence.plateau import PLATEAU_TOLERANCE, PLATEAU_WINDOW, fraction_of
 from mlflow_dynamics.report.history import RunHistory
+from mlflow_dynamics.text import printable
 from mlflow_dynamics.tracking import names
 
 LEARNT_ACCURACY: Final = 0.02
@@ -21,6 +23,15 @@ GUESSED: Final = 0.6
 """A network with a higher accuracy has learnt something, in this training or before, for any number of classes."""
 
 
+COLLAPSED: Final = 0.05
+"""A last validation accuracy that lies further below the best one is told."""
+
+ELSEWHERE: Final = re.compile(
+    r"(?i)(val|valid|validation|eval|test)[^a-z]*(acc|top)|(acc|accuracy)[^a-z]*(val|eval|test)"
+)
+"""How others name validation accuracy."""
+
+
 def verdict(history: RunHistory) -> str:
     """Return one or two sentences on how a run ended.
 
@@ -30,7 +41,6 @@ def verdict(history: RunHistory) -> str:
         return "No epoch is recorded."
     frame = history.frame.set_index("epoch")
     accuracy, loss = (_series(frame, key) for key in (names.VALIDATION_ACCURACY, names.TRAIN_LOSS))
-    best = None if accuracy.empty else int(accuracy.idxmax())
     diverged = history.diverging_epoch
     if diverged is not None and not _recovered(diverged, frame, accuracy, loss):
         return _divergence(history, diverged)
@@ -38,8 +48,11 @@ def verdict(history: RunHistory) -> str:
     if diverged is not None:
         said += f" Training had diverged at epoch {diverged}, and recovered."
     if history.same_order:
-        said += " The data come in the same order each epoch: step by step the layers repeat what they did."
-    return said + _gap(frame, best)
+        said += (
+            " The data come in the same order each epoch, because step by step the layers repeat what they did; unless "
+            "that is meant, shuffle them anew each epoch."
+        )
+    return said + _gap(frame, accuracy)
 
 
 def _series(frame: pd.DataFrame, key: str) -> pd.Series:
@@ -101,7 +114,9 @@ def _not_learning(accuracy: pd.Series, loss: pd.Series) -> str | None:
 def _result(history: RunHistory, accuracy: pd.Series) -> str:
     epochs = len(history.metrics)
     if accuracy.empty:
-        return f"Validation accuracy is not logged: {_count(epochs)} of training."
+        return _without_accuracy(history)
+    told = pd.Series(fraction_of(accuracy.to_numpy()), accuracy.index)
+    lost = told.max() - told.iloc[-1]
     said = f"Best validation accuracy {_at_best(accuracy)} of {epochs}"
     after = int((accuracy.index > accuracy.idxmax()).sum())
     if len(accuracy) <= PLATEAU_WINDOW:
@@ -110,19 +125,38 @@ def _result(history: RunHistory, accuracy: pd.Series) -> str:
         said += (
             "; the last epoch gained nothing" if after == 1 else f"; the last {after} epochs gained nothing"
         )
+    if lost > COLLAPSED:
+        return f"{said}, and it ended {100 * lost:.1f} points lower."
     if history.plateau is not None:
-        return f"{said}; flat (within half a point of the best) from epoch {history.plateau}."
-    gained = accuracy.iloc[-PLATEAU_WINDOW:].max() - accuracy.iloc[:-PLATEAU_WINDOW].max()
-    if gained > PLATEAU_TOLERANCE:
+        return f"{said}; first within half a point of it (median of 5 epochs) at epoch {history.plateau}."
+    gained = told.iloc[-PLATEAU_WINDOW:].max() - told.iloc[:-PLATEAU_WINDOW].max()
+    if gained > PLATEAU_TOLERANCE and not after:
         said += f"; still rising, by {100 * gained:.1f} points in the last {PLATEAU_WINDOW} epochs"
     return f"{said}."
 
 
-def _gap(frame: pd.DataFrame, best: int | None) -> str:
+def _without_accuracy(history: RunHistory) -> str:
+    """Return the sentence on a run without validation accuracy: what is logged in its place."""
+    frame = history.frame
+    said = f"Validation accuracy is not logged: {_count(len(history.metrics))} of training"
+    loss = _series(frame, names.VALIDATION_LOSS if names.VALIDATION_LOSS in frame else names.TRAIN_LOSS)
+    if len(loss) > 1:
+        which = "validation" if names.VALIDATION_LOSS in frame else "training"
+        said += f", {which} loss {loss.iloc[0]:.3g} in the first and {loss.iloc[-1]:.3g} in the last"
+    elsewhere = [str(key) for key in frame if ELSEWHERE.search(str(key)) and key != names.VALIDATION_ACCURACY]
+    if elsewhere:
+        said += f" (log {printable(elsewhere[0])} as {names.VALIDATION_ACCURACY} to have it judged)"
+    return f"{said}."
+
+
+def _gap(frame: pd.DataFrame, accuracy: pd.Series) -> str:
     """Say how far training accuracy lies above validation accuracy in the best epoch, if by a point or more."""
-    if best is None or names.TRAIN_ACCURACY not in frame:
+    if accuracy.empty or names.TRAIN_ACCURACY not in frame:
         return ""
-    gap = 100 * float(frame[names.TRAIN_ACCURACY][best] - frame[names.VALIDATION_ACCURACY][best])
+    best = accuracy.idxmax()
+    both = frame.loc[best, [names.TRAIN_ACCURACY, names.VALIDATION_ACCURACY]].to_numpy(dtype=float)
+    train, validation = fraction_of(both)
+    gap = 100 * (train - validation)
     if not gap >= 1:
         return ""
     return f" Training accuracy lies {gap:.1f} points above it there."

@@ -108,7 +108,7 @@ def search_runs(
     filter_string: str = "",
     *,
     max_results: int | None = None,
-    order_by: Sequence[str] | None = None,
+    order_by: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Search runs and return their outcomes of convergence, one row each. The arguments are as in `mlflow.search_runs`.
 
@@ -116,7 +116,7 @@ def search_runs(
         experiment_names: the name of an experiment, or several; None means MLflow's active experiment.
         filter_string: a filter in MLflow's own search syntax.
         max_results: the largest number of runs; None means all.
-        order_by: terms in MLflow's own search syntax; None means the newest run first.
+        order_by: a term in MLflow's own search syntax, or several; None means the newest run first.
 
     Returns:
         Columns run_id, run_name, experiment_id, status, start_time and end_time (UTC); warning_epoch, unsettled_epoch
@@ -135,7 +135,7 @@ def search_runs(
         None,
         experiment_names=experiment_names,
         filter_string=filter_string,
-        order_by=order_by or (),
+        order_by=[order_by] if isinstance(order_by, str) else order_by or (),
         max_results=max_results,
     )
     frame = pd.DataFrame.from_records([_describe(run) for run in found], columns=list(_RUN_COLUMNS))
@@ -175,11 +175,15 @@ def find_runs(
 
 
 def whole_id(begun: str) -> str:
-    """The id of the one run whose id begins so; what is an id already, or begins none, as it is.
+    """Return the id of the one run whose id begins so, or which was created for this local name.
+
+    A whole id is returned unchanged, and so is what begins no id.
 
     Raises:
-        TrackingError: several ids begin so, or the store cannot be read.
+        TrackingError: several ids begin so, no run is created for a local name, or the store cannot be read.
     """
+    if begun.startswith(names.LOCAL_PREFIX):
+        return created_run(begun)
     if re.fullmatch("[0-9a-f]{4,31}", begun) is None:
         return begun
     with reading("The runs"):

@@ -33,6 +33,13 @@ def test_plateau_within_half_a_point_includes_half_a_point():
     assert plateau_epoch([0.2, 0.2, 0.2, 0.8, 0.8, 0.8, 0.8, 0.8, 0.805]) == 3
 
 
+def test_an_accuracy_in_percent_has_the_plateau_of_the_same_in_parts_of_one():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        accuracy = np.maximum.accumulate(rng.uniform(0.02, 1.0, 12)) - rng.uniform(0, 0.01, 12)
+        assert plateau_epoch(100 * accuracy) == plateau_epoch(accuracy)
+
+
 def test_epochs_without_a_value_are_left_out():
     nan = math.nan
     assert plateau_epoch([nan, 0.1, nan, 0.2, nan, 0.7, nan, 0.7, nan, 0.7]) == 5

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mlflow_dynamics.config import MeasureConfig, RecordingConfig
-from mlflow_dynamics.measures.repetition import Repetition
+from mlflow_dynamics.measures.repetition import SURE, Repetition
 from mlflow_dynamics.pipeline import Pipeline
 from mlflow_dynamics.recording import Recorder
 from mlflow_dynamics.records import EpochActivations, EpochRecord, Layer
@@ -39,6 +39,9 @@ def epoch(number: int, mean: np.ndarray, *, every: int = 1, start: int | None = 
         std=np.zeros_like(mean, dtype=np.float32),
         layers=layers,
     )
+
+
+RNG_ORDER = np.random.default_rng(5).standard_normal(40)
 
 
 def compared(epochs: Iterable[EpochActivations]) -> Repetition:
@@ -83,6 +86,28 @@ def test_what_comes_back_at_the_beginning_of_an_epoch_is_not_the_order_of_the_da
     assert abs(found.agreement) < 0.1
 
 
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_a_swing_from_step_to_step_is_not_the_order_of_the_data(period: int) -> None:
+    """An epoch has a whole number of periods, so that equal steps do agree."""
+    swing = 5 * np.cos(2 * np.pi * np.arange(40) / period)
+    found = compared(epoch(e, coupled(8, 40) + swing) for e in range(8))
+    assert found.score > SURE
+    assert not found.same_order
+    both = compared(epoch(e, coupled(8, 40) + swing + 10 * RNG_ORDER) for e in range(8))
+    assert both.same_order
+
+
+def test_epochs_of_another_length_are_compared_anew() -> None:
+    order, longer = RNG.standard_normal(40), RNG.standard_normal(60)
+    same = [epoch(e, coupled(8, 40) + 3 * order) for e in range(4)]
+    assert compared(same).same_order
+    starts = [160 + 60 * e for e in range(3)]
+    rest = [epoch(4 + e, coupled(8, 60) + 3 * longer, start=start) for e, start in enumerate(starts)]
+    found = compared([*same, *rest])
+    assert found.same_order
+    assert found.agreement == pytest.approx(compared(rest).agreement)
+
+
 def test_epochs_that_cannot_be_laid_over_each_other_are_not_compared() -> None:
     same = coupled(4, 40)
     for other in (
@@ -99,13 +124,24 @@ def test_epochs_that_cannot_be_laid_over_each_other_are_not_compared() -> None:
     assert every_third.agreement == pytest.approx(1)
 
 
-def test_a_layer_that_is_not_finite_or_not_called_is_left_out() -> None:
+def test_a_layer_that_is_not_called_is_left_out() -> None:
     same = coupled(4, 40)
     gone = same.copy()
-    gone[1, 3:] = np.inf
+    gone[1, 3:] = np.nan
     gone[2, ::2] = np.nan
     found = compared([epoch(0, same), epoch(1, gone), epoch(2, same)])
     assert found.agreement == pytest.approx(1)
+
+
+@pytest.mark.parametrize("value", [np.inf, 3.0])
+def test_an_epoch_in_which_a_layer_overflows_or_is_dead_is_not_compared(value: float) -> None:
+    same = coupled(4, 40)
+    broken = same.copy()
+    broken[1] = value
+    assert math.isnan(compared([epoch(0, same), epoch(1, broken), epoch(2, same)]).score)
+    assert compared(
+        [epoch(0, same), epoch(1, broken), epoch(2, same), epoch(3, same)]
+    ).agreement == pytest.approx(1)
 
 
 @pytest.mark.parametrize("shuffled", [True, False])

@@ -20,7 +20,15 @@ from scipy import stats
 from mlflow_dynamics.cli import main
 from mlflow_dynamics.config import MeasureConfig, RecordingConfig
 from mlflow_dynamics.errors import TrackingError
-from mlflow_dynamics.report.comparison import comparison_page, draw, gather, integration_by_task, limits, load
+from mlflow_dynamics.report.comparison import (
+    comparison_page,
+    comparison_pictures,
+    draw,
+    gather,
+    integration_by_task,
+    limits,
+    load,
+)
 from mlflow_dynamics.report.page import Table, page
 from mlflow_dynamics.report.paper_questions import styles_apart, tasks_apart, warning_leads
 from mlflow_dynamics.report.ranking import LOADED, curves, ranked, table
@@ -116,6 +124,22 @@ def test_epochs_of_start_up_count_for_nothing(caplog: pytest.LogCaptureFixture) 
     # Of ten epochs 0 to 4 read 9.0; the second half of those after start-up begins in epoch 4.
     assert compared([make_run(1.2, start_up=0)])["integration"][0] == pytest.approx(1.2)
     assert compared([make_run(9.0, start_up=3)])["integration"][0] == pytest.approx(9.0)
+
+
+def test_runs_of_different_windows_have_pictures_of_several_charts_too() -> None:
+    loaded = load([make_run(1.2, window=132), make_run(1.3, window=45)])
+    frame = gather(loaded)
+    runs = ranked(loaded.runs, loaded.metrics)
+    assert [len(figure.panels) for figure in draw(frame) if figure.name == "styles"] == [2]
+    drawn = comparison_pictures(frame, runs=runs)
+    assert all(png.startswith(b"\x89PNG") for png in drawn.values())
+    assert {"integration", "styles"} < drawn.keys()
+
+
+def test_a_single_value_lies_on_an_axis_that_says_so() -> None:
+    (style,) = (figure.panels for figure in draw(compared([make_run(1.25)])) if figure.name == "styles")
+    low, high = style[0].chart.to_dict()["encoding"]["x"]["scale"]["domain"]
+    assert low < 1.25 < high < 1.4
 
 
 def test_windows_of_different_length_are_not_compared() -> None:

@@ -45,8 +45,8 @@ FLAT = [min(0.5 + 0.05 * epoch, 0.99) for epoch in range(21)] + [0.997] + [0.996
 FALLING = [2.3 * 0.9**epoch for epoch in range(30)]
 
 RUNS = {
-    "Best validation accuracy 0.997 at epoch 21 of 30; the last 8 epochs gained nothing; flat (within half a point of "
-    "the best) from epoch 21.": run(FLAT, FALLING),
+    "Best validation accuracy 0.997 at epoch 21 of 30; the last 8 epochs gained nothing; first within half a point of "
+    "it (median of 5 epochs) at epoch 21.": run(FLAT, FALLING),
     "Best validation accuracy 0.680 at epoch 29 of 30; still rising, by 10.0 points in the last 5 epochs.": run(
         RISING, FALLING
     ),
@@ -57,7 +57,21 @@ RUNS = {
     "Not learning: the training loss is 2.3 after 4 epochs, and was 2.3 in the first.": run(
         loss=[2.3, 2.31, 2.3, 2.3]
     ),
-    "Validation accuracy is not logged: 30 epochs of training.": run(loss=FALLING),
+    "Validation accuracy is not logged: 30 epochs of training, training loss 2.3 in the first and 0.108 in the last.": (
+        run(loss=FALLING)
+    ),
+    "Best validation accuracy 0.930 at epoch 3 of 10; the last 6 epochs gained nothing, and it ended 83.0 points "
+    "lower.": (
+        run([0.5, 0.8, 0.9, 0.93, *6 * [0.1]], FALLING[:10])
+    ),
+    "Best validation accuracy 97.985 at epoch 7 of 8; still rising, by 2.3 points in the last 5 epochs. Training "
+    "accuracy lies 1.0 points above it there.": run(
+        [80.0, 90.0, 95.718, 96.0, 96.5, 97.0, 97.5, 97.985], FALLING[:8], [81.0, 91.0, *6 * [98.986]]
+    ),
+    # A best epoch within the last ones, but not the last one, is no rise that goes on.
+    "Best validation accuracy 0.700 at epoch 6 of 8; the last epoch gained nothing.": run(
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.68], FALLING[:8]
+    ),
     "Cannot tell yet: 8 of 17 epochs; best 0.240 at epoch 7.": run(
         RISING[:8], FALLING[:8], running=True, definitions={"warning/planned_epochs": "17"}
     ),
@@ -73,7 +87,8 @@ RUNS = {
     "Best validation accuracy 0.700 at epoch 1 of 2; too few epochs to tell whether it is flat. Training accuracy lies "
     "20.0 points above it there.": run([0.5, 0.7], [1.0, 0.5], [0.6, 0.9]),
     "Best validation accuracy 0.200 at epoch 1 of 2; too few epochs to tell whether it is flat. The data come in the "
-    "same order each epoch: step by step the layers repeat what they did.": run(
+    "same order each epoch, because step by step the layers repeat what they did; unless that is meant, shuffle them "
+    "anew each epoch.": run(
         [0.1, 0.2], [2.0, 1.0], same_order=True
     ),
 }  # fmt: skip
@@ -83,6 +98,21 @@ RUNS = {
 def test_what_a_run_came_to(said: str) -> None:
     assert verdict(RUNS[said]) == said
     assert summary(RUNS[said])[0] == said
+
+
+def test_an_accuracy_under_another_name_is_named() -> None:
+    for key in ("val_acc", "valid/accuracy", "accuracy_val", "test_acc1", "Eval Accuracy"):
+        history = RunHistory(title="", definitions={})
+        history.add(0, {key: 0.5, names.VALIDATION_LOSS: 2.0}, NOTHING)
+        history.add(1, {key: 0.6, names.VALIDATION_LOSS: 1.0}, NOTHING)
+        assert verdict(history) == (
+            "Validation accuracy is not logged: 2 epochs of training, validation loss 2 in the first and 1 in the last "
+            f"(log {key} as validation/accuracy to have it judged)."
+        )
+    for key in ("train/accuracy", "accuracy", "evaluations", "latest"):
+        history = RunHistory(title="", definitions={})
+        history.add(0, {key: 0.5}, NOTHING)
+        assert verdict(history) == "Validation accuracy is not logged: 1 epoch of training."
 
 
 def test_a_network_that_had_learnt_before_is_not_said_to_learn_nothing() -> None:

@@ -152,6 +152,22 @@ def test_what_cannot_be_found_is_one_clear_sentence(
         load_layers(recorded["bare"])
 
 
+def test_a_local_name_leads_to_the_run_that_was_created_for_it(recorded: dict[str, str]) -> None:
+    name = f"{names.LOCAL_PREFIX}0123456789abcdef"
+    with pytest.raises(TrackingError, match="is not in MLflow yet; send it with"):
+        query.whole_id(name)
+    MlflowClient().set_tag(recorded["adam"], names.TAG_LOCAL_ID, "0123456789abcdef")
+    assert query.whole_id(name) == recorded["adam"]
+
+
+def test_one_term_of_an_order_is_given_as_text_or_in_a_list(recorded: dict[str, str]) -> None:
+    one, several = (
+        search_runs(recorded["experiment"], order_by=order)["run_name"].to_list()
+        for order in ("attributes.run_name DESC", ["attributes.run_name DESC"])
+    )
+    assert one == several == ["sgd", "bare", "adam"]
+
+
 def test_runs_are_found_in_experiments_beyond_the_first_page(
     recorded: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ class Repetition:
     """
 
     def __init__(self) -> None:
-        self._before: Array | None = None
+        self._before: NDArray[np.float32] | None = None
         self._start: int | None = None
         self._pairs = 0
         self._sums: Array = np.zeros(1)
@@ -70,7 +70,7 @@ class Repetition:
         known = np.any(now != 0, axis=1) & np.any(before != 0, axis=1)
         if not known.any():
             return
-        a, b = before[known], now[known]
+        a, b = before[known].astype(np.float64), now[known].astype(np.float64)
         steps = a.shape[1]
         if len(self._sums) != steps:
             self._pairs, self._sums, self._variance = 0, np.zeros(steps), 0.0
@@ -107,8 +107,11 @@ def _is_broken(size: Array) -> bool:
     return bool(np.isinf(size).any() or (np.ptp(called, axis=1) == 0).any())
 
 
-def _ranked_changes(signals: Array) -> Array:
-    """(signals, changes) ranks of each signal's changes, of mean 0 and deviation 1; 0 if constant or not finite."""
+def _ranked_changes(signals: Array) -> NDArray[np.float32]:
+    """(signals, changes) ranks of each signal's changes, of mean 0 and deviation 1; 0 if constant or not finite.
+
+    They are in single precision, because those of an epoch are kept until the next one.
+    """
     chosen = np.unique(np.linspace(0, len(signals) - 1, min(len(signals), MOST_SIGNALS)).round().astype(int))
     first = math.ceil(LEFT_OUT * signals.shape[1])
     with np.errstate(invalid="ignore"):
@@ -117,4 +120,5 @@ def _ranked_changes(signals: Array) -> Array:
     ranks = rankdata(np.where(finite, changes, 0.0), axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
     deviation = ranks.std(axis=1, keepdims=True)
-    return np.divide(ranks, deviation, out=np.zeros_like(ranks), where=deviation > 0)
+    ranks /= np.where(deviation > 0, deviation, 1)
+    return ranks.astype(np.float32)

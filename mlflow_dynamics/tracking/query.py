@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeVar
 
 import mlflow
 import pandas as pd
 import pyarrow as pa
-from mlflow.entities import LifecycleStage, Run, ViewType
+from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
+from mlflow.store.entities import PagedList
 from mlflow.store.tracking.abstract_store import AbstractStore
 
 from mlflow_dynamics.checks import is_whole, require
@@ -36,6 +37,8 @@ _TODAY: Final = {earlier: key for key, earlier in names.EARLIER_KEYS.items()}
 _PAGE: Final = 1_000
 _IDS_PER_SEARCH: Final = 200
 _RUN_ID: Final = re.compile(r"[\w-]{1,256}")
+
+Found = TypeVar("Found", Run, Experiment)
 
 
 @renamed(experiment="experiment_names")
@@ -246,16 +249,12 @@ def _runs_by_id(store: AbstractStore, run_ids: list[str]) -> list[Run]:
 
 
 def _everywhere(store: AbstractStore, view: int = ViewType.ACTIVE_ONLY) -> list[str]:
-    """Return the ids of all experiments, however many pages a store gives them in."""
-    found: dict[str, None] = {}
-    token = None
-    while True:
-        page = store.search_experiments(view, _PAGE, page_token=token)
-        before = len(found)
-        found |= dict.fromkeys(one.experiment_id for one in page)
-        token = page.token
-        if not token or len(found) == before:
-            return list(found)
+    """Return the ids of all experiments."""
+    found = _paged(
+        lambda size, token: store.search_experiments(view, size, page_token=token),
+        lambda one: (one.experiment_id, one),
+    )
+    return list(found)
 
 
 def _search(
@@ -266,17 +265,33 @@ def _search(
     order_by: Sequence[str] = (),
     max_results: int | None = None,
 ) -> list[Run]:
-    found: dict[str, Run] = {}
+    found = _paged(
+        lambda size, token: store.search_runs(
+            experiment_ids, filter_string, view, size, list(order_by), token
+        ),
+        lambda run: (run.info.run_id, whole_run(run)),
+        most=max_results,
+    )
+    return list(found.values())
+
+
+def _paged(
+    page_of: Callable[[int, str | None], PagedList[Found]],
+    named: Callable[[Found], tuple[str, Found]],
+    *,
+    most: int | None = None,
+) -> dict[str, Found]:
+    """Return what a store gives in pages, by id. A page without anything new is the last one, whatever it says."""
+    found: dict[str, Found] = {}
     token = None
-    while max_results is None or len(found) < max_results:
-        size = _PAGE if max_results is None else min(_PAGE, max_results - len(found))
-        page = store.search_runs(experiment_ids, filter_string, view, size, list(order_by), token)
+    while most is None or len(found) < most:
+        page = page_of(_PAGE if most is None else min(_PAGE, most - len(found)), token)
         before = len(found)
-        found |= {run.info.run_id: whole_run(run) for run in page}
+        found |= dict(map(named, page))
         token = page.token
         if not token or len(found) == before:
             break
-    return list(found.values())
+    return found
 
 
 def _experiment_ids(store: AbstractStore, experiment: str | Sequence[str] | None) -> list[str]:
